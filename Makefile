@@ -1,0 +1,49 @@
+# What a fresh clone can do; `make` alone lists it. Needs Python 3.11 or 3.12, make, and nothing else.
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first interpreter here that can make an environment; `make setup PYTHON=/path/to/python` overrides.
+PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
+  "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+  >/dev/null 2>&1 && echo "$$python" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED)  ## Make .venv and install Rove into it
+
+# constraints.txt pins torch, so that no other build of it is fetched. Bytecode is compiled on first import.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 that can make a virtual environment was \
+	found. Install one (on Debian or Ubuntu: apt install python3 python3-venv), or name it: make setup \
+	PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet \
+	  --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)  ## Warm up, train by RL, evaluate before and after, write runs/demo/report.html
+	$(BIN)/rove demo
+
+test: $(INSTALLED)  ## Run the tests; PYTEST_ARGS goes to pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(INSTALLED)  ## Format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Run every benchmark; each prints JSON
+	$(BIN)/rove bench
+
+clean:  ## Remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

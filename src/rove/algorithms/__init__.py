@@ -1,0 +1,8 @@
+"""Reinforcement learning as pure functions on tensors. Imports torch and `rove.types`, nothing else of ours.
+
+`ppo.py` and `grpo.py` say which functions, in what order; each is an `Algorithm`.
+"""
+
+from rove.algorithms.registry import Algorithm, get, register
+
+__all__ = ["Algorithm", "get", "register"]

@@ -1,0 +1,57 @@
+"""Algorithm kinds by name, and the three functions that the loop and the learner call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rove.algorithms import grpo, ppo
+from rove.types import PolicyOutput, TrainBatch, Trajectory
+
+
+class Algorithm(Protocol):
+    """A module, or an object, with these functions; `config` is the algorithm's own section of the run."""
+
+    def wants_more(self, rounds: Sequence[Trajectory], config: Any, num_envs: int) -> bool:
+        """Whether this iteration needs another rollout; asked before each, the first included."""
+        ...
+
+    def prepare(self, rounds: Sequence[Trajectory], config: Any) -> tuple[TrainBatch, dict[str, float]]:
+        """Rollouts → what to train on, possibly nothing, and metrics under their full names."""
+        ...
+
+    def loss(
+        self,
+        output: PolicyOutput,
+        batch: TrainBatch,
+        config: Any,
+        *,
+        denominator: float,
+        value_denominator: float,
+        reference: Tensor | None,
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss of a micro-batch and its metrics, detached; both sum to the batch's over its micro-batches.
+
+        The denominators are the whole batch's: of the policy's terms (see `TrainBatch.denominator`), and of
+        the value loss. reference: float [N, C, A], log-probs of the frozen reference policy; None without.
+        """
+        ...
+
+
+_ALGORITHMS: dict[str, Algorithm] = {"ppo": ppo, "grpo": grpo}
+
+
+def register(kind: str, algorithm: Algorithm) -> None:
+    """Make `get(kind)` answer `algorithm`; `kind` is the tag of its config. ValueError if it is taken."""
+    if kind in _ALGORITHMS:
+        raise ValueError(f"algorithm {kind!r} is registered already: choose another name")
+    _ALGORITHMS[kind] = algorithm
+
+
+def get(kind: str) -> Algorithm:
+    """The algorithm registered as `kind`. Raises ValueError, naming the choices, where there is none."""
+    if kind not in _ALGORITHMS:
+        raise ValueError(f"no algorithm {kind!r}: choose one of {', '.join(sorted(_ALGORITHMS))}")
+    return _ALGORITHMS[kind]

@@ -1,0 +1,332 @@
+"""The `rove` command: parses, then delegates. Heavy imports live in the handlers, so that help is instant.
+
+A mistake of the user (RoveError) prints one message and exits with 2; Ctrl-C exits with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rove import recipes
+from rove.config import load
+from rove.config.schema import EvaluationConfig, Run
+from rove.config.validate import validate
+from rove.errors import RoveError, nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except RoveError as error:
+        print(f"rove: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+# --- handlers: parsed arguments and settings in, exit code (or None for 0) out --------------------
+
+
+def _recipes(args: argparse.Namespace, settings: list[str]) -> None:
+    known = recipes.all()
+    width = max(len(r.name) for r in known)
+    for r in known:
+        print(f"  {r.name:<{width}}  {r.summary}")
+    print("\nrove show RECIPE prints every setting; rove train RECIPE starts it.")
+
+
+def _show(args: argparse.Namespace, settings: list[str]) -> None:
+    run = load.apply(recipes.get(args.recipe).build(), settings)
+    for key, value in load.leaves(run):
+        print(f"{key} = {value}")
+    validate(run)
+
+
+def _train(args: argparse.Namespace, settings: list[str]) -> None:
+    if not args.recipe and not args.resume:
+        raise RoveError(
+            "Name a recipe, or a run to go on with: rove train RECIPE, or rove train --resume RUN."
+        )
+    run = recipes.get(args.recipe).build() if args.recipe else load.load(args.resume / "run.json")
+    run = load.apply(run, settings)
+    validate(run)
+    from rove.train import train
+
+    directory = train(run, args.resume, resume=args.resume is not None)
+    print(f"Report: {directory / 'report.html'}")
+
+
+def _demo(args: argparse.Namespace, settings: list[str]) -> None:
+    run = _run("demo", settings)
+    from rove import rundir
+    from rove.evaluation import report
+    from rove.train import train
+
+    directory = rundir.default(run)
+    train(run, directory, resume=(directory / "checkpoints").is_dir())
+    print(f"\n{report.table(report.load_all(directory))}\n\nReport: {directory / 'report.html'}")
+
+
+def _sft(args: argparse.Namespace, settings: list[str]) -> None:
+    run = _run(args.recipe, settings)
+    from rove import rundir
+    from rove.reporting.log import Logger
+    from rove.reporting.progress import Progress
+    from rove.training.sft import warm_up
+
+    directory = rundir.default(run)
+    rundir.create(run, directory)
+    with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
+        with Progress(run.name, run.training.iterations) as progress:
+            policy = warm_up(run, directory, log, progress)
+    print(f"Policy: {policy}")
+
+
+def _collect(args: argparse.Namespace, settings: list[str]) -> None:
+    run = _run(args.recipe, settings)
+    from rove import rundir
+    from rove.reporting.progress import Progress
+    from rove.training.sft import demonstrate, make_env
+
+    out = args.out or rundir.default(run) / "demonstrations.npz"
+    with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
+        demonstrations = demonstrate(run, env, out, progress)
+    print(f"{len(demonstrations)} chunks: {out}")
+
+
+def _eval(args: argparse.Namespace, settings: list[str]) -> None:
+    from rove.evaluation import report
+    from rove.evaluation.checkpoint import evaluate_checkpoint
+
+    given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
+    config = load.decode(EvaluationConfig, given, "evaluation")
+    judged = evaluate_checkpoint(
+        args.checkpoint, args.suite, args.tasks, args.variant, config, seed=args.seed
+    )
+    print(report.table({args.checkpoint.name: judged}))
+    if args.out:
+        report.save(judged, args.out)
+
+
+def _report(args: argparse.Namespace, settings: list[str]) -> None:
+    from rove.reporting.html import write_report
+
+    print(write_report(args.run))
+
+
+def _bench(args: argparse.Namespace, settings: list[str]) -> int:
+    import subprocess
+
+    scripts = _scripts()
+    if unknown := [name for name in args.name if name not in scripts]:
+        raise RoveError(f"Unknown benchmark {unknown[0]!r}. {nearest(unknown[0], scripts)}")
+    codes = [subprocess.call([sys.executable, scripts[name]]) for name in args.name or scripts]
+    return max(codes)
+
+
+def _doctor(args: argparse.Namespace, settings: list[str]) -> int:
+    from rove import doctor
+
+    findings = doctor.examine()
+    print(doctor.table(findings))
+    return 1 if any(f.status == "error" for f in findings) else 0
+
+
+def _scripts() -> dict[str, Path]:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+    if not scripts:
+        raise RoveError(
+            f"No benchmarks at {folder}: they come with the source, not with the installed package."
+        )
+    return scripts
+
+
+_EVALUATION = ("episodes", "decoding", "num_envs")
+"""Settings of `EvaluationConfig` that `rove eval` takes as options."""
+
+
+def _run(recipe: str, settings: Sequence[str]) -> Run:
+    run = load.apply(recipes.get(recipe).build(), settings)
+    validate(run)
+    return run
+
+
+# --- what each command takes ----------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One `add_argument` call."""
+
+    name: str
+    help: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command. With `settings`, it takes `--key value` for any key of a run besides its own options."""
+
+    handler: Callable[[argparse.Namespace, list[str]], int | None]
+    help: str
+    arguments: tuple[Argument, ...] = ()
+    settings: bool = False
+
+    @property
+    def flags(self) -> set[str]:
+        return {"--help", *(a.name for a in self.arguments if a.name.startswith("--"))}
+
+
+_RECIPE = Argument("recipe", "a name from `rove recipes`, or FILE.py:NAME", {"metavar": "RECIPE"})
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        _demo, "warm up, train and evaluate the demo recipe, then print the table", settings=True
+    ),
+    "recipes": Command(_recipes, "list the recipes"),
+    "show": Command(_show, "print and check a recipe's settings", (_RECIPE,), settings=True),
+    "train": Command(
+        _train,
+        "train a recipe, or go on with a run that was stopped",
+        (
+            replace(_RECIPE, options={"metavar": "RECIPE", "nargs": "?"}),
+            Argument("--resume", "directory of the run to go on with", {"metavar": "RUN", "type": Path}),
+        ),
+        settings=True,
+    ),
+    "sft": Command(_sft, "only the supervised warm-up of a recipe", (_RECIPE,), settings=True),
+    "collect": Command(
+        _collect,
+        "only the expert demonstrations of a recipe",
+        (_RECIPE, Argument("--out", "file to write (default: in the run's directory)", {"type": Path})),
+        settings=True,
+    ),
+    "eval": Command(
+        _eval,
+        "evaluate a checkpoint on held-out episodes",
+        (
+            Argument(
+                "checkpoint",
+                "a policy directory, e.g. runs/demo/sft",
+                {"type": Path, "metavar": "CHECKPOINT"},
+            ),
+            Argument("--suite", "environment suite, e.g. tabletop", {"required": True}),
+            Argument("--tasks", "a named set of tasks, or task ids separated by commas"),
+            Argument(
+                "--variant", "a shifted variant; several separated by commas; or all", {"default": "none"}
+            ),
+            Argument("--episodes", "episodes for each variant", {"type": _positive, "metavar": "N"}),
+            Argument("--decoding", "greedy or sample"),
+            Argument("--num-envs", "episodes simulated at once", {"type": _positive, "metavar": "B"}),
+            Argument("--seed", "of the sampling noise", {"type": int, "default": 0}),
+            Argument("--out", "file for every episode's outcome, as JSON", {"type": Path}),
+        ),
+    ),
+    "report": Command(
+        _report,
+        "write a run's report.html",
+        (Argument("run", "directory of the run", {"type": Path, "metavar": "RUN"}),),
+    ),
+    "bench": Command(
+        _bench,
+        "run benchmarks, all of them unless named",
+        (Argument("name", "a script in benchmarks/", {"nargs": "*", "metavar": "NAME"}),),
+    ),
+    "doctor": Command(_doctor, "say what this machine has, and how to install what it lacks"),
+}
+
+_SETTINGS_HELP = "Any setting of the run can be given as --key value, e.g. --rollout.num_envs 32."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RoveError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def _dispatch(words: list[str]) -> int:
+    name = words[0] if words else "--help"
+    if not name.startswith("-") and name not in COMMANDS:
+        raise RoveError(f"Unknown command {name!r}. {nearest(name, COMMANDS)}")
+    parser = _parser()
+    try:
+        if name.startswith("-"):
+            parser.parse_args([name])
+        command = COMMANDS[name]
+        own, settings = _split(command, words[1:])
+        args = parser.parse_args([name, *own])
+    except SystemExit as done:  # argparse has printed the help
+        return int(done.code or 0)
+    return command.handler(args, settings) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rove",
+        description="Train vision-language-action robot policies by reinforcement learning.",
+        epilog="Start with: rove recipes",
+        allow_abbrev=False,
+    )
+    added = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        usage = " ".join(
+            [f"rove {name}", *map(_usage, command.arguments), *["[--key value …]"][: command.settings]]
+        )
+        sub = added.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            usage=usage,
+            epilog=_SETTINGS_HELP if command.settings else None,
+            allow_abbrev=False,
+        )
+        for argument in command.arguments:
+            sub.add_argument(argument.name, help=argument.help, **argument.options)
+    return parser
+
+
+def _usage(argument: Argument) -> str:
+    options = argument.options
+    name = str(options.get("metavar", argument.name.lstrip("-").upper()))
+    text = f"{argument.name} {name}" if argument.name.startswith("--") else name
+    optional = options.get("nargs") or (argument.name.startswith("--") and not options.get("required"))
+    return f"[{text}]" if optional else text
+
+
+def _split(command: Command, words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and the settings; refuses an option that is close to one of the command's."""
+    own: list[str] = []
+    settings: list[str] = []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag = word.partition("=")[0]
+        if not flag.startswith("--") or flag in command.flags:
+            own.append(word)
+            continue
+        top_level = flag[2:] in {f.name for f in fields(Run)}
+        meant = difflib.get_close_matches(flag, command.flags, n=1, cutoff=0.75)
+        if not command.settings or (meant and not top_level and "." not in flag):
+            raise RoveError(f"Unknown option {flag}. {nearest(flag, command.flags)}")
+        settings.append(word)
+        if "=" not in word and words and not words[0].startswith("--"):
+            settings.append(words.pop(0))
+    return own, settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

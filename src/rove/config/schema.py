@@ -1,0 +1,255 @@
+"""Every setting of a run, once: its type, its default, its unit. Standard library only.
+
+A recipe is a function that returns a full `Run`; a variant is `dataclasses.replace` on it. Tagged unions
+(`EnvConfig`, `AlgorithmConfig`) carry their tag in `kind`. Nothing here is changed after loading, and no
+other file holds a default. Cross-checks between sections live in `validate.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# --- environments -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TabletopConfig:
+    """The built-in suite: `envs/tabletop`."""
+
+    kind: Literal["tabletop"] = "tabletop"
+    tasks: str = "demo"
+    """A named set ("demo", "train", "unseen") or task ids separated by commas."""
+    image_size: int = 64
+    """Pixels, height and width."""
+    horizon: int = 32
+    """Actions before an episode is truncated."""
+    reward: Literal["sparse", "shaped"] = "sparse"
+    threads: int = 0
+    """Physics threads; 0 uses every core."""
+
+
+EnvConfig = TabletopConfig
+
+# --- policy -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TowerConfig:
+    """One vision tower, a `transformers` vision transformer whose last block is never computed."""
+
+    kind: Literal["dinov2", "siglip"] = "siglip"
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    patch: int = 8
+    """Pixels."""
+    mlp: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """The language model, a `transformers` Llama."""
+
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    mlp: int = 384
+
+
+@dataclass(frozen=True, slots=True)
+class ValueHeadConfig:
+    """The critic: a small MLP on the language model's hidden states."""
+
+    level: Literal["action", "chunk"] = "action"
+    """One value per action, [B, C], or one per chunk, [B, 1]."""
+    source: Literal["first", "mean"] = "mean"
+    """Hidden state of the position that predicts the first action token, or the mean of action positions."""
+    hidden: tuple[int, ...] = (256,)
+    detach: bool = False
+    """Keep the critic's gradient out of the language model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """A Prismatic VLA: `policies/openvla`."""
+
+    kind: str = "openvla"
+    """A name in `policies/registry.py`."""
+    checkpoint: str | None = None
+    """A checkpoint directory. Set, it decides the architecture; the sizes below are then not read."""
+    decoding: Literal["parallel", "autoregressive"] = "parallel"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    towers: tuple[TowerConfig, ...] = (TowerConfig(),)
+    llama: LlamaConfig = LlamaConfig()
+    value_head: ValueHeadConfig | None = None
+    temperature: float = 1.0
+    """Of the sampling distribution; log-probabilities are taken under it too."""
+
+
+# --- algorithms ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PPO:
+    """Proximal policy optimisation with a critic, slots refilled as episodes end (partial reset)."""
+
+    kind: Literal["ppo"] = "ppo"
+    gamma: float = 0.99
+    """Per action, or per chunk with `advantage_level="chunk"`."""
+    lam: float = 0.95
+    advantage_level: Literal["action", "chunk"] = "action"
+    ratio_level: Literal["token", "action", "chunk"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float | None = None
+    value_clip: float = 0.2
+    huber_delta: float = 10.0
+    value_coef: float = 1.0
+    entropy_coef: float = 0.0
+    bootstrap: Literal["truncated", "always"] = "truncated"
+    """"always" adds the discounted value after every end, success included: the published ManiSkill setting."""
+    normalize_advantage: bool = True
+    critic_warmup: int = 0
+    """Iterations in which only the value head is trained."""
+    epochs: int = 1
+    """Passes over the batch an iteration."""
+
+
+@dataclass(frozen=True, slots=True)
+class GRPO:
+    """Group-relative policy optimisation: groups of episodes from one task and initial state, no critic."""
+
+    kind: Literal["grpo"] = "grpo"
+    group_size: int = 8
+    """G."""
+    ratio_level: Literal["token", "action", "chunk"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float | None = None
+    keep_low: float = 0.0
+    keep_high: float = 1.0
+    """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
+    max_rounds: int = 1
+    """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1 is off."""
+    length_normalization: bool = True
+    kl_coef: float = 0.0
+    """Weight of KL(policy ‖ the policy that the run started from)."""
+    entropy_coef: float = 0.0
+    epochs: int = 1
+
+
+AlgorithmConfig = PPO | GRPO
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    num_envs: int = 64
+    """B."""
+    chunk: int = 8
+    """C, actions in a chunk."""
+    chunks: int = 4
+    """T, chunks in a rollout. GRPO needs T·C = horizon."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 3e-4
+    value_lr: float | None = None
+    """Of the value head; None: `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    """Maximum global norm."""
+    warmup: int = 0
+    """Optimizer steps of linear warm-up."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """From `lr` to `final_lr_fraction`·`lr` over the run."""
+    final_lr_fraction: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    iterations: int = 100
+    batch: int = 1024
+    """Chunks an optimizer step sees; the rollout is split into as many steps as it fills."""
+    micro_batch: int = 256
+    """Chunks a forward-backward pass sees; divides `batch`. Changes memory, not results."""
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast; weights and optimizer stay float32."""
+    max_bad_steps: int = 5
+    """Consecutive steps with a non-finite loss or gradient, each skipped, after which the run stops."""
+    max_minutes: float | None = None
+    """Stop after this long, saved and resumable; schedules still run over `iterations`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SFTConfig:
+    """Supervised warm-up on expert demonstrations."""
+
+    episodes: int = 400
+    """Demonstrations, collected from the suite's scripted expert on train initial states."""
+    noise: float = 0.3
+    """Standard deviation of the expert's action noise, as a fraction of each dimension's bound."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch: int = 64
+    """Chunks."""
+    micro_batch: int = 64
+    optim: OptimConfig = OptimConfig(lr=1e-3, warmup=50, schedule="cosine", weight_decay=0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    every: int = 0
+    """Iterations between evaluations during training; 0: only at the end."""
+    episodes: int = 256
+    """Held-out episodes, spread evenly over the tasks."""
+    variant_episodes: int = 64
+    """Held-out episodes per shifted variant, at the end; 0: none."""
+    decoding: Literal["greedy", "sample"] = "greedy"
+    num_envs: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingConfig:
+    tensorboard: bool = True
+    wandb: bool = False
+    save_every: int = 10
+    """Iterations between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementConfig:
+    device: str = "auto"
+    """"auto", "cpu" or "cuda": where policy and learner live."""
+    threads: int = 0
+    """CPU threads for tensor work; 0 leaves torch's choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything `rove train` needs."""
+
+    name: str
+    algorithm: PPO | GRPO
+    seed: int = 1
+    env: TabletopConfig = TabletopConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    training: TrainingConfig = TrainingConfig()
+    sft: SFTConfig | None = SFTConfig()
+    """Warm-up before RL; None starts from `policy.checkpoint`."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    placement: PlacementConfig = PlacementConfig()
+    output: str = "runs"
+    """Run directories are made below this folder."""

@@ -1,0 +1,329 @@
+"""Checks between settings. Pure: reads a run, changes nothing; every problem names the fix.
+
+Each rule is a generator of problems, one sentence each; `validate` runs all of them, so that a user sees
+everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from rove.config.load import decode, to_dict
+from rove.config.schema import GRPO, PPO, OptimConfig, Run
+from rove.errors import RoveError
+
+Problems = Iterator[str]
+
+
+def validate(run: Run) -> None:
+    """Raise RoveError listing every problem of this run; the first wrong type ends the search at once."""
+    decode(Run, to_dict(run), "")
+    problems = [problem for rule in RULES for problem in rule(run)]
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RoveError(f"Run {run.name!r} has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+# --- ranges ---------------------------------------------------------------------------------------
+
+_AT_LEAST_ONE = (
+    "env.image_size",
+    "env.horizon",
+    "rollout.num_envs",
+    "rollout.chunk",
+    "rollout.chunks",
+    "training.iterations",
+    "training.batch",
+    "training.micro_batch",
+    "training.max_bad_steps",
+    "sft.episodes",
+    "sft.steps",
+    "sft.batch",
+    "sft.micro_batch",
+    "evaluation.num_envs",
+    "logging.save_every",
+    "logging.keep",
+    "algorithm.epochs",
+    "algorithm.max_rounds",
+)
+_AT_LEAST_ZERO = (
+    "seed",
+    "sft.noise",
+    "evaluation.every",
+    "evaluation.episodes",
+    "evaluation.variant_episodes",
+    "algorithm.critic_warmup",
+    "algorithm.value_coef",
+    "algorithm.entropy_coef",
+    "algorithm.kl_coef",
+    "env.threads",
+    "placement.threads",
+    *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("weight_decay", "warmup")),
+)
+_ABOVE_ZERO = (
+    "policy.temperature",
+    "training.max_minutes",
+    "algorithm.clip_low",
+    "algorithm.clip_high",
+    "algorithm.value_clip",
+    "algorithm.huber_delta",
+    *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("lr", "value_lr", "eps", "clip_grad")),
+)
+_FRACTIONS = (
+    "algorithm.gamma",
+    "algorithm.lam",
+    "algorithm.keep_low",
+    "algorithm.keep_high",
+    *(f"{s}.optim.final_lr_fraction" for s in ("training", "sft")),
+)
+
+
+def _ranges(run: Run) -> Problems:
+    """Single numbers; a key that this run does not have is skipped."""
+    bounds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+        (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
+        (_AT_LEAST_ZERO, lambda x: x >= 0, "at least 0"),
+        (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
+        (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
+    )
+    for keys, holds, expected in bounds:
+        for key in keys:
+            value = _get(run, key)
+            if value is not None and not holds(value):
+                yield f"{key} = {value}: expected a number {expected}."
+
+
+def _algorithm_ranges(run: Run) -> Problems:
+    algorithm = run.algorithm
+    if algorithm.clip_low >= 1:
+        yield f"algorithm.clip_low = {algorithm.clip_low}: it is subtracted from 1; set it below 1, e.g. 0.2."
+    if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
+        yield (
+            f"algorithm.dual_clip = {algorithm.dual_clip}: it bounds the loss at that many advantages; "
+            "set it above 1 (3 is usual), or none."
+        )
+    for section, optim in _optims(run):
+        if not all(0 <= beta < 1 for beta in optim.betas):
+            yield f"{section}.betas = {optim.betas}: both are decay rates; set them in [0, 1), e.g. 0.9,0.95."
+
+
+def _names(run: Run) -> Problems:
+    if not run.name or set("/\\") & set(run.name):
+        yield f"name = {run.name!r}: it becomes a folder below `output`; use letters, digits, - and _."
+    device, _, index = run.placement.device.partition(":")
+    if device not in ("auto", "cpu", "cuda") or (index and not (device == "cuda" and index.isdigit())):
+        yield f"placement.device = {run.placement.device!r}: expected auto, cpu, cuda, or cuda:N."
+
+
+# --- sizes that must fit together -----------------------------------------------------------------
+
+
+def _divisibility(run: Run) -> Problems:
+    sections = [("training", run.training), *([("sft", run.sft)] if run.sft else [])]
+    for name, s in sections:
+        if s.micro_batch > 0 and s.batch % s.micro_batch:
+            yield (
+                f"{name}.micro_batch = {s.micro_batch} does not divide {name}.batch = {s.batch}: "
+                f"set --{name}.micro_batch {_divisor(s.batch, s.micro_batch)}."
+            )
+    horizon, chunk = run.env.horizon, run.rollout.chunk
+    if chunk > 0 and horizon > 0 and horizon % chunk:
+        yield (
+            f"rollout.chunk = {chunk} does not divide env.horizon = {horizon}: set --rollout.chunk "
+            f"{_divisor(horizon, chunk)} or --env.horizon {-(-horizon // chunk) * chunk}."
+        )
+
+
+def _model_sizes(run: Run) -> Problems:
+    if run.policy.checkpoint is not None:
+        return  # the checkpoint decides the architecture
+    if not run.policy.towers:
+        yield "policy.towers is empty: the policy needs at least one vision tower."
+    parts = [(f"policy.towers.{i}", tower) for i, tower in enumerate(run.policy.towers)]
+    for name, part in [*parts, ("policy.llama", run.policy.llama)]:
+        for key in fields(part):
+            value = getattr(part, key.name)
+            if isinstance(value, int) and value < 1:
+                yield f"{name}.{key.name} = {value}: expected a number at least 1."
+        if part.heads > 0 and part.width % part.heads:
+            yield (
+                f"{name}.heads = {part.heads} does not divide {name}.width = {part.width}: "
+                f"set --{name}.heads {_divisor(part.width, part.heads)}."
+            )
+    for name, tower in parts:
+        if tower.patch > 0 and run.env.image_size % tower.patch:
+            yield (
+                f"{name}.patch = {tower.patch} does not divide env.image_size = {run.env.image_size}: "
+                f"set --{name}.patch {_divisor(run.env.image_size, tower.patch)}."
+            )
+
+
+def _schedules(run: Run) -> Problems:
+    optim, limit = run.training.optim, _max_optimizer_steps(run)
+    if optim.warmup >= limit:
+        yield (
+            f"training.optim.warmup = {optim.warmup}, but the run takes at most {limit} optimizer steps: "
+            "lower it, or raise --training.iterations."
+        )
+    if run.sft and run.sft.optim.warmup >= run.sft.steps:
+        yield (
+            f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.steps = {run.sft.steps}: "
+            "lower the warm-up, or raise --sft.steps."
+        )
+
+
+# --- settings that must agree ---------------------------------------------------------------------
+
+
+def _grpo(run: Run) -> Problems:
+    algorithm, rollout, horizon = run.algorithm, run.rollout, run.env.horizon
+    if not isinstance(algorithm, GRPO):
+        return
+    size = algorithm.group_size
+    if size < 2:
+        yield f"algorithm.group_size = {size}: a group compares episodes; set at least 2, e.g. 8."
+    elif rollout.num_envs % size:
+        yield (
+            f"algorithm.group_size = {size} does not divide rollout.num_envs = {rollout.num_envs}: set "
+            f"--algorithm.group_size {_divisor(rollout.num_envs, size, least=2)} "
+            f"or --rollout.num_envs {-(-rollout.num_envs // size) * size}."
+        )
+    if rollout.chunks * rollout.chunk != horizon and horizon % max(rollout.chunk, 1) == 0:
+        yield (
+            f"rollout.chunks = {rollout.chunks} of rollout.chunk = {rollout.chunk} actions are "
+            f"{rollout.chunks * rollout.chunk}, but GRPO scores whole episodes of env.horizon = {horizon}: "
+            f"set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
+        )
+    if run.policy.value_head is not None:
+        yield "policy.value_head is set, but GRPO has no critic: set --policy.value_head none."
+    if algorithm.keep_low > algorithm.keep_high:
+        yield (
+            f"algorithm.keep_low = {algorithm.keep_low} is above algorithm.keep_high = "
+            f"{algorithm.keep_high}: no group could be kept; swap them."
+        )
+
+
+def _ppo(run: Run) -> Problems:
+    algorithm, head = run.algorithm, run.policy.value_head
+    if not isinstance(algorithm, PPO):
+        return
+    level = algorithm.advantage_level
+    if head is None:
+        yield f"PPO needs a critic, and policy.value_head is none: set --policy.value_head.level {level}."
+    elif head.level != level:
+        yield (
+            f"policy.value_head.level = {head.level!r}, but algorithm.advantage_level = {level!r}: "
+            f"set --policy.value_head.level {level}."
+        )
+    if algorithm.ratio_level == "chunk" and level == "action":
+        yield (
+            "algorithm.ratio_level = 'chunk' gives one ratio a chunk, but algorithm.advantage_level = "
+            "'action' one advantage an action: set --algorithm.advantage_level chunk."
+        )
+    if algorithm.critic_warmup >= run.training.iterations:
+        yield (
+            f"algorithm.critic_warmup = {algorithm.critic_warmup}, but training.iterations = "
+            f"{run.training.iterations}: the policy would never train; lower the warm-up."
+        )
+
+
+def _decoding(run: Run) -> Problems:
+    policy = run.policy
+    if policy.decoding == "parallel":
+        return
+    if policy.attention == "bidirectional":
+        yield (
+            "policy.attention = 'bidirectional' lets a token see later ones, which autoregressive decoding "
+            "has not produced yet: set --policy.attention causal or --policy.decoding parallel."
+        )
+    if policy.value_head is not None and policy.value_head.source == "mean":
+        yield (
+            "policy.value_head.source = 'mean' would let an autoregressive policy's value see the actions "
+            "that it judges: set --policy.value_head.source first."
+        )
+
+
+def _start(run: Run) -> Problems:
+    if run.sft is None and run.policy.checkpoint is None:
+        yield (
+            "sft is none and policy.checkpoint is none: RL has nothing to start from; set "
+            "--policy.checkpoint DIRECTORY, or --sft.steps to warm up here."
+        )
+
+
+def _evaluation(run: Run) -> Problems:
+    if run.evaluation.every and not run.evaluation.episodes:
+        yield (
+            f"evaluation.every = {run.evaluation.every}, but evaluation.episodes = 0: "
+            "set --evaluation.episodes, or --evaluation.every 0."
+        )
+
+
+# --- settings that nothing would read -------------------------------------------------------------
+
+
+def _unread(run: Run) -> Problems:
+    has_critic = isinstance(run.algorithm, PPO) and run.policy.value_head is not None
+    for section, optim in _optims(run):
+        critic_here = has_critic and section == "training.optim"
+        if optim.value_lr is not None and not critic_here:
+            yield f"{section}.value_lr is set, but no critic is trained there: set --{section}.value_lr none."
+        default = _default(OptimConfig, "final_lr_fraction")
+        if optim.schedule == "constant" and optim.final_lr_fraction != default:
+            yield (
+                f"{section}.final_lr_fraction is set, but {section}.schedule = 'constant' does not read it: "
+                f"set --{section}.schedule cosine."
+            )
+
+
+RULES: tuple[Callable[[Run], Problems], ...] = (
+    _names,
+    _ranges,
+    _algorithm_ranges,
+    _divisibility,
+    _model_sizes,
+    _schedules,
+    _grpo,
+    _ppo,
+    _decoding,
+    _start,
+    _evaluation,
+    _unread,
+)
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _get(run: Run, key: str) -> Any:
+    """The value at a dotted key; None where the run's variant or an unset section does not have it."""
+    value: Any = run
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _optims(run: Run) -> Iterator[tuple[str, OptimConfig]]:
+    yield "training.optim", run.training.optim
+    if run.sft:
+        yield "sft.optim", run.sft.optim
+
+
+def _max_optimizer_steps(run: Run) -> int:
+    rounds = run.algorithm.max_rounds if isinstance(run.algorithm, GRPO) else 1
+    rows = run.rollout.num_envs * run.rollout.chunks * rounds
+    return run.training.iterations * run.algorithm.epochs * max(1, -(-rows // max(run.training.batch, 1)))
+
+
+def _divisor(number: int, near: int, least: int = 1) -> int:
+    """The divisor of `number`, at least `least`, that lies nearest to `near`."""
+    divisors = [d for d in range(least, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - near), default=number)
+
+
+def _default(section: type, name: str) -> Any:
+    default = next(f.default for f in fields(section) if f.name == name)
+    assert default is not MISSING
+    return default

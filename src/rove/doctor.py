@@ -1,0 +1,173 @@
+"""What this machine has: Python, cores, devices, a renderer that really renders, optional packages.
+
+Each check is a function that returns findings; none raises on a machine that lacks something.
+"""
+
+# MuJoCo and Warp make their names at import, where a type checker cannot see them.
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+Status = Literal["ok", "warn", "missing", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+    """What to do about it; empty where nothing need be done."""
+
+
+CORE = ("torch", "transformers", "tokenizers", "safetensors", "mujoco", "mujoco-warp", "tensorboard")
+
+OPTIONAL: dict[str, tuple[str, str, str]] = {
+    "Ray": ("ray", "ray", "many machines"),
+    "LIBERO": ("libero", "libero", "the LIBERO suites"),
+    "ManiSkill": ("mani_skill", "maniskill", "the ManiSkill suites"),
+    "W&B": ("wandb", "wandb", "--logging.wandb true"),
+}
+"""Name -> (module, extra that installs it, what it is for)."""
+
+_SCENE = """
+<mujoco><worldbody>
+  <light pos="0 0 3"/><camera pos="0 -1 1" xyaxes="1 0 0 0 1 1"/>
+  <geom type="plane" size="1 1 .1"/><geom type="box" size=".1 .1 .1" pos="0 0 .1" rgba="1 0 0 1"/>
+</worldbody></mujoco>
+"""
+
+
+def examine() -> list[Finding]:
+    """Every check, cheap ones first; rendering one frame may take some seconds the first time."""
+    return [
+        python(),
+        machine(),
+        *core_packages(),
+        devices(),
+        mujoco_versions(),
+        renderer(),
+        *optional_packages(),
+    ]
+
+
+def table(findings: Iterable[Finding]) -> str:
+    """The findings as aligned text, each fix on a line of its own."""
+    rows = list(findings)
+    width = max(len(row.name) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{row.status:>7}  {row.name:<{width}}  {row.detail}")
+        if row.fix:
+            lines.append(f"{'':>7}  {'':<{width}}  → {row.fix}")
+    return "\n".join(lines)
+
+
+def python() -> Finding:
+    version = platform.python_version()
+    good = version.startswith(("3.11.", "3.12."))
+    fix = "" if good else "install Python 3.11 or 3.12, then: make clean setup"
+    return Finding("Python", "ok" if good else "error", version, fix)
+
+
+def machine() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Finding(
+        "Machine",
+        "ok",
+        f"{cores} cores, {gigabytes:.0f} GiB memory, {platform.system()} {platform.machine()}",
+    )
+
+
+def core_packages() -> list[Finding]:
+    versions = {name: _version(name) for name in CORE}
+    absent = [name for name, version in versions.items() if version is None]
+    findings = [Finding(name, "error", "not installed", "make setup") for name in absent]
+    present = ", ".join(f"{n} {v}" for n, v in versions.items() if v and not n.startswith("mujoco"))
+    return [*findings, Finding("Packages", "ok", present)] if present else findings
+
+
+def devices() -> Finding:
+    if _version("torch") is None:
+        return Finding("Devices", "error", "unknown without torch", "make setup")
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            "Devices", "ok", f"CPU only, {torch.get_num_threads()} threads; the demo needs no more"
+        )
+    names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return Finding("Devices", "ok", ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names))
+
+
+def mujoco_versions() -> Finding:
+    """MuJoCo Warp mirrors MuJoCo's structures field by field, so the two must be of one version."""
+    plain, warp = _version("mujoco"), _version("mujoco-warp")
+    if plain is None or warp is None:
+        return Finding("Simulation", "error", f"mujoco {plain}, mujoco-warp {warp}", "make setup")
+    if plain.split(".")[:2] != warp.split(".")[:2]:
+        fix = f".venv/bin/pip install mujoco-warp=={plain}"
+        return Finding("Simulation", "error", f"mujoco {plain} and mujoco-warp {warp} do not match", fix)
+    return Finding("Simulation", "ok", f"mujoco {plain} and mujoco-warp {warp} match")
+
+
+def renderer() -> Finding:
+    """Ray-trace one 64×64 frame, and look at it: a frame of one colour means that nothing was drawn."""
+    if _version("mujoco") is None or _version("mujoco-warp") is None:
+        return Finding("Renderer", "error", "needs mujoco and mujoco-warp", "make setup")
+    began = time.perf_counter()
+    colours, device = _render()
+    seconds = time.perf_counter() - began
+    if colours < 2:
+        return Finding(
+            "Renderer", "error", f"mujoco-warp drew a blank frame on {device}", "report this, with the table"
+        )
+    return Finding(
+        "Renderer", "ok", f"mujoco-warp drew a 64×64 frame on {device} in {seconds:.1f} s, compiling included"
+    )
+
+
+def _render() -> tuple[int, str]:
+    """Number of colours in the frame, and the device that drew it."""
+    import mujoco
+    import numpy as np
+    import warp
+
+    warp.config.quiet = True  # before anything initialises Warp, which prints a banner
+    import mujoco_warp
+
+    model = mujoco.MjModel.from_xml_string(_SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    m, d = mujoco_warp.put_model(model), mujoco_warp.put_data(model, data)
+    context = mujoco_warp.create_render_context(model, nworld=1, cam_res=(64, 64), render_rgb=True)
+    mujoco_warp.refit_bvh(m, d, context)
+    mujoco_warp.render(m, d, context)
+    return len(np.unique(context.rgb_data.numpy())), str(warp.get_device())
+
+
+def optional_packages() -> list[Finding]:
+    return [
+        Finding(name, "ok", f"installed, for {purpose}")
+        if importlib.util.find_spec(module)
+        else Finding(name, "missing", f"optional, for {purpose}", f'.venv/bin/pip install -e ".[{extra}]"')
+        for name, (module, extra, purpose) in OPTIONAL.items()
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

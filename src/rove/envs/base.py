@@ -1,0 +1,124 @@
+"""The VectorEnv contract: B environments stepped a chunk of C actions at a time.
+
+`envs/check.py` is this page as runnable code. The rules:
+
+- One observation is rendered per slot and chunk, at its end (a truncated episode's final one besides;
+  every frame only while `record` asks for it).
+- An episode that ends inside a chunk executes nothing more of it: the rest of its row is zero or False,
+  and `executed` says so.
+- `autoreset="refill"`: the next episode of the queue starts in that slot at once; with an empty queue
+  the slot idles. `autoreset="stop"`: the slot idles until `reset` names it.
+- An idle slot (`specs[b] is None`) costs neither simulation nor rendering; its action row is ignored.
+- Same episodes and actions give the same bytes.
+- Environments live for the whole run: a reset restores state, it does not rebuild the scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeSpec, Observation, Split
+
+
+@runtime_checkable
+class TaskSuite(Protocol):
+    """Enumerates tasks, instructions and initial states; the source of every `EpisodeSpec`."""
+
+    name: str
+    tasks: tuple[str, ...]
+    """Task ids, in a fixed order."""
+    variants: Mapping[str, str]
+    """Shifted variants: name -> axis ("vision", "semantics", "execution"). "none" is not among them."""
+
+    def instruction(self, episode: EpisodeSpec) -> str:
+        """The instruction the policy is given in this episode."""
+        ...
+
+    def initial_states(self, task: str, split: Split) -> range:
+        """Initial-state ids of one split; the splits are disjoint. Raises ValueError on an unknown task."""
+        ...
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """B environments of one suite."""
+
+    num_envs: int
+    chunk: int
+    """C."""
+    horizon: int
+    """Actions after which an episode is truncated."""
+    autoreset: Autoreset
+    action_spec: ActionSpec
+    suite: TaskSuite
+
+    @property
+    def specs(self) -> tuple[EpisodeSpec | None, ...]:
+        """B entries: the episode running in each slot, None where the slot idles."""
+        ...
+
+    @property
+    def elapsed(self) -> Tensor:
+        """int64 [B]: actions executed so far in each slot's running episode."""
+        ...
+
+    def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
+        """Start `episodes[i]` in slot `where[i]` (default: slot i; slots not named are left idle).
+
+        With `where`, other slots keep running. Drops nothing from the queue unless `where` is None,
+        which clears it. Returns the observation of all B slots.
+        """
+        ...
+
+    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
+        """Append to the queue that refills slots; idle slots of a refill environment stay idle until reset."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """Episodes waiting in the queue."""
+        ...
+
+    def step_chunk(self, actions: Tensor) -> ChunkResult:
+        """Execute float [B, C, A] in the units of `action_spec`.
+
+        Raises ValueError on a wrong shape, a non-finite value, or one out of bounds in a running slot;
+        nothing is executed then.
+        """
+        ...
+
+    def record(self, slots: Sequence[int]) -> None:
+        """From now on render every action of these slots into `ChunkResult.frames`; `()` stops it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact resume needs, physics in flight included; tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
+        """Restore; returns the observation of all B slots, byte-equal to the one saved."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and device memory; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Demonstrator(VectorEnv, Protocol):
+    """Optional: an environment that comes with a scripted expert."""
+
+    def step_expert_chunk(
+        self, noise: float, generator: np.random.Generator
+    ) -> tuple[Tensor, ChunkResult]:
+        """Let the expert act for one chunk, closed loop, action by action.
+
+        `noise` is the standard deviation of the Gaussian added to its translations, as a fraction of their
+        bounds, less of it near contact. Returns the actions executed, [B, C, A], padded with "stay" after
+        the end of an episode, and what `step_chunk` would have answered.
+        """
+        ...

@@ -1,0 +1,51 @@
+"""Environments by name. The only place that knows which simulators there are."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from rove.config.schema import EnvConfig
+from rove.envs.base import TaskSuite, VectorEnv
+from rove.errors import RoveError, nearest
+from rove.types import Autoreset
+
+_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop"}
+"""Kind -> module with `make(config, num_envs, chunk, autoreset) -> VectorEnv` and `suite(config) -> TaskSuite`."""
+
+_INSTALL = {"tabletop": "pip install mujoco mujoco-warp"}
+
+
+def register(kind: str, entry_point: str) -> None:
+    """Add an environment: `entry_point` is a module that defines `make` and `suite` (see above).
+
+    Example: `register("my_robot", "my_package.my_robot")`. Raises ValueError where the kind is taken.
+    """
+    if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
+        raise RoveError(f"Environment {kind!r} is already registered as {_ENTRY_POINTS[kind]!r}; use another name.")
+    _ENTRY_POINTS[kind] = entry_point
+
+
+def kinds() -> tuple[str, ...]:
+    """The registered environments."""
+    return tuple(_ENTRY_POINTS)
+
+
+def _module(kind: str) -> Any:
+    if kind not in _ENTRY_POINTS:
+        raise RoveError(f"Unknown environment {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+    try:
+        return importlib.import_module(_ENTRY_POINTS[kind])
+    except ModuleNotFoundError as error:
+        hint = f" Install it: {_INSTALL[kind]}" if kind in _INSTALL else ""
+        raise RoveError(f"Environment {kind!r} needs the package {error.name!r}, which is not installed.{hint}") from error
+
+
+def make(config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
+    """B = `num_envs` environments of the suite that `config` describes, all slots idle until reset."""
+    return _module(config.kind).make(config, num_envs, chunk, autoreset)
+
+
+def suite(config: EnvConfig) -> TaskSuite:
+    """The tasks that `config` selects; builds no simulation."""
+    return _module(config.kind).suite(config)

@@ -1,0 +1,276 @@
+"""The tabletop suite behind the `VectorEnv` contract: see `rove.envs.base` for the rules."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.config.schema import TabletopConfig
+from rove.envs.tabletop import progress, robot
+from rove.envs.tabletop.expert import expert_action
+from rove.envs.tabletop.layout import DISPLACED_AFTER
+from rove.envs.tabletop.render import RenderPool
+from rove.envs.tabletop.tasks import TabletopSuite
+from rove.envs.tabletop.worlds import Worlds
+from rove.errors import RoveError
+from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Observation
+
+ActionSource = Callable[[int, np.ndarray], np.ndarray]
+"""(index in the chunk, rows [n]) -> actions [n, A]."""
+
+
+class TabletopEnv:
+    """B tabletop worlds, stepped by MuJoCo on threads and drawn by MuJoCo Warp."""
+
+    action_spec: ActionSpec = robot.ACTION_SPEC
+
+    def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
+        self.num_envs, self.chunk, self.autoreset = num_envs, chunk, autoreset
+        self.horizon = config.horizon
+        self.suite = TabletopSuite.from_config(config)
+        self._shaped = config.reward == "shaped"
+        threads = config.threads or os.cpu_count() or 1
+        self._worlds = Worlds(num_envs, threads)
+        self._renderer = RenderPool(self._worlds.scene.model, num_envs, config.image_size, threads)
+        self._image_shape = (1, config.image_size, config.image_size, 3)
+        self._specs: list[EpisodeSpec | None] = [None] * num_envs
+        self._queue: deque[EpisodeSpec] = deque()
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._streak = np.zeros(num_envs, np.int64)
+        self._potential = np.zeros(num_envs)
+        self._total_reward = np.zeros(num_envs)
+        self._recorded: tuple[int, ...] = ()
+        self.diverged = 0
+        """Episodes so far that ended because their simulation diverged."""
+
+    # --- the queue and the slots ------------------------------------------------------------------
+
+    @property
+    def specs(self) -> tuple[EpisodeSpec | None, ...]:
+        return tuple(self._specs)
+
+    @property
+    def elapsed(self) -> Tensor:
+        return torch.from_numpy(self._elapsed.copy())
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
+        for episode in episodes:
+            self.suite.instruction(episode)  # refuses what does not exist
+        self._queue.extend(episodes)
+
+    def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
+        slots = list(range(len(episodes))) if where is None else list(where)
+        if len(slots) != len(episodes):
+            raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
+        if len(set(slots)) != len(slots) or not all(0 <= slot < self.num_envs for slot in slots):
+            raise RoveError(f"reset needs distinct slots in 0..{self.num_envs - 1}, got {slots}.")
+        for episode in episodes:
+            self.suite.instruction(episode)  # refuses what does not exist, before anything has changed
+        if where is None:
+            self._queue.clear()
+            self._specs = [None] * self.num_envs
+        for slot, episode in zip(slots, episodes, strict=True):
+            self._start(slot, episode)
+        return self._observe()
+
+    def _start(self, slot: int, episode: EpisodeSpec) -> None:
+        self._worlds.start(slot, episode)
+        self._specs[slot] = episode
+        self._elapsed[slot] = self._streak[slot] = 0
+        self._total_reward[slot] = 0.0
+        self._potential[slot] = progress.potential(self._worlds.situation(np.array([slot])))[0]
+
+    def _running(self) -> np.ndarray:
+        return np.flatnonzero([spec is not None for spec in self._specs])
+
+    # --- stepping ---------------------------------------------------------------------------------
+
+    def step_chunk(self, actions: Tensor) -> ChunkResult:
+        values = self._checked(actions)
+        return self._run(lambda c, rows: values[rows, c])
+
+    def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
+        """Let the scripted expert act for one chunk, closed loop; see `rove.envs.base.Demonstrator`."""
+        spec = self.action_spec
+        low, high = np.array(spec.low), np.array(spec.high)
+        actions = np.zeros((self.num_envs, self.chunk, spec.dim))
+        actions[..., -1] = np.where(self._worlds.open, 1.0, -1.0)[:, None]
+
+        def choose(c: int, rows: np.ndarray) -> np.ndarray:
+            worlds = self._worlds
+            action, freedom = expert_action(
+                worlds.situation(rows), worlds.pose[rows], worlds.target_yaw(rows), worlds.symmetry[rows]
+            )
+            disturbance = generator.normal(size=(len(rows), 3)) * noise * high[:3]
+            action[:, :3] += freedom[:, None] * disturbance
+            actions[rows, c] = action = np.clip(action, low, high)
+            # An episode that ends here is padded with "stay": what the policy should do when it is done.
+            actions[rows, c + 1 :, -1] = action[:, -1:]
+            return action
+
+        result = self._run(choose)
+        return torch.from_numpy(actions.astype(np.float32)), result
+
+    def _checked(self, actions: Tensor) -> np.ndarray:
+        expected = (self.num_envs, self.chunk, self.action_spec.dim)
+        if tuple(actions.shape) != expected:
+            raise RoveError(f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}.")
+        values = actions.detach().cpu().numpy().astype(np.float64)
+        running = self._running()
+        if not np.isfinite(values[running]).all():
+            slot = running[~np.isfinite(values[running]).all((1, 2))][0]
+            raise RoveError(f"step_chunk got a non-finite action in slot {slot}.")
+        low, high = np.array(self.action_spec.low), np.array(self.action_spec.high)
+        # float32 actions may round past a bound that is not a binary fraction
+        outside = ((values[running] < low - 1e-6) | (values[running] > high + 1e-6)).any((0, 1))
+        if outside.any():
+            dim = int(outside.argmax())
+            raise RoveError(
+                f"step_chunk got an out-of-range {self.action_spec.names[dim]!r} action; "
+                f"expected {low[dim]} to {high[dim]} {self.action_spec.units[dim]}."
+            )
+        return values
+
+    def _run(self, choose: ActionSource) -> ChunkResult:
+        shape = (self.num_envs, self.chunk)
+        reward = np.zeros(shape, np.float32)
+        terminated, truncated, success, executed = (np.zeros(shape, bool) for _ in range(4))
+        frames: dict[int, list[np.ndarray]] = {slot: [] for slot in self._recorded}
+        rows = self._running()
+        for c in range(self.chunk):
+            if not len(rows):
+                break
+            executed[rows, c] = True
+            reward[rows, c], success[rows, c], terminated[rows, c], truncated[rows, c] = self._step(
+                rows, choose(c, rows)
+            )
+            self._film(rows, frames)
+            rows = rows[~(terminated[rows, c] | truncated[rows, c])]
+        final_slots = np.flatnonzero(truncated.any(1))
+        final = self._observation(final_slots) if len(final_slots) else None
+        finished = self._finish(terminated, truncated, success)
+        return ChunkResult(
+            observation=self._observe(),
+            reward=torch.from_numpy(reward),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            success=torch.from_numpy(success),
+            executed=torch.from_numpy(executed),
+            final_slots=torch.from_numpy(final_slots),
+            final_observation=final,
+            finished=finished,
+            frames={slot: torch.from_numpy(np.stack(f)) for slot, f in frames.items() if f},
+        )
+
+    def _step(
+        self, rows: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One action in each of `rows`: reward, success, terminated, truncated, each [n]."""
+        self._worlds.displace(rows[self._elapsed[rows] == DISPLACED_AFTER])
+        diverged = self._worlds.act(rows, actions)
+        self._elapsed[rows] += 1
+        situation = self._worlds.situation(rows)
+        self._streak[rows] = np.where(progress.achieved(situation) & ~diverged, self._streak[rows] + 1, 0)
+        success = self._streak[rows] >= progress.HELD_FOR
+        terminated = (success | progress.failed(situation)) & ~diverged
+        truncated = ((self._elapsed[rows] >= self.horizon) | diverged) & ~terminated
+        self.diverged += int(diverged.sum())
+        reward = success.astype(np.float64)
+        if self._shaped:
+            potential = np.where(terminated | diverged, 0.0, progress.potential(situation))
+            reward += potential - self._potential[rows]
+            self._potential[rows] = potential
+        self._total_reward[rows] += reward
+        return reward, success, terminated, truncated
+
+    def _finish(self, terminated: np.ndarray, truncated: np.ndarray, success: np.ndarray) -> tuple[EpisodeRecord, ...]:
+        """Records of the episodes that ended, and the next ones in their slots."""
+        records = []
+        for slot in np.flatnonzero((terminated | truncated).any(1)).tolist():
+            spec = self._specs[slot]
+            assert spec is not None
+            records.append(
+                EpisodeRecord(
+                    spec=spec,
+                    slot=slot,
+                    success=bool(success[slot].any()),
+                    length=int(self._elapsed[slot]),
+                    total_reward=float(self._total_reward[slot]),
+                    truncated=bool(truncated[slot].any()),
+                )
+            )
+            self._specs[slot] = None
+            if self.autoreset == "refill" and self._queue:
+                self._start(slot, self._queue.popleft())
+        return tuple(records)
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def _draw(self, rows: np.ndarray) -> np.ndarray:
+        return self._renderer.render(self._worlds.frame(rows))
+
+    def _observation(self, rows: np.ndarray) -> Observation:
+        """The rows named, which must be running."""
+        specs = [self._specs[row] for row in rows]
+        text = tuple(self.suite.instruction(spec) for spec in specs if spec is not None)
+        return Observation(torch.from_numpy(self._draw(rows)[:, None]), text)
+
+    def _observe(self) -> Observation:
+        """All B slots; black and without an instruction where one idles."""
+        images = np.zeros((self.num_envs, *self._image_shape), np.uint8)
+        running = self._running()
+        if len(running):
+            images[running, 0] = self._draw(running)
+        text = tuple("" if spec is None else self.suite.instruction(spec) for spec in self._specs)
+        return Observation(torch.from_numpy(images), text)
+
+    def record(self, slots: Sequence[int]) -> None:
+        if not all(0 <= slot < self.num_envs for slot in slots):
+            raise RoveError(f"record needs slots in 0..{self.num_envs - 1}, got {list(slots)}.")
+        self._recorded = tuple(sorted(set(slots)))
+
+    def _film(self, rows: np.ndarray, frames: dict[int, list[np.ndarray]]) -> None:
+        filmed = rows[np.isin(rows, self._recorded)]
+        if len(filmed):
+            for slot, image in zip(filmed.tolist(), self._draw(filmed), strict=True):
+                frames[slot].append(image)
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "specs": [None if spec is None else astuple(spec) for spec in self._specs],
+            "queue": [astuple(spec) for spec in self._queue],
+            "worlds": {name: torch.from_numpy(v) for name, v in self._worlds.state_dict().items()},
+            "elapsed": torch.from_numpy(self._elapsed.copy()),
+            "streak": torch.from_numpy(self._streak.copy()),
+            "potential": torch.from_numpy(self._potential.copy()),
+            "total_reward": torch.from_numpy(self._total_reward.copy()),
+            "diverged": self.diverged,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
+        if len(state["specs"]) != self.num_envs:
+            raise RoveError(f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}.")
+        self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
+        self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
+        running = {slot: spec for slot, spec in enumerate(self._specs) if spec is not None}
+        self._worlds.load_state_dict({name: v.numpy() for name, v in state["worlds"].items()}, running)
+        for name in ("elapsed", "streak", "potential", "total_reward"):
+            getattr(self, f"_{name}")[...] = state[name].numpy()
+        self.diverged = state["diverged"]
+        return self._observe()
+
+    def close(self) -> None:
+        self._renderer.close()

@@ -1,0 +1,106 @@
+"""A scripted expert that sees the privileged state: the next action of every slot, from its state alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rove.envs.tabletop import robot
+from rove.envs.tabletop import scene as sc
+from rove.envs.tabletop.progress import PICK, PUSH, PUT, Situation, inside
+
+GRASP = 0.010
+"""Fingertip height above the underside of what is grasped, metres."""
+HOVER = 0.075
+"""Fingertip height at which the hand clears every object that stands on the table."""
+BEHIND = 0.062
+"""Where a push begins, behind the object's centre."""
+PUSH_STEP = 0.035
+"""Metres an action."""
+OPEN, CLOSE = 1.0, -1.0
+
+
+def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """The equivalent angle in [-period/2, period/2]; zero where the period is zero (any angle will do)."""
+    safe = np.where(period > 0, period, 1.0)
+    return np.where(period > 0, angle - safe * np.round(angle / safe), 0.0)
+
+
+def _grasp(s: Situation, pose: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Above the target, down, close: wanted pose [n, 4] and gripper command [n]."""
+    off = np.linalg.norm(s.target[:, :2] - s.gripper[:, :2], axis=-1)
+    aligned = (off < 0.02) & (np.abs(turn) < 0.25)
+    low = GRASP + s.height
+    want = np.concatenate([s.target[:, :2], np.where(aligned, low, HOVER + s.height)[:, None], pose[:, 3:]], -1)
+    want[:, 3] += turn
+    # While the hand is still high, it may descend on the way: only the last part has to be vertical.
+    down = aligned & (s.gripper[:, 2] < low + 0.012) & (off < 0.014)
+    return want, np.where(down | (s.held & ~s.open), CLOSE, OPEN)
+
+
+def _carry(s: Situation, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lift, over the destination, down, let go, up."""
+    grip = s.gripper[:, 2] - s.height  # how far above the object's underside the fingertips hold it
+    above = s.destination[:, 2] + 0.035 + grip
+    shift = s.destination[:, :2] - s.target[:, :2]
+    over = np.linalg.norm(shift, axis=-1) < np.where(s.family == PUT, 0.020, 0.010)
+    clear = s.height > s.destination[:, 2] + 0.018
+    want = pose.copy()
+    want[:, :2] = np.where((clear | over)[:, None], s.gripper[:, :2] + shift, pose[:, :2])
+    want[:, 2] = np.where(over, s.destination[:, 2] + grip + 0.001, above)
+    settled = over & (s.height < s.destination[:, 2] + 0.006)
+    return want, np.where(settled, OPEN, CLOSE)
+
+
+def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
+    """Behind the target with a closed fist, down, along the line to the zone: wanted pose [n, 4]."""
+    line = s.destination[:, :2] - s.target[:, :2]
+    ahead = line / np.maximum(np.linalg.norm(line, axis=-1, keepdims=True), 1e-6)
+    offset = s.gripper[:, :2] - s.target[:, :2]
+    along = (offset * ahead).sum(-1)
+    across = offset[:, 0] * ahead[:, 1] - offset[:, 1] * ahead[:, 0]
+    behind = (along < -0.03) & (np.abs(across) < 0.012)
+    start = s.target[:, :2] - BEHIND * ahead
+    at_start = np.linalg.norm(s.gripper[:, :2] - start, axis=-1) < 0.015
+    low = s.gripper[:, 2] < 0.02
+    heading = np.arctan2(ahead[:, 1], ahead[:, 0])
+    turn = _wrap(heading - pose[:, 3], np.full(len(heading), np.pi / 2))
+    push = low & behind
+    # Slowly enough that the target neither tips nor slides away from the fist.
+    step = np.minimum(np.linalg.norm(line, axis=-1), PUSH_STEP)
+    lead = s.gripper[:, :2] + step[:, None] * ahead
+    want = np.concatenate([np.where(push[:, None], lead, start), pose[:, 2:]], -1)
+    want[:, 2] = np.where(push | at_start, GRASP, HOVER)
+    want[:, 3] += np.where(low, 0.0, turn)
+    # A fist that has lost its line draws back from the target, which its friction would lift, and up.
+    lost = low & ~push & ~at_start
+    away = offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-6)
+    want[:, :2] = np.where(lost[:, None], pose[:, :2] + 0.04 * away, want[:, :2])
+    return np.where(inside(s, margin=0.022)[:, None], pose, want)
+
+
+def expert_action(
+    s: Situation, pose: np.ndarray, target_yaw: np.ndarray, symmetry: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Actions [n, 5] for n slots, and how freely [n] the hand moves there (0 near contact, 1 in the air).
+
+    `pose` [n, 4] is the commanded gripper pose, `target_yaw` [n] the target's, `symmetry` [n] the angle by
+    which turning it changes nothing.
+    """
+    turn = _wrap(target_yaw - pose[:, 3], symmetry)
+    want, grip = _grasp(s, pose, turn)
+    held = s.held & ~s.open
+    lifted = np.concatenate([pose[:, :2], np.full((len(pose), 1), 0.13), pose[:, 3:]], -1)
+    carried, carry_grip = _carry(s, pose)
+    pick = s.family == PICK
+    want = np.where(held[:, None], np.where(pick[:, None], lifted, carried), want)
+    grip = np.where(held & ~pick, carry_grip, grip)
+    placed = ~pick & (s.family != PUSH) & inside(s) & s.supported & (s.height < s.destination[:, 2] + 0.012)
+    retreat = np.concatenate([pose[:, :2], (s.destination[:, 2] + HOVER)[:, None], pose[:, 3:]], -1)
+    want = np.where((placed & s.open)[:, None], retreat, want)
+    grip = np.where(placed, OPEN, grip)
+    pushing = s.family == PUSH
+    want = np.where(pushing[:, None], _push(s, pose), want)
+    grip = np.where(pushing, CLOSE, grip)
+    low, high = np.array(robot.ACTION_SPEC.low), np.array(robot.ACTION_SPEC.high)
+    action = np.clip(np.concatenate([want - pose, grip[:, None]], -1), low, high)
+    return action, np.where(s.gripper[:, 2] - s.height < 0.06, 0.25, 1.0) * ~placed

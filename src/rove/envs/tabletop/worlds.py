@@ -1,0 +1,289 @@
+"""B physics worlds and what is needed to draw them: the only file that writes into MuJoCo's arrays."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from mujoco.batch import Batch, SimulationError
+
+from rove.envs.tabletop import robot
+from rove.envs.tabletop import scene as sc
+from rove.envs.tabletop.layout import RGB, Layout, Look, layout
+from rove.envs.tabletop.progress import Situation
+from rove.envs.tabletop.render import Frame
+from rove.envs.tabletop.tasks import FAMILIES, Thing, parse
+from rove.types import EpisodeSpec
+
+SUBSTEPS, RAMPS = 12, 3
+"""Physics steps an action, and the steps into which its way is divided on the way to the new target."""
+
+LOOK_AT = np.array([0.0, 0.005, 0.02])
+CAMERA_DISTANCE, CAMERA_ELEVATION = 1.35, np.deg2rad(56)
+
+_DIVERGED = [
+    int(w)
+    for w in (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_BADCTRL,
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A layout as rows of MuJoCo's arrays."""
+
+    qpos: np.ndarray
+    pose: np.ndarray
+    """[4], the commanded gripper pose."""
+    geom_size: np.ndarray
+    geom_quat: np.ndarray
+    contact: np.ndarray
+    """bool [ngeom]: False where a geom collides with nothing because its slot does not show it."""
+    body_pos: np.ndarray
+    geom_rgba: np.ndarray
+    geom_matid: np.ndarray
+    cam_xpos: np.ndarray
+    cam_xmat: np.ndarray
+    light_xdir: np.ndarray
+    light_diffuse: np.ndarray
+    light_ambient: np.ndarray
+    family: int
+    half_height: float
+    symmetry: float
+    destination: np.ndarray
+    """[3]: top of the receptacle that the task names; for a stack, overridden by the object's."""
+    displaced: np.ndarray
+    """[2]: where the target reappears in mid-episode; NaN: it does not."""
+
+
+def _camera(look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """World position [3] and orientation [3, 3] (columns: right, up, backwards) of a look's camera."""
+    direction = np.array([0.0, -np.cos(CAMERA_ELEVATION), np.sin(CAMERA_ELEVATION)])
+    position = LOOK_AT + CAMERA_DISTANCE * direction + np.array(look.camera_shift)
+    back = (position - LOOK_AT) / np.linalg.norm(position - LOOK_AT)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    up = np.cross(back, right)
+    c, s = np.cos(look.camera_roll), np.sin(look.camera_roll)
+    return position, np.stack([c * right + s * up, c * up - s * right, back], axis=-1)
+
+
+def _yaw_quat(yaw: float) -> np.ndarray:
+    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
+
+
+def _top(receptacle: Thing) -> float:
+    return {"plate": sc.PLATE_HEIGHT, "tray": sc.TRAY_FLOOR, "zone": 0.0}[receptacle.kind]
+
+
+class _Painter:
+    """Fills the per-geom rows of one setup, slot by slot."""
+
+    def __init__(self, scene: sc.Scene) -> None:
+        model = scene.model
+        self.size, self.quat = model.geom_size.copy(), model.geom_quat.copy()
+        self.rgba, self.matid = model.geom_rgba.astype(np.float32), model.geom_matid.copy()
+        self.contact = np.ones(model.ngeom, bool)
+        hidden = np.concatenate([g.ravel() for g in (scene.object_geoms, scene.receptacle_geoms, scene.extra_geoms)])
+        self.size[hidden], self.contact[hidden] = sc.HIDDEN, False
+
+    def show(self, geom: int, size: tuple[float, float, float], rgb: np.ndarray, contact: bool = True) -> None:
+        self.size[geom], self.contact[geom] = size, contact
+        self.rgba[geom, :3] = rgb
+
+
+@functools.lru_cache(maxsize=16384)
+def setup(task_id: str, initial_state: int, variant: str) -> Setup:
+    """The rows of one initial state; cached, because groups of episodes share it."""
+    scene, task = sc.scene(), parse(task_id)
+    start = layout(EpisodeSpec(task_id, initial_state, variant))
+    paint, model = _Painter(scene), scene.model
+    qpos, body_pos = model.qpos0.copy(), model.body_pos.copy()
+    shade = np.array(start.look.shade)
+    for slot, (thing, xy, yaw) in enumerate(zip(start.objects, start.object_xy, start.object_yaw, strict=True)):
+        shape = sc.SHAPES[thing.kind]
+        qpos[scene.object_qpos[slot]] = [*xy, shape.half_height, *_yaw_quat(yaw)]
+        for name, size in shape.sizes.items():
+            geom = scene.object_geoms[slot, sc.OBJECT_GEOMS.index(name)]
+            paint.show(geom, size, np.clip(np.array(RGB[thing.color]) * shade, 0.0, 1.0))
+            if name == "bar":
+                paint.quat[geom] = _yaw_quat(shape.bar_yaw)
+    for slot, (thing, xy) in enumerate(zip(start.receptacles, start.receptacle_xy, strict=True)):
+        body_pos[scene.receptacle_bodies[slot], :2] = xy
+        for name, size in sc.receptacle_sizes(thing.kind).items():
+            geom = scene.receptacle_geoms[slot, sc.RECEPTACLE_GEOMS.index(name)]
+            paint.show(geom, size, np.array(RGB[thing.color]), contact=thing.kind != "zone")
+    _paint_extras(scene, start, paint, body_pos)
+    paint.matid[scene.table] = -1
+    if start.look.table_material != "plain":
+        paint.matid[scene.table] = model.material(start.look.table_material).id
+    qpos[scene.arm_qpos] = robot.inverse(start.start[None], robot.opening(np.ones(1)))[0]
+    position, orientation = _camera(start.look)
+    light = np.array(start.look.light_direction)
+    target = sc.SHAPES[start.objects[0].kind]
+    return Setup(
+        qpos=qpos,
+        pose=start.start,
+        geom_size=paint.size,
+        geom_quat=paint.quat,
+        contact=paint.contact,
+        body_pos=body_pos,
+        geom_rgba=paint.rgba,
+        geom_matid=paint.matid,
+        cam_xpos=position[None],
+        cam_xmat=orientation[None],
+        light_xdir=(light / np.linalg.norm(light))[None],
+        light_diffuse=np.array([start.look.light_diffuse]),
+        light_ambient=np.array([start.look.light_ambient]),
+        family=FAMILIES.index(task.family),
+        half_height=target.half_height,
+        symmetry=target.symmetry,
+        destination=np.array([*start.receptacle_xy[0], _top(start.receptacles[0])]),
+        displaced=np.full(2, np.nan) if start.displaced_xy is None else start.displaced_xy,
+    )
+
+
+def _paint_extras(scene: sc.Scene, start: Layout, paint: _Painter, body_pos: np.ndarray) -> None:
+    body_pos[scene.extra_bodies] = [*start.receptacle_xy[0], 0.0]  # out of sight, inside a receptacle
+    for slot, (thing, xy) in enumerate(zip(start.extras, start.extra_xy, strict=True)):
+        body_pos[scene.extra_bodies[slot]] = [*xy, sc.HALF_HEIGHT]
+        for name, size in sc.SHAPES[thing.kind].sizes.items():
+            paint.show(scene.extra_geoms[slot, sc.EXTRA_GEOMS.index(name)], size, np.array(RGB[thing.color]))
+
+
+_LOOK_FIELDS = (
+    "geom_size", "geom_rgba", "geom_matid", "cam_xpos", "cam_xmat", "light_xdir", "light_diffuse", "light_ambient"
+)  # fmt: skip
+
+
+class Worlds:
+    """B worlds of the tabletop scene; every method takes the rows it is about."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.scene = sc.scene()
+        self._batch = Batch(self.scene.model, count, nthread=threads)
+        expand, bind = self._batch.expand, self._batch.bind
+        self._size, self._quat, self._body_pos = expand("geom_size"), expand("geom_quat"), expand("body_pos")
+        self._contype, self._conaffinity = expand("geom_contype"), expand("geom_conaffinity")
+        self._qpos, self._qvel, self._ctrl = bind("qpos"), bind("qvel"), bind("ctrl")
+        self._xpos, self._xmat, self._sensors = bind("geom_xpos"), bind("geom_xmat"), bind("sensordata")
+        example = setup("pick/red_cube", 0, "none")
+        self._look = {
+            name: np.zeros((count, *(row := getattr(example, name)).shape), row.dtype) for name in _LOOK_FIELDS
+        }
+        self.pose = np.zeros((count, 4))
+        """Commanded gripper poses."""
+        self.open = np.ones(count, bool)
+        self._contacts = np.zeros((count, 4), bool)
+        self._family = np.zeros(count, np.int64)
+        self._half_height, self.symmetry = np.zeros(count), np.zeros(count)
+        self._destination = np.zeros((count, 3))
+        self._displaced = np.full((count, 2), np.nan)
+
+    def start(self, row: int, episode: EpisodeSpec) -> None:
+        """Put one world into the initial state of an episode."""
+        self._dress(row, initial := setup(episode.task, episode.initial_state, episode.variant))
+        self._batch.reset([row], stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self._qpos[row] = initial.qpos
+        self._ctrl[row] = initial.qpos[self.scene.arm_qpos]
+        self.pose[row], self.open[row], self._contacts[row] = initial.pose, True, False
+
+    def _dress(self, row: int, initial: Setup) -> None:
+        """What of a world follows from its episode alone, and never changes in it."""
+        model = self.scene.model
+        self._size[row], self._quat[row], self._body_pos[row] = (
+            initial.geom_size, initial.geom_quat, initial.body_pos
+        )  # fmt: skip
+        self._contype[row] = np.where(initial.contact, model.geom_contype, 0)
+        self._conaffinity[row] = np.where(initial.contact, model.geom_conaffinity, 0)
+        for name, rows in self._look.items():
+            rows[row] = getattr(initial, name)
+        self._family[row], self._half_height[row] = initial.family, initial.half_height
+        self.symmetry[row], self._destination[row] = initial.symmetry, initial.destination
+        self._displaced[row] = initial.displaced
+
+    def displace(self, rows: np.ndarray) -> None:
+        """Move the target of those worlds whose variant says so, at rest and upright."""
+        rows = rows[~np.isnan(self._displaced[rows, 0])]
+        where, speed = self.scene.object_qpos[0], self.scene.object_qvel[0]
+        self._qpos[rows[:, None], where[:2]] = self._displaced[rows]
+        self._qpos[rows, where[2]] = self._half_height[rows]
+        self._qpos[rows[:, None], where[4:6]] = 0.0
+        self._qvel[rows[:, None], speed] = 0.0
+
+    def act(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Execute one action [n, 5] in each of `rows`; bool [n]: where the simulation diverged."""
+        before = self.pose[rows]
+        after = np.clip(before + actions[:, :4], robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH)
+        self.pose[rows], self.open[rows] = after, actions[:, 4] > 0
+        opening = robot.opening(actions[:, 4])
+        warned = self._warnings(rows)
+        bad = np.zeros(len(rows), bool)
+        for ramp in range(1, RAMPS + 1):
+            way = before + (after - before) * (ramp / RAMPS)
+            self._ctrl[rows] = robot.inverse(way, opening)
+            try:
+                self._batch.step(rows, SUBSTEPS // RAMPS)
+            except SimulationError as error:
+                bad |= np.isin(rows, error.ids)
+        bad |= self._warnings(rows) > warned
+        self._contacts[rows] = self._sensors[rows] > 0
+        return bad
+
+    def _warnings(self, rows: np.ndarray) -> np.ndarray:
+        """int [n]: how often MuJoCo has found a world's numbers bad, and reset it."""
+        return self._batch.warning[rows][:, _DIVERGED, 1].sum(-1)
+
+    def situation(self, rows: np.ndarray) -> Situation:
+        """The privileged state of `rows`."""
+        scene, qpos = self.scene, self._qpos[rows]
+        destination = self._destination[rows]
+        stacked = self._family[rows] == FAMILIES.index("stack")
+        base = qpos[:, scene.object_qpos[1, :3]] + np.array([0.0, 0.0, sc.HALF_HEIGHT])
+        contacts = self._contacts[rows]
+        return Situation(
+            family=self._family[rows],
+            gripper=robot.forward(qpos[:, scene.arm_qpos]),
+            target=qpos[:, scene.object_qpos[0, :3]],
+            half_height=self._half_height[rows],
+            destination=np.where(stacked[:, None], base, destination),
+            touched=contacts[:, :2],
+            supported=np.where(stacked, contacts[:, 2], contacts[:, 3]),
+            open=self.open[rows],
+        )
+
+    def target_yaw(self, rows: np.ndarray) -> np.ndarray:
+        """Yaw [n] of the target objects, radians."""
+        w, x, y, z = self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]].T
+        return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+    def frame(self, rows: np.ndarray) -> Frame:
+        """How `rows` look now."""
+        self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_POS.value)
+        xpos = self._xpos[rows].astype(np.float32)
+        xpos[:, self.scene.spot] = robot.forward(self._qpos[rows][:, self.scene.arm_qpos])[:, :3] * [1, 1, 0]
+        xmat = self._xmat[rows].reshape(len(rows), -1, 3, 3)
+        return Frame(xpos, xmat, **{name: values[rows] for name, values in self._look.items()})
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What the episodes alone do not determine."""
+        return {
+            "physics": self._batch.state.copy(),
+            "pose": self.pose.copy(),
+            "open": self.open.copy(),
+            "contacts": self._contacts.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], episodes: dict[int, EpisodeSpec]) -> None:
+        """Restore the worlds that run `episodes`."""
+        for row, episode in episodes.items():
+            self._dress(row, setup(episode.task, episode.initial_state, episode.variant))
+        self._batch.state[...] = state["physics"]
+        self.pose[...], self.open[...], self._contacts[...] = state["pose"], state["open"], state["contacts"]

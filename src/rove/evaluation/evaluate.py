@@ -1,0 +1,82 @@
+"""Episodes × tasks → EvalReport: an explicit list of held-out episodes, walked to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from rove.envs.base import TaskSuite, VectorEnv
+from rove.errors import RoveError
+from rove.policies.base import Policy
+from rove.rollout.collect import act_rows, running, scatter
+from rove.types import EpisodeRecord, EpisodeSpec, EvalReport, Mode, Split
+
+
+def episodes(
+    suite: TaskSuite, count: int, *, variants: Iterable[str] = ("none",), split: Split = "held_out"
+) -> list[EpisodeSpec]:
+    """`count` episodes per variant, spread evenly over the tasks, on the first states of the split.
+
+    The same arguments give the same list on every machine. Raises RoveError when the split has too few states.
+    """
+    chosen = []
+    for variant in variants:
+        for number in range(count):
+            lap, place = divmod(number, len(suite.tasks))
+            task = suite.tasks[place]
+            states = suite.initial_states(task, split)
+            if lap >= len(states):
+                raise RoveError(
+                    f"{count} episodes need {lap + 1} {split} states of {task!r}; it has {len(states)}. "
+                    f"Ask for at most {len(states) * len(suite.tasks)}."
+                )
+            chosen.append(EpisodeSpec(task, states[lap], variant, seed=number))
+    return chosen
+
+
+def evaluate(
+    env: VectorEnv,
+    policy: Policy,
+    specs: Sequence[EpisodeSpec],
+    *,
+    decoding: Mode = "greedy",
+    seed: int = 0,
+    split: Split = "held_out",
+    name: str = "",
+    about: dict | None = None,
+    on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
+    on_frames: Callable[[int, torch.Tensor], None] | None = None,
+) -> EvalReport:
+    """Run every episode of `specs` once, in a refill environment. Records come back in the order of `specs`.
+
+    With `on_frames(slot, frames)` every action of every slot is rendered and handed over, chunk by chunk.
+    """
+    if env.autoreset != "refill":
+        raise RoveError("Evaluation walks a list: make the environment with autoreset='refill'.")
+    began = time.perf_counter()
+    first = min(env.num_envs, len(specs))
+    env.record(range(first) if on_frames is not None else ())
+    observation = env.reset(specs[:first])
+    env.enqueue(specs[first:])
+    records: dict[EpisodeSpec, EpisodeRecord] = {}
+    while len(rows := running(env)):
+        chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
+        result = env.step_chunk(scatter(chunk.actions, rows, env))
+        observation = result.observation
+        for record in result.finished:
+            records[record.spec] = record
+            on_episode(record)
+        if on_frames is not None:
+            for slot, frames in result.frames.items():
+                on_frames(slot, frames)
+    return EvalReport(
+        suite=env.suite.name,
+        split=split,
+        decoding=decoding,
+        records=tuple(records[spec] for spec in specs),
+        seconds=time.perf_counter() - began,
+        policy=name,
+        about=about or {},
+    )

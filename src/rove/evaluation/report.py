@@ -1,0 +1,112 @@
+"""An `EvalReport` on disk, and the plain-text table that compares several.
+
+The JSON holds every episode, so any other grouping or interval can be computed from it later.
+`about["axes"]` maps each shifted variant to its axis ("vision", "semantics", "execution").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from rove.errors import RoveError
+from rove.evaluation.statistics import Rate, by, variant
+from rove.types import EpisodeRecord, EpisodeSpec, EvalReport
+
+NAMES = {"sft": "SFT", "sft_continued": "SFT continued", "rl": "RL"}
+"""Evaluations of one run, `eval/<name>.json`, with their titles."""
+IN_DISTRIBUTION = "none"
+"""`EpisodeSpec.variant` of an episode that is not shifted."""
+
+
+def save(report: EvalReport, path: Path) -> None:
+    """Write the report as JSON, atomically; `load` gives an equal one back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(report)) + "\n")
+    partial.replace(path)
+
+
+def load(path: Path) -> EvalReport:
+    """Read what `save` wrote. Raises RoveError when the file is missing or is not an evaluation report."""
+    if not path.is_file():
+        raise RoveError(f"no evaluation report at {path}; `rove eval` writes one.")
+    try:
+        content = json.loads(path.read_text())
+        records = tuple(
+            EpisodeRecord(**{**record, "spec": EpisodeSpec(**record["spec"])})
+            for record in content["records"]
+        )
+        return EvalReport(**{**content, "records": records})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RoveError(f"{path} is not an evaluation report: {error}") from error
+
+
+def load_all(run_dir: Path) -> dict[str, EvalReport]:
+    """The evaluations of a run that are compared, in the order of `NAMES`; those not made are left out."""
+    paths = {name: run_dir / "eval" / f"{name}.json" for name in NAMES}
+    return {name: load(path) for name, path in paths.items() if path.exists()}
+
+
+def in_distribution(report: EvalReport) -> list[EpisodeRecord]:
+    """The episodes without a shift."""
+    return [record for record in report.records if record.spec.variant == IN_DISTRIBUTION]
+
+
+def shifted(report: EvalReport) -> dict[str, dict[str, Rate]]:
+    """Success on each shifted variant, grouped by axis: axis -> variant -> rate.
+
+    Variants that `about["axes"]` does not place come under "other".
+    """
+    axes = report.about.get("axes", {})
+    grouped: dict[str, dict[str, Rate]] = {}
+    for name, rate in by(report.records, variant).items():
+        if name != IN_DISTRIBUTION:
+            grouped.setdefault(axes.get(name, "other"), {})[name] = rate
+    return grouped
+
+
+def pooled(rates: Mapping[str, Rate]) -> Rate:
+    """All episodes of several groups together."""
+    return Rate(sum(r.successes for r in rates.values()), sum(r.trials for r in rates.values()))
+
+
+def rows(reports: Mapping[str, EvalReport]) -> list[tuple[str, int, dict[str, Rate]]]:
+    """The comparison as (label, indent, column -> rate): in distribution, then each axis and its variants."""
+    result = [("in distribution", 0, {name: Rate.of(in_distribution(r)) for name, r in reports.items()})]
+    shifts = {name: shifted(report) for name, report in reports.items()}
+    axes = dict.fromkeys(axis for grouped in shifts.values() for axis in grouped)
+    for axis in axes:
+        result.append((axis, 0, {name: pooled(grouped.get(axis, {})) for name, grouped in shifts.items()}))
+        variants = dict.fromkeys(v for grouped in shifts.values() for v in grouped.get(axis, {}))
+        for each in variants:
+            cells = {name: grouped.get(axis, {}).get(each, Rate(0, 0)) for name, grouped in shifts.items()}
+            result.append((each, 1, cells))
+    return result
+
+
+def table(reports: Mapping[str, EvalReport]) -> str:
+    """Plain-text comparison: a column a report, each cell success with its 95 % Wilson interval.
+
+    Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it.
+    The last column is the number of episodes of the first report that has any in that row.
+    """
+    body = [
+        [
+            "  " * indent + label,
+            *(str(cells[name]) for name in reports),
+            str(next((n for r in cells.values() if (n := r.trials)), 0)),
+        ]
+        for label, indent, cells in rows(reports)
+    ]
+    lines = [["success, 95 % interval", *(NAMES.get(name, name) for name in reports), "episodes"], *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    ]
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:]])

@@ -1,0 +1,47 @@
+"""A few episodes as animated pictures, every action a frame."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rove.envs.base import VectorEnv
+from rove.evaluation.evaluate import episodes
+from rove.reporting.video import write_webp
+from rove.types import EvalReport
+
+
+class Evaluator(Protocol):
+    """What `record` needs of an executor."""
+
+    env: VectorEnv
+
+    def evaluate(self, specs, name, about, **hooks) -> EvalReport:
+        """Run the episodes given."""
+        ...
+
+
+def record(executor: Evaluator, directory: Path, phase: str, count: int = 8) -> None:
+    """Run the first `count` held-out episodes and write them below `directory/phase`, listed in index.json."""
+    frames: dict[int, list[Tensor]] = defaultdict(list)
+    specs = episodes(executor.env.suite, count)
+    report = executor.evaluate(
+        specs, phase, {}, on_frames=lambda slot, part: frames[slot].append(part)
+    )
+    index_file = directory / "index.json"
+    index = json.loads(index_file.read_text()) if index_file.exists() else []
+    index = [entry for entry in index if entry["phase"] != phase]
+    (directory / phase).mkdir(parents=True, exist_ok=True)
+    for slot, (spec, outcome) in enumerate(zip(specs, report.records, strict=True)):
+        instruction = executor.env.suite.instruction(spec)
+        file = f"{phase}/{slot}.webp"
+        write_webp(directory / file, torch.cat(frames[slot]), instruction, outcome.success)
+        index.append(
+            {"phase": phase, "task": spec.task, "instruction": instruction, "success": outcome.success, "file": file}
+        )
+    index_file.write_text(json.dumps(index, indent=1))

@@ -1,0 +1,50 @@
+"""Config + inventory → Plan: who runs where. Pure and printable."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from rove.config.schema import Run
+from rove.errors import RoveError
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a machine offers."""
+
+    gpus: int
+    cores: int
+
+    @staticmethod
+    def here() -> Inventory:
+        """This machine."""
+        import torch
+
+        return Inventory(gpus=torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Colocated in one process: environments on the CPU cores, policy and learner sharing one set of weights."""
+
+    device: str
+    """Of policy and learner: "cpu" or "cuda:0"."""
+    env_threads: int
+    tensor_threads: int
+
+    def __str__(self) -> str:
+        return f"policy, learner: {self.device} ({self.tensor_threads} threads) · env: {self.env_threads} threads"
+
+
+def make_plan(run: Run, inventory: Inventory) -> Plan:
+    """Place a run on an inventory. Raises RoveError naming the device that is asked for and not there."""
+    wanted = run.placement.device
+    if wanted == "cuda" and inventory.gpus == 0:
+        raise RoveError("placement.device is 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
+    device = "cuda:0" if inventory.gpus and wanted != "cpu" else "cpu"
+    return Plan(
+        device=device,
+        env_threads=run.env.threads or inventory.cores,
+        tensor_threads=run.placement.threads or inventory.cores,
+    )

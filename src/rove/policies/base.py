@@ -1,0 +1,70 @@
+"""The Policy contract: images and text in, chunks of action tokens out.
+
+`act` and `evaluate` are the same function of the same inputs: on one set of weights they agree on
+log-probabilities to float tolerance, whatever the batch around a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele et al. 2014) on int64 with wrap-around."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingNoise:
+    """Counter-based noise keyed by (seed, episode, chunk): never by arrival order, batch or device."""
+
+    seed: int
+    episode: Tensor
+    """int64 [B], `EpisodeSpec.seed` of each row."""
+    chunk: Tensor
+    """int64 [B], index of the chunk in its episode."""
+
+    def uniform(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """float64 [B, count] in (0, 1); entry j of a row does not depend on `count`."""
+        golden = -7046029254386353131  # 0x9E3779B97F4A7C15
+        seed = _mix(torch.tensor(self.seed, dtype=torch.int64) + golden)
+        row = _mix(_mix(seed ^ self.episode.to(torch.int64)) ^ (self.chunk.to(torch.int64) + 1))
+        index = torch.arange(1, count + 1, dtype=torch.int64)
+        bits = _mix(row[:, None] + index[None, :] * golden)
+        mantissa = (bits >> 11) & ((1 << 53) - 1)
+        return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A torch module that also answers these."""
+
+    chunk: int
+    """C."""
+    action_spec: ActionSpec
+    """The convention of `ActionChunk.actions`."""
+
+    def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
+        """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it."""
+        ...
+
+    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
+        """Log-probability, entropy and value of given tokens (int64 [B, C, A]), differentiable."""
+        ...
+
+    def value(self, observation: Observation) -> Tensor:
+        """Values alone, float32 [B, C] or [B, 1]; raises ValueError without a critic."""
+        ...
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write a self-contained checkpoint directory that the registry can load."""
+        ...

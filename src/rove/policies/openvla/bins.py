@@ -1,0 +1,99 @@
+"""Actions as tokens: 256 bins a dimension, held by the last 256 ids of the vocabulary.
+
+OpenVLA (Kim et al. 2024, section 3.2): the higher the id, the lower the value. Un-normalisation maps
+[-1, 1] onto the 1st and 99th percentile of the training data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rove.errors import RoveError, nearest
+from rove.types import ActionSpec
+
+BINS = 256
+
+
+def tokenize(normalized: Tensor, vocab_size: int) -> Tensor:
+    """int64 token ids of actions in [-1, 1], clipped to that range; any shape."""
+    edges = torch.from_numpy(np.linspace(-1.0, 1.0, BINS)).to(normalized.device)
+    bins = torch.bucketize(normalized.double().clamp(-1.0, 1.0), edges, right=True)
+    return vocab_size - bins
+
+
+def detokenize(tokens: Tensor, vocab_size: int) -> Tensor:
+    """float64 bin centres in (-1, 1) of token ids; any shape. The two lowest ids share a centre."""
+    edges = torch.from_numpy(np.linspace(-1.0, 1.0, BINS)).to(tokens.device)
+    centres = (edges[:-1] + edges[1:]) / 2
+    return centres[(vocab_size - tokens - 1).clamp(0, BINS - 2)]
+
+
+def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
+    """Statistics that map [-1, 1] onto the bounds of `spec`, for a policy that has seen no data."""
+    action = {"q01": list(spec.low), "q99": list(spec.high), "mask": [True] * spec.dim}
+    return {"bounds": {"action": action}}
+
+
+def read_statistics(directory: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """dataset_statistics.json of a checkpoint, or else what its config.json has `stored`."""
+    path = directory / "dataset_statistics.json"
+    statistics = json.loads(path.read_text()) if path.is_file() else dict(stored)
+    if not statistics:
+        raise RoveError(f"{directory} has action statistics neither in {path.name} nor in config.json.")
+    return statistics
+
+
+def choose_key(statistics: Mapping[str, Any], key: str | None) -> str:
+    """The data set whose statistics un-normalise; tolerates a missing or surplus `_no_noops` suffix.
+
+    Raises RoveError where `key` is unknown, or where it is None and there are several.
+    """
+    if key is None:
+        if len(statistics) == 1:
+            return next(iter(statistics))
+        raise RoveError(f"unnorm_key is needed. Choose one of: {', '.join(sorted(statistics))}.")
+    for candidate in (key, key + "_no_noops", key.removesuffix("_no_noops")):
+        if candidate in statistics:
+            return candidate
+    raise RoveError(f"No action statistics for unnorm_key {key!r}. {nearest(key, statistics)}")
+
+
+class Normalizer(nn.Module):
+    """Between normalised actions in [-1, 1] and a data set's units; unmasked dimensions pass through."""
+
+    q01: Tensor
+    q99: Tensor
+    mask: Tensor
+
+    def __init__(self, action: Mapping[str, Any]) -> None:
+        """`action` holds "q01", "q99" and, optionally, "mask", A entries each."""
+        super().__init__()
+        low = torch.tensor(action["q01"], dtype=torch.float64)
+        mask = torch.tensor(action.get("mask", [True] * len(low)), dtype=torch.bool)
+        self.register_buffer("q01", low, persistent=False)
+        self.register_buffer("q99", torch.tensor(action["q99"], dtype=torch.float64), persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """A."""
+        return len(self.mask)
+
+    def normalize(self, actions: Tensor) -> Tensor:
+        """float64 [..., A], not clipped."""
+        span = (self.q99 - self.q01).clamp_min(1e-8)
+        scaled = 2 * (actions.double() - self.q01) / span - 1
+        return torch.where(self.mask, scaled, actions.double())
+
+    def unnormalize(self, normalized: Tensor) -> Tensor:
+        """float64 [..., A]."""
+        normalized = normalized.double()
+        scaled = 0.5 * (normalized + 1) * (self.q99 - self.q01) + self.q01
+        return torch.where(self.mask, scaled, normalized)

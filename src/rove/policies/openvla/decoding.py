@@ -1,0 +1,92 @@
+"""How a chunk of tokens comes out of the language model: all at once, or one by one.
+
+    BOS | patches of every picture | prompt | suffix
+
+The suffix is the chunk's own tokens (autoregressive) or placeholders with zeroed embeddings (parallel;
+OpenVLA-OFT, Kim et al. 2025, section 4). The token at place j is read one position before its own, the
+first one at the last prompt token.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rove.policies.openvla.bins import BINS
+from rove.policies.openvla.language import Attention, KVCache
+from rove.policies.openvla.vlm import PrismaticVLM
+
+Decoding = Literal["autoregressive", "parallel"]
+
+Inputs = tuple[Tensor, Tensor | None, Tensor]
+"""`input_ids` [B, L], padded on the left where `attention_mask` [B, L] is False (None: nowhere), and
+`pixel_values` [B, 3·towers·n, H, W]."""
+
+
+def prompt_state(vlm: PrismaticVLM, inputs: Inputs, attention: Attention) -> Tensor:
+    """Hidden state [B, 1, D] at the last prompt token, with nothing after it."""
+    prefix, valid = vlm.prefix(*inputs)
+    return vlm.hidden(prefix, valid, outputs=1, attention=attention)
+
+
+def parallel(vlm: PrismaticVLM, inputs: Inputs, count: int, attention: Attention, stop: int) -> Tensor:
+    """Hidden states [B, count, D] that predict `count` tokens, from one pass; `stop` is EOS."""
+    prefix, valid = vlm.prefix(*inputs)
+    # Under causal attention nothing is read at or after the last placeholder.
+    suffix = prefix.new_zeros(len(prefix), count - (attention == "causal"), prefix.shape[2])
+    if attention == "bidirectional":
+        end = vlm.language_model.embed_tokens(torch.full((len(prefix), 1), stop, device=prefix.device))
+        suffix = torch.cat((suffix, end), dim=1)
+    return _after_prompt(vlm, prefix, suffix, valid, attention)[:, :count]
+
+
+def teacher_forced(vlm: PrismaticVLM, inputs: Inputs, tokens: Tensor) -> Tensor:
+    """Hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it, in one pass."""
+    prefix, valid = vlm.prefix(*inputs)
+    suffix = vlm.language_model.embed_tokens(tokens[:, :-1])
+    return _after_prompt(vlm, prefix, suffix, valid, "causal")
+
+
+def _after_prompt(
+    vlm: PrismaticVLM, prefix: Tensor, suffix: Tensor, valid: Tensor | None, attention: Attention
+) -> Tensor:
+    """Hidden states from the last prompt token to the end of the suffix."""
+    extra = suffix.shape[1]
+    if valid is not None:
+        valid = torch.cat((valid, valid.new_ones(len(valid), extra)), dim=1)
+    embeddings = torch.cat((prefix, suffix), dim=1)
+    return vlm.hidden(embeddings, valid, outputs=extra + 1, attention=attention)
+
+
+def one_by_one(
+    vlm: PrismaticVLM, inputs: Inputs, count: int, temperature: float, uniform: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode `count` tokens with a key-value cache, sampling where `uniform` [B, count] is given.
+
+    Returns columns [B, count], logits [B, count, 256] at temperature 1, and hidden states [B, count, D].
+    """
+    embeddings, valid = vlm.prefix(*inputs)
+    cache = KVCache(embeddings.shape[1] + count - 1)
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    for j in range(count):
+        hidden = vlm.hidden(embeddings, valid, outputs=1, attention="causal", cache=cache)
+        logits = vlm.action_logits(hidden)
+        column = choose(logits, temperature, None if uniform is None else uniform[:, j : j + 1])
+        steps.append((column, logits, hidden))
+        embeddings = vlm.language_model.embed_tokens(column + vlm.vocab_size - BINS)
+        if valid is not None:
+            valid = torch.cat((valid, valid.new_ones(len(valid), 1)), dim=1)
+    columns, logits, hidden = (torch.cat(part, dim=1) for part in zip(*steps, strict=True))
+    return columns, logits, hidden
+
+
+def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
+    """Columns [B, N] from logits [B, N, 256]: the largest, or by inverse CDF from `uniform` [B, N]."""
+    if uniform is None:
+        return logits.argmax(dim=-1)
+    cdf = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
+    # Rounding leaves the last entry beside 1; scaling by it keeps every draw inside.
+    threshold = uniform.to(cdf.dtype)[..., None] * cdf[..., -1:]
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp_max(BINS - 1)

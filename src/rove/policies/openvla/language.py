@@ -1,0 +1,150 @@
+"""The forward pass of a Hugging Face Llama, without what a policy does not need.
+
+The modules, and so the weights' names and any adapter wrapped around a projection, are those of
+`transformers`; only the pass is ours: the last layer is evaluated at the positions that are read, and the
+rotary table and the mask are made once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+Attention = Literal["causal", "bidirectional"]
+
+
+class KVCache:
+    """Keys and values of every layer in buffers allocated once, for decoding token by token."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, heads, S, d] after the `length` entries present; returns views of all entries."""
+        if layer not in self._layers:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._layers[layer] = (key.new_empty(shape), value.new_empty(shape))
+        keys, values = self._layers[layer]
+        end = self.length + key.shape[2]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def attention_mask(valid: Tensor, attention: Attention, queries: int) -> Tensor:
+    """bool [B, 1, queries, L], True where one of the last `queries` positions may look.
+
+    `valid` is bool [B, L]. A position that is not valid still sees itself, so that no softmax is empty.
+    """
+    length = valid.shape[1]
+    allowed = valid[:, None, None, :].expand(-1, 1, queries, length)
+    if attention == "causal":
+        ones = torch.ones(queries, length, dtype=torch.bool, device=valid.device)
+        allowed = allowed & ones.tril(length - queries)
+    itself = torch.eye(length, dtype=torch.bool, device=valid.device)[length - queries :]
+    return allowed | itself
+
+
+def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [..., 1, L, d/2] of rotary embedding for `position` int64 [L] or [B, L].
+
+    Su et al. 2021, RoFormer, section 3.2.2, with the half-split layout of Llama checkpoints.
+    """
+    config = model.config
+    dim = model.layers[0].self_attn.head_dim
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim
+    inverse = 1.0 / (config.rope_parameters["rope_theta"] ** exponent)
+    angle = (position[..., None].float() * inverse).unsqueeze(-3)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _heads(x: Tensor, dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, dim)).transpose(1, 2)
+
+
+def _layer(
+    layer: LlamaDecoderLayer,
+    index: int,
+    x: Tensor,
+    rope: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    causal: bool,
+    outputs: int,
+    cache: KVCache | None,
+) -> Tensor:
+    attention = layer.self_attn
+    cos, sin = rope
+    normed = layer.input_layernorm(x)
+    key = _rotate(_heads(attention.k_proj(normed), attention.head_dim), cos, sin)
+    value = _heads(attention.v_proj(normed), attention.head_dim)
+    if cache is not None:
+        key, value = cache.append(index, key, value)
+    if outputs < x.shape[1]:
+        x, normed = x[:, -outputs:], normed[:, -outputs:]
+        cos, sin = cos[..., -outputs:, :], sin[..., -outputs:, :]
+    query = _rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
+    mixed = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=attention.scaling,
+        enable_gqa=attention.num_key_value_groups > 1,
+    )
+    x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def forward(
+    model: LlamaModel,
+    embeddings: Tensor,
+    *,
+    outputs: int,
+    valid: Tensor | None = None,
+    attention: Attention = "causal",
+    cache: KVCache | None = None,
+) -> Tensor:
+    """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
+
+    `embeddings` is [B, S, D]; `valid`, bool [B, L], marks the attended entries (None: all), and position
+    ids count them. With a `cache`, the S positions follow those stored, L counts both, and the pass is
+    causal.
+    """
+    past = 0 if cache is None else cache.length
+    new = embeddings.shape[1]
+    length = past + new
+    if valid is None:
+        position = torch.arange(past, length, device=embeddings.device)
+    else:
+        position = (valid.long().cumsum(1) - 1).clamp_min(0)[:, past:]
+    causal = attention == "causal" and new > 1
+    mask = None if valid is None else attention_mask(valid, attention, new)
+    rope = rotary(model, position, embeddings.dtype)
+    x = embeddings
+    final = len(model.layers) - 1
+    for index, layer in enumerate(model.layers):
+        count = outputs if index == final else new
+        if count < new:
+            # A window of queries that ends at the last key is no longer what SDPA calls causal.
+            if mask is not None:
+                mask = mask[:, :, -count:]
+            elif causal:
+                everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
+                mask = attention_mask(everything, attention, count)
+        x = _layer(layer, index, x, rope, mask, causal, count, cache)
+    if cache is not None:
+        cache.length = length
+    return model.norm(x)

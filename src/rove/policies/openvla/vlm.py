@@ -1,0 +1,124 @@
+"""The Prismatic vision-language model (Karamcheti et al. 2024): towers, projector, Llama, LM head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+
+from rove.config.schema import TowerConfig
+from rove.policies.openvla.bins import BINS
+from rove.policies.openvla.language import Attention, KVCache, forward
+from rove.policies.openvla.vision import TOWERS
+
+
+_TOKENS = ("cls_token", "mask_token", "register_tokens", "position_embeddings")
+EMB = 1.0
+
+
+class Projector(nn.Module):
+    """Patch features to token embeddings: two layers for one tower, three for two (hidden 4 x input)."""
+
+    def __init__(self, width: int, out: int, *, fused: bool) -> None:
+        super().__init__()
+        hidden = 4 * width if fused else out
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+        self.fc3 = nn.Linear(out, out) if fused else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.fc2(F.gelu(self.fc1(features)))
+        return x if self.fc3 is None else self.fc3(F.gelu(x))
+
+
+class PrismaticVLM(nn.Module):
+    """Pixels and token embeddings in, hidden states and action logits out; knows no action and no text."""
+
+    def __init__(
+        self, towers: Sequence[TowerConfig], llama: LlamaConfig, *, image_size: int, vocab_size: int
+    ) -> None:
+        """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it."""
+        super().__init__()
+        self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
+        width = sum(tower.width for tower in towers)
+        self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
+        self.language_model = LlamaModel(llama)
+        del self.language_model.rotary_emb
+        self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
+        self.vocab_size = vocab_size
+
+    def vision(self, pixel_values: Tensor) -> Tensor:
+        """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers]."""
+        channels = 3 * len(self.towers)
+        pictures = pixel_values.unflatten(1, (-1, channels)).flatten(0, 1)
+        parts = [tower(p) for tower, p in zip(self.towers, pictures.split(3, dim=1), strict=True)]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return features.view(len(pixel_values), -1, features.shape[-1])
+
+    def project(self, features: Tensor) -> Tensor:
+        """Patch features to embeddings, [B, P, width] -> [B, P, D]."""
+        return self.projector(features)
+
+    def prefix(
+        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [B, P + L, D] of BOS, patches and prompt, and where they are attended (None: all).
+
+        Prompts are padded on the left, before BOS. Here the padding moves behind the patches, where
+        it is masked all the same: the layout is then one for all rows, and position ids, which count
+        attended entries, do not notice.
+        """
+        patches = self.project(self.vision(pixel_values))
+        if attention_mask is None:
+            tokens, valid = input_ids, None
+        else:
+            keep = attention_mask.bool()
+            start = (~keep).sum(1, keepdim=True)
+            bos = input_ids.gather(1, start)
+            rest = keep.scatter(1, start, False)[:, 1:]
+            tokens = torch.cat((bos, input_ids[:, 1:]), dim=1)
+            valid = torch.cat((keep.new_ones(len(keep), 1 + patches.shape[1]), rest), dim=1)
+        embedded = self.language_model.embed_tokens(tokens)
+        return torch.cat((embedded[:, :1], patches, embedded[:, 1:]), dim=1), valid
+
+    def hidden(
+        self,
+        embeddings: Tensor,
+        valid: Tensor | None,
+        *,
+        outputs: int,
+        attention: Attention,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm at the last `outputs` positions; see `language.forward`."""
+        return forward(
+            self.language_model, embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache
+        )
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""
+        rows = self.lm_head.weight[self.vocab_size - BINS : self.vocab_size]
+        return F.linear(hidden, rows).float()
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, generator: torch.Generator) -> None:
+    """Random weights for training from scratch, drawn in module order from `generator`.
+
+    Matrices are normal with variance 1 / fan-in; embeddings have standard deviation 1, so that words and
+    places start as loud as picture content.
+    """
+    for part in module.modules():
+        scale = "Norm" in type(part).__name__ or "LayerScale" in type(part).__name__
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.ndim < 2:
+                parameter.fill_(1.0 if scale and name != "bias" else 0.0)
+            elif isinstance(part, nn.Embedding) or name in _TOKENS:
+                parameter.normal_(0.0, EMB, generator=generator)
+            else:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.0, fan_in**-0.5, generator=generator)

@@ -1,0 +1,90 @@
+"""Policies by name: the one place that knows which class builds or reads which."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rove.config.schema import PolicyConfig
+from rove.errors import RoveError, nearest
+from rove.policies.base import Policy
+from rove.types import ActionSpec
+
+_ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
+
+
+def register(kind: str, entry_point: str) -> None:
+    """Make "module:Class" the policy `kind`, imported when it is first used.
+
+    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed)` and
+    `from_pretrained(directory, *, decoding, attention, value_head, temperature)`, and its checkpoints a
+    config.json whose "model_type" is `kind`. Raises RoveError where the name is taken.
+    """
+    if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
+        raise RoveError(f"The policy {kind!r} is already registered as {_ENTRY_POINTS[kind]}.")
+    _ENTRY_POINTS[kind] = entry_point
+
+
+def kinds() -> tuple[str, ...]:
+    """The registered names."""
+    return tuple(sorted(_ENTRY_POINTS))
+
+
+def build(
+    config: PolicyConfig,
+    *,
+    chunk: int,
+    action_spec: ActionSpec,
+    image_size: int,
+    vocabulary: Sequence[str],
+    statistics: Mapping[str, Any] | None,
+    seed: int,
+) -> Policy:
+    """A policy as `config` says, on the CPU: new, or read from `config.checkpoint`.
+
+    `chunk` is C; `vocabulary` the words of the suite's instructions; `statistics` those of the
+    demonstrations, `{key: {"action": {"q01", "q99", "mask"}}}`, or None for the bounds of `action_spec`.
+    A checkpoint keeps its own vocabulary, statistics and action spec: see `actions.ActionConverter`.
+    """
+    if config.checkpoint is None:
+        return _policy_class(config.kind).build(
+            config,
+            chunk=chunk,
+            action_spec=action_spec,
+            image_size=image_size,
+            vocabulary=vocabulary,
+            statistics=statistics,
+            seed=seed,
+        )
+    directory = Path(config.checkpoint)
+    return _policy_class(_kind(directory)).from_pretrained(
+        directory,
+        decoding=config.decoding,
+        attention=config.attention,
+        value_head=config.value_head,
+        temperature=config.temperature,
+        chunk=chunk,
+        seed=seed,
+    )
+
+
+def load(directory: Path | str) -> Policy:
+    """The policy that a checkpoint directory holds, as it was saved."""
+    return _policy_class(_kind(Path(directory))).from_pretrained(Path(directory))
+
+
+def _kind(directory: Path) -> str:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise RoveError(f"{directory} is not a checkpoint directory: it has no config.json.")
+    return str(json.loads(path.read_text()).get("model_type"))
+
+
+def _policy_class(kind: str) -> Any:
+    if kind not in _ENTRY_POINTS:
+        raise RoveError(f"Unknown policy {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+    module, _, name = _ENTRY_POINTS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,79 @@
+"""Recipes: functions that return a full `Run`. A variant is a few lines on another one, never a copy.
+
+Every module of this package is searched, so a new recipe is one decorated function. A recipe of your own can
+live anywhere: `rove train path/to/file.py:name`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rove.config.schema import Run
+from rove.errors import RoveError, nearest
+
+_recipes: dict[str, Recipe] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named way to train."""
+
+    name: str
+    summary: str
+    """The first line of the function's docstring."""
+    build: Callable[[], Run]
+
+
+def recipe(build: Callable[[], Run]) -> Callable[[], Run]:
+    """Register a function under its own name; the first line of its docstring is its summary."""
+    if not build.__doc__:
+        raise RoveError(f"Recipe {build.__name__!r} needs a docstring: its first line is the summary.")
+    known = _recipes.get(build.__name__)
+    if known is not None and known.build.__code__.co_filename != build.__code__.co_filename:
+        raise RoveError(f"Two recipes are called {build.__name__!r}; rename one.")
+    _recipes[build.__name__] = Recipe(build.__name__, build.__doc__.strip().splitlines()[0], build)
+    return build
+
+
+def get(name: str) -> Recipe:
+    """The recipe called `name`, or, for "path/to/file.py:name", the one in that file.
+
+    Raises RoveError with the nearest name, or when the file is missing.
+    """
+    file, colon, short = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        _import_file(Path(file))
+    else:
+        short = name
+    known = {r.name: r for r in all()}
+    if short not in known:
+        raise RoveError(f"Unknown recipe {short!r}. {nearest(short, known)}")
+    return known[short]
+
+
+def all() -> tuple[Recipe, ...]:
+    """Every recipe, by name."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return tuple(sorted(_recipes.values(), key=lambda r: r.name))
+
+
+def _import_file(path: Path) -> None:
+    """Import the file as a module named after it, so that what it defines can be referred to by that name."""
+    if not path.is_file():
+        raise RoveError(f"No recipe file at {path}.")
+    there = sys.modules.get(path.stem)
+    if there is not None:
+        if getattr(there, "__file__", None) != str(path.resolve()):
+            raise RoveError(f"A module called {path.stem!r} is imported already; rename {path}.")
+        return
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)

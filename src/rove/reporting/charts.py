@@ -1,0 +1,196 @@
+"""Charts as inline SVG, drawn by hand: no script, no request, hover texts from `<title>`.
+
+Colours are CSS custom properties (`--rl`, `--part-simulation`, …) that `style.py` sets for light and dark.
+Text in an SVG shrinks with it, so a page holds each wide chart twice, see `responsive`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rove.evaluation.statistics import Rate
+
+WIDE, NARROW = 960, 350
+"""Widths in pixels, for a desktop and a phone."""
+_MAX_POINTS = 240
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A held-out evaluation on the learning curve."""
+
+    iteration: int
+    rate: Rate
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The plotting area, and where a value falls in it."""
+
+    width: int
+    height: int
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    left: int = 44
+    right: int = 12
+    top: int = 10
+    bottom: int = 34
+
+    def x(self, value: float) -> float:
+        return self.left + (self.width - self.left - self.right) * _place(value, self.x_range)
+
+    def y(self, value: float) -> float:
+        return (
+            self.height - self.bottom - (self.height - self.top - self.bottom) * _place(value, self.y_range)
+        )
+
+    def path(self, points: Sequence[Point]) -> str:
+        """The `points` attribute of a line through them."""
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+
+    def line(self, points: Sequence[Point], colour: str) -> str:
+        return f'<polyline class="line" style="stroke:var(--{colour})" points="{self.path(points)}"/>'
+
+    def area(self, low: Sequence[Point], high: Sequence[Point], colour: str, opacity: float) -> str:
+        """The surface between two lines."""
+        outline = self.path([*high, *reversed(low)])
+        return f'<polygon style="fill:var(--{colour});opacity:{opacity}" points="{outline}"/>'
+
+    def axes(self, x_title: str, y_label: Callable[[float], str], y_ticks: Sequence[float]) -> str:
+        """Grid lines with their values, and the title of the horizontal axis."""
+        parts, end = [], self.width - self.right
+        for tick in y_ticks:
+            y = self.y(tick)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(
+                f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{y_label(tick)}</text>'
+            )
+        base = self.height - self.bottom
+        for tick in ticks(*self.x_range, 8 if self.width > 500 else 4, whole=True):
+            parts.append(f'<text x="{self.x(tick):.1f}" y="{base + 15}" text-anchor="middle">{tick:g}</text>')
+        middle = (self.left + end) / 2
+        parts.append(f'<text x="{middle:.1f}" y="{self.height - 3}" text-anchor="middle">{x_title}</text>')
+        return "".join(parts)
+
+    def hover(self, texts: Mapping[float, str]) -> str:
+        """Invisible columns that show a text each."""
+        places = sorted(texts)
+        edges = [self.x(a) / 2 + self.x(b) / 2 for a, b in itertools.pairwise(places)]
+        starts, ends = [self.left, *edges], [*edges, self.width - self.right]
+        return "".join(
+            f'<rect class="hover" x="{a:.1f}" y="{self.top}" width="{max(b - a, 0.1):.1f}" '
+            f'height="{self.height - self.top - self.bottom}"><title>{escape(texts[place])}</title></rect>'
+            for place, a, b in zip(places, starts, ends, strict=True)
+        )
+
+    def svg(self, label: str, body: str) -> str:
+        box = f"0 0 {self.width} {self.height}"
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{body}</svg>'
+
+
+def responsive(draw: Callable[[int], str]) -> str:
+    """The chart at both widths; the style sheet shows the one that fits the screen."""
+    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
+
+
+def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[Held]) -> str:
+    """Success over iterations: rollouts as a line with its 95 % band, evaluations as points with bars."""
+    last = max([*rollout, *(point.iteration for point in held_out), 1])
+    frame = Frame(width, 320 if width > 500 else 240, (0, last), (0.0, 1.0))
+    low = [(i, rate.interval[0]) for i, rate in rollout.items()]
+    high = [(i, rate.interval[1]) for i, rate in rollout.items()]
+    body = [
+        frame.axes("iteration", lambda value: f"{value:.0%}", [0, 0.25, 0.5, 0.75, 1]),
+        frame.area(low, high, "rollout", 0.2),
+        frame.line([(i, rate.rate) for i, rate in rollout.items()], "rollout"),
+        frame.hover({i: f"iteration {i}: {rate} of {rate.trials} episodes" for i, rate in rollout.items()}),
+        *(_point(frame, point) for point in held_out),
+    ]
+    return frame.svg("Success rate over iterations", "".join(body))
+
+
+def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
+    """Seconds an iteration: `parts` maps a name to (iteration, seconds), the same iterations in each."""
+    parts = {name: thin(points) for name, points in parts.items()}
+    steps = [x for x, _ in next(iter(parts.values()))]
+    base = [(x, 0.0) for x in steps]
+    layers, texts = [], {x: [f"iteration {x:g}"] for x in steps}
+    for name, points in parts.items():
+        top = [(x, below + seconds) for (x, below), (_, seconds) in zip(base, points, strict=True)]
+        layers.append((base, top, f"part-{name}"))
+        for x, seconds in points:
+            texts[x].append(f"{name} {seconds:.2f} s")
+        base = top
+    ceiling = max(max(y for _, y in base), 1e-9)
+    frame = Frame(
+        width, 260 if width > 500 else 210, (steps[0], max(steps[-1], steps[0] + 1)), (0.0, ceiling * 1.05)
+    )
+    body = [frame.area(low, high, colour, 0.9) for low, high, colour in layers]
+    body.append(frame.axes("iteration", lambda value: f"{value:g} s", ticks(0.0, ceiling, 6)))
+    body.append(frame.hover({x: "\n".join(lines) for x, lines in texts.items()}))
+    return frame.svg("Seconds per iteration by part", "".join(body))
+
+
+def small(name: str, points: Sequence[Point]) -> str:
+    """One metric over steps, in a small frame."""
+    points = thin(points)
+    values = [y for _, y in points]
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    steps = (points[0][0], max(points[-1][0], points[0][0] + 1))
+    frame = Frame(300, 120, steps, (low, high), left=52, right=8, top=8, bottom=20)
+    end, base = frame.width - frame.right, frame.height - frame.bottom
+    body = [
+        *(
+            f'<text x="{frame.left - 6}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            for value in (low, high)
+        ),
+        f'<text x="{frame.left}" y="{frame.height - 4}">{steps[0]:g}</text>',
+        f'<text x="{end}" y="{frame.height - 4}" text-anchor="end">{steps[1]:g}</text>',
+        f'<rect class="frame" x="{frame.left}" y="{frame.top}" '
+        f'width="{end - frame.left}" height="{base - frame.top}"/>',
+        frame.line(points, "rollout"),
+        frame.hover({x: f"{x:g}: {y:.4g}" for x, y in points}),
+    ]
+    return frame.svg(name, "".join(body))
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """At most `_MAX_POINTS` points: means of neighbours, so that a long run stays a small page."""
+    stride = math.ceil(len(points) / _MAX_POINTS)
+    groups = [points[i : i + stride] for i in range(0, len(points), stride)]
+    return [(group[len(group) // 2][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """About `count` round numbers in [low, high], multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    if whole:
+        step = max(1.0, step)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _place(value: float, span: tuple[float, float]) -> float:
+    return (value - span[0]) / (span[1] - span[0])
+
+
+def _point(frame: Frame, point: Held) -> str:
+    x, (low, high) = frame.x(point.iteration), point.rate.interval
+    return (
+        f'<g style="stroke:var(--{point.colour});fill:var(--{point.colour})">'
+        f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"/>'
+        f'<circle cx="{x:.1f}" cy="{frame.y(point.rate.rate):.1f}" r="4.5"/>'
+        f"<title>{escape(point.label)}: {point.rate} of {point.rate.trials} held-out episodes</title></g>"
+    )

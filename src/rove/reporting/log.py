@@ -1,0 +1,124 @@
+"""Metrics over time: one JSON object a line, TensorBoard, and Weights & Biases if asked for.
+
+A line is `{"step": 12, "rollout/success": 0.61, …}` for iteration 12, counted from 1, or
+`{"sft_step": 300, "sft/loss": 1.2, …}` for an optimizer step of the warm-up. null stands for a value that
+is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rove.errors import RoveError
+from rove.reporting.metrics import check
+
+FILE = "metrics.jsonl"
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The logged lines of a run directory, in order; empty when nothing was logged.
+
+    A last line that a crash cut short is left out.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Logger:
+    """Appends the metrics of one run below its directory.
+
+    Example:
+        with Logger(directory, tensorboard=True, wandb=False) as logger:
+            logger.log(1, {"rollout/success": 0.61})
+    """
+
+    def __init__(self, directory: Path, *, tensorboard: bool, wandb: bool) -> None:
+        """Raises RoveError, with the install command, when a sink that was asked for is not installed."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._tensorboard = _tensorboard_writer(directory) if tensorboard else None
+        self._wandb = _wandb_run(directory) if wandb else None
+        self._file = _rewrite(directory, read(directory))
+
+    def cut(self, iteration: int) -> None:
+        """Forget what was logged after `iteration`, as if the run had stopped there."""
+        self._file.close()
+        kept = [line for line in read(self._directory) if line.get("step", 0) <= iteration]
+        self._file = _rewrite(self._directory, kept)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = _tensorboard_writer(self._directory, purge_step=iteration + 1)
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Write one line, flushed. Raises RoveError on a metric that is not declared."""
+        self._write("step", iteration, metrics)
+
+    def log_sft(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The same for an optimizer step of the warm-up."""
+        self._write("sft_step", step, metrics)
+
+    def _write(self, counter: str, step: int, metrics: Mapping[str, float]) -> None:
+        values = {check(name).name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({counter: step, **finite}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({counter: step, **values})
+
+    def close(self) -> None:
+        """Flush and close every sink; calling it twice is harmless."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _rewrite(directory: Path, lines: Sequence[Mapping[str, Any]]) -> TextIO:
+    """Replace the file by these lines, atomically, and open it at its end."""
+    partial = directory / f".{FILE}.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.replace(directory / FILE)
+    return (directory / FILE).open("a")
+
+
+def _tensorboard_writer(directory: Path, purge_step: int | None = None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RoveError(
+            "TensorBoard is not installed: `pip install tensorboard`, or --logging.tensorboard false."
+        ) from error
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=purge_step)
+
+
+def _wandb_run(directory: Path) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise RoveError(
+            "Weights & Biases is not installed: `pip install 'rove[wandb]'`, or --logging.wandb false."
+        ) from error
+    # A resumed run is a new one in the same group: wandb cannot take back the steps that were cut.
+    run = wandb.init(project="rove", name=directory.name, group=directory.name, dir=directory)
+    run.define_metric("*", step_metric="step")
+    run.define_metric("sft/*", step_metric="sft_step")
+    return run

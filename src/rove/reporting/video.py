@@ -1,0 +1,113 @@
+"""Episodes as animated pictures: small enough to sit inside a report page.
+
+In a run directory they are `videos/<before|after>/<n>.webp`, listed by `videos/index.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rove.errors import RoveError
+
+_WIDTH = 192
+"""Pixels that a smaller frame is enlarged to, in whole steps."""
+_MILLISECONDS = 100
+"""Of a frame."""
+_HOLD = 1000
+"""Milliseconds of the last frame."""
+_PASS, _FAIL, _PAPER, _INK = "#2e9e5b", "#d1495b", "#16181d", "#f2f3f5"
+_FONT_SIZE = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One entry of `videos/index.json`."""
+
+    phase: Literal["before", "after"]
+    """Of RL."""
+    task: str
+    instruction: str
+    success: bool
+    file: str
+    """Relative to the `videos` folder."""
+
+
+def animate(
+    frames: Tensor, instruction: str, success: bool, format: Literal["WEBP", "GIF"] = "WEBP"
+) -> bytes:
+    """An endlessly looping picture of an episode, with instruction and outcome below it.
+
+    `frames` is uint8 [F, H, W, 3], one an action. The last one is held in a frame of the outcome's colour.
+    Raises RoveError on frames of another kind, and when there are none.
+    """
+    images = frames.numpy()
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise RoveError(
+            f"an animation needs frames uint8 [F, H, W, 3]; got {images.dtype} {list(images.shape)}."
+        )
+    scale = max(1, _WIDTH // images.shape[2])
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    pictures = [Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    colour = _PASS if success else _FAIL
+    held = pictures[-1].copy()
+    ImageDraw.Draw(held).rectangle((0, 0, width - 1, height - 1), outline=colour, width=max(2, width // 48))
+    strip = _caption(instruction, "success" if success else "failure", width, colour)
+    pictures = [_stack(picture, strip) for picture in [*pictures, held]]
+    durations = [_MILLISECONDS] * len(images) + [_HOLD]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, format, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=80
+    )
+    return buffer.getvalue()
+
+
+def write_webp(path: Path, frames: Tensor, instruction: str, success: bool) -> None:
+    """Write `animate`'s picture as an animated WebP."""
+    path.write_bytes(animate(frames, instruction, success))
+
+
+def data_uri(picture: bytes) -> str:
+    """A WebP picture as an address that a page can hold."""
+    return "data:image/webp;base64," + base64.b64encode(picture).decode()
+
+
+def index(run_dir: Path) -> list[Video]:
+    """The entries of `videos/index.json`; empty when nothing was recorded."""
+    path = run_dir / "videos" / "index.json"
+    return [Video(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+
+
+def _caption(instruction: str, outcome: str, width: int, colour: str) -> Image.Image:
+    """Both on a strip; the instruction is wrapped to `width` pixels."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    lines, line = [], ""
+    for word in instruction.split():
+        if line and font.getlength(f"{line} {word}") > width - 8:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    lines.append(line)
+    step = _FONT_SIZE + 4
+    strip = Image.new("RGB", (width, step * (len(lines) + 1) + 8), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for row, text in enumerate(lines):
+        draw.text((4, 4 + row * step), text, font=font, fill=_INK)
+    draw.text((4, 4 + len(lines) * step), outcome, font=font, fill=colour)
+    return strip
+
+
+def _stack(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    joined = Image.new("RGB", (top.width, top.height + bottom.height))
+    joined.paste(top, (0, 0))
+    joined.paste(bottom, (0, top.height))
+    return joined

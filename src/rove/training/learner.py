@@ -1,0 +1,117 @@
+"""TrainBatch → optimizer steps. Gradients are accumulated over micro-batches under whole-batch
+denominators, so how a batch is split changes memory, not the gradient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rove.algorithms import Algorithm
+from rove.config.schema import GRPO, PPO, Run
+from rove.policies.base import Policy
+from rove.training.optim import Optimizer
+from rove.types import TrainBatch
+
+
+class Learner:
+    """Owns the policy's gradients: one `update` per iteration, `epochs` passes over its batch."""
+
+    def __init__(self, policy: Policy, algorithm: Algorithm, run: Run, device: torch.device) -> None:
+        assert isinstance(policy, nn.Module)
+        self.policy, self.algorithm, self.device = policy, algorithm, device
+        self.config: PPO | GRPO = run.algorithm
+        self.training, self.seed = run.training, run.seed
+        self.head: nn.Module | None = policy.value_head
+        steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
+        self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
+        self.reference = None
+        if isinstance(self.config, GRPO) and self.config.kl_coef:
+            self.reference = deepcopy(policy).requires_grad_(False)
+
+    def _steps_per_epoch(self, rows: int) -> int:
+        return -(-rows // self.training.batch)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps that a batch of `rows` chunks takes."""
+        return self._steps_per_epoch(rows) * self.config.epochs
+
+    def update(
+        self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Train on `batch`; returns the mean of each metric over the optimizer steps."""
+        totals: dict[str, float] = defaultdict(float)
+        steps = skipped = 0
+        for epoch in range(self.config.epochs):
+            order = np.random.default_rng((self.seed, iteration, epoch)).permutation(len(batch))
+            for rows in np.array_split(order, self._steps_per_epoch(len(batch))) if len(batch) else ():
+                metrics = self.accumulate(batch, torch.from_numpy(rows), iteration)
+                metrics["grad_norm"], taken = self.optimizer.step()
+                steps, skipped = steps + 1, skipped + (not taken)
+                for name, value in metrics.items():
+                    totals[name] += value if taken else 0.0
+                on_step()
+        mean = {f"train/{name}": value / max(1, steps - skipped) for name, value in totals.items()}
+        return mean | {
+            "train/rows": len(batch),
+            "train/steps": steps,
+            "train/skipped_steps": skipped,
+            "train/lr": self.optimizer.lr,
+        }
+
+    def accumulate(self, batch: TrainBatch, rows: Tensor, iteration: int = 0) -> dict[str, float]:
+        """Gradients of one optimizer step over `rows` (int64 [M]) of `batch`, and its metrics."""
+        part = batch.select(rows)
+        mask = part.mask
+        at_value_level = mask if part.value is None or part.value.shape == mask.shape else mask.any(-1)
+        if batch.denominator is None:
+            denominator = float(mask.sum())
+        else:
+            # Length-normalised: this step's share of the batch's denominator.
+            denominator = batch.denominator * len(part) / len(batch)
+        totals: dict[str, float] = defaultdict(float)
+        for start in range(0, len(part), self.training.micro_batch):
+            micro = part.select(torch.arange(start, min(start + self.training.micro_batch, len(part))))
+            with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
+                output = self.policy.evaluate(micro.observation, micro.tokens)
+            loss, metrics = self.algorithm.loss(
+                output,
+                micro,
+                self.config,
+                denominator=denominator,
+                value_denominator=float(at_value_level.sum()),
+                reference=self._reference_logprob(micro),
+            )
+            loss.backward()
+            for name, value in metrics.items():
+                totals[name] += float(value)
+        if isinstance(self.config, PPO) and iteration < self.config.critic_warmup:
+            self._keep_head_gradients_only()
+        return dict(totals)
+
+    def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self.reference.evaluate(micro.observation, micro.tokens).logprob
+
+    def _keep_head_gradients_only(self) -> None:
+        head = {id(p) for p in self.head.parameters()} if self.head is not None else set()
+        for parameter in self.optimizer.parameters:
+            if id(parameter) not in head:
+                parameter.grad = None
+
+    def state_dict(self) -> dict:
+        """Optimizer state, and the frozen reference where there is one."""
+        reference = None if self.reference is None else self.reference.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "reference": reference}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])

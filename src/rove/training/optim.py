@@ -1,0 +1,96 @@
+"""AdamW, its parameter groups, and the learning-rate schedule as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from rove.config.schema import OptimConfig
+
+
+def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
+    """The factor on the base rate at optimizer step `step` of `total`: linear warm-up, then the schedule."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup) / max(1, total - config.warmup))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.final_lr_fraction + (1 - config.final_lr_fraction) * shape
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig, head: nn.Module | None = None) -> torch.optim.AdamW:
+    """One group for the model, one for the value head `head`; matrices decay, vectors and scalars do not."""
+    in_head = {id(p) for p in head.parameters()} if head is not None else set()
+    groups = []
+    for is_head, lr in ((False, config.lr), (True, config.value_lr or config.lr)):
+        mine = [p for p in module.parameters() if p.requires_grad and (id(p) in in_head) == is_head]
+        for decays in (True, False):
+            params = [p for p in mine if (p.ndim > 1) == decays]
+            if params:
+                decay = config.weight_decay if decays else 0.0
+                groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, foreach=True)
+
+
+class Optimizer:
+    """AdamW with schedule, clipping and the finite check; refuses to train on through repeated bad steps."""
+
+    def __init__(
+        self, module: nn.Module, config: OptimConfig, total_steps: int, max_bad_steps: int,
+        head: nn.Module | None = None,
+    ) -> None:
+        self.config, self.total_steps, self.max_bad_steps = config, total_steps, max_bad_steps
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.adamw = make_optimizer(module, config, head)
+        self.steps = 0
+        self.bad_streak = 0
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> tuple[float, bool]:
+        """Clip and apply the gradients. Returns their norm and whether the step was taken.
+
+        A non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises
+        FloatingPointError after more than `max_bad_steps` of them in a row.
+        """
+        norm = float(self._clip(self.parameters))
+        taken = math.isfinite(norm)
+        if taken:
+            factor = learning_rate_factor(self.steps, self.total_steps, self.config)
+            for group in self.adamw.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            self.adamw.step()
+            self.bad_streak = 0
+        else:
+            self.bad_streak += 1
+            if self.bad_streak > self.max_bad_steps:
+                raise FloatingPointError(
+                    f"{self.bad_streak} optimizer steps in a row had a non-finite loss or gradient and were "
+                    "skipped. Lower training.optim.lr, or look at the last checkpoint's metrics."
+                )
+        self.steps += 1
+        self.zero_grad()
+        return norm, taken
+
+    def _clip(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+        return nn.utils.clip_grad_norm_(parameters, self.config.clip_grad, foreach=True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.config.lr * learning_rate_factor(self.steps, self.total_steps, self.config)
+
+    def state_dict(self) -> dict:
+        """Moments and counters."""
+        return {"adamw": self.adamw.state_dict(), "steps": self.steps, "bad_streak": self.bad_streak}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""
+        self.adamw.load_state_dict(state["adamw"])
+        self.steps, self.bad_streak = state["steps"], state["bad_streak"]

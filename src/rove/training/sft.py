@@ -1,0 +1,131 @@
+"""Supervised warm-up: cross-entropy on the action tokens of expert demonstrations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from rove import checkpoint
+from rove.config.schema import Run, SFTConfig
+from rove.envs import registry as envs
+from rove.envs.base import VectorEnv
+from rove.errors import RoveError
+from rove.policies import registry as policies
+from rove.policies.base import Policy
+from rove.reporting.log import Logger
+from rove.reporting.progress import Progress
+from rove.training.demonstrations import Demonstrations, collect
+from rove.training.optim import Optimizer
+
+
+def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
+    """The policy that RL starts from: `policy.checkpoint`, or one made here, kept below `directory`.
+
+    `directory/demonstrations.npz` and `directory/sft` are made once and used again.
+    """
+    if run.policy.checkpoint is not None:
+        return Path(run.policy.checkpoint)
+    if run.sft is None:
+        raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
+    target = directory / "sft"
+    if target.exists():
+        return target
+    with closing(make_env(run)) as env:
+        demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
+        suite = env.suite
+        policy = policies.build(
+            run.policy,
+            chunk=run.rollout.chunk,
+            action_spec=env.action_spec,
+            image_size=run.env.image_size,
+            vocabulary=suite.vocabulary,
+            statistics={suite.name: {"action": demonstrations.statistics()}},
+            seed=run.seed,
+        )
+    progress.phase("sft", run.sft.steps)
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        progress.advance()
+        if step % 50 == 0:
+            log.log_sft(step, metrics)
+
+    fit(policy, demonstrations, run.sft, run.seed, max_bad_steps=run.training.max_bad_steps, on_step=on_step)
+    return checkpoint.save_policy(target, policy)
+
+
+def make_env(run: Run) -> VectorEnv:
+    """The environment that demonstrations are collected in."""
+    return envs.make(run.env, num_envs=run.rollout.num_envs, chunk=run.rollout.chunk, autoreset="refill")
+
+
+def demonstrate(run: Run, env: VectorEnv, path: Path, progress: Progress) -> Demonstrations:
+    """Demonstrations of the run's tasks from the suite's scripted expert; read from `path` if it is there."""
+    assert run.sft is not None
+    if path.exists():
+        return Demonstrations.load(path)
+    progress.phase("demonstrate", run.sft.episodes)
+    demonstrations = collect(
+        env, episodes=run.sft.episodes, noise=run.sft.noise, seed=run.seed, on_episode=progress.advance
+    )
+    demonstrations.save(path)
+    return demonstrations
+
+
+def fit(
+    policy: Policy,
+    demonstrations: Demonstrations,
+    config: SFTConfig,
+    seed: int,
+    *,
+    max_bad_steps: int,
+    seconds: float | None = None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+) -> None:
+    """Train `policy` in place for `config.steps` optimizer steps, or for `seconds` of wall-clock time.
+
+    Every pass over the demonstrations is a fresh permutation. With `seconds` the schedule is constant:
+    the number of steps is not known beforehand.
+    """
+    assert isinstance(policy, nn.Module)
+    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
+    tokens = policy.tokenize(demonstrations.actions)
+    observation = demonstrations.observation()
+    batches = _batches(len(demonstrations), config.batch, seed)
+    began = time.perf_counter()
+    policy.train()
+    while (optimizer.steps < config.steps) if seconds is None else (time.perf_counter() - began < seconds):
+        rows = torch.from_numpy(next(batches))
+        counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
+        total = right = 0.0
+        for part in rows.split(config.micro_batch):
+            mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
+            output = policy.evaluate(observation.select(part), tokens[part], temperature=1.0)
+            loss = -(output.logprob.cpu() * mask).sum() / counted
+            loss.backward()
+            total += float(loss)
+            right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
+        lr = optimizer.lr
+        norm, _ = optimizer.step()
+        on_step(
+            optimizer.steps,
+            {"sft/loss": total, "sft/token_probability": right, "sft/grad_norm": norm, "sft/lr": lr},
+        )
+    policy.eval()
+
+
+def _batches(count: int, size: int, seed: int):
+    """Endless batches of row indices, int64 [size]; a remainder opens the next pass."""
+    left = np.empty(0, dtype=np.int64)
+    lap = 0
+    while True:
+        while len(left) < size:
+            left = np.concatenate([left, np.random.default_rng((seed, lap)).permutation(count)])
+            lap += 1
+        yield left[:size]
+        left = left[size:]

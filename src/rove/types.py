@@ -1,0 +1,283 @@
+"""The records that cross borders between rooms, frozen, each field with shape, dtype and unit.
+
+Shape letters: `B` parallel environments, `T` chunks in a rollout, `C` actions in a chunk, `A` action
+dimensions, `N` chunks in a batch, `n` cameras, `H, W` pixels. A mask is True where an entry counts.
+`terminated` and `truncated` are never merged before bootstrapping has used them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "held_out"]
+Autoreset = Literal["refill", "stop"]
+Mode = Literal["sample", "greedy"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSpec:
+    """An episode is data: everything that decides what happens, but for the actions.
+
+    Example: `EpisodeSpec("put/red_cube/blue_plate", initial_state=17, variant="light", seed=4021)`
+    """
+
+    task: str
+    initial_state: int
+    variant: str = "none"
+    seed: int = 0
+    """Keys the policy's sampling noise, nothing else: members of a GRPO group differ in it alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """What became of one episode."""
+
+    spec: EpisodeSpec
+    slot: int
+    success: bool
+    length: int
+    """Executed actions."""
+    total_reward: float
+    """Undiscounted sum of rewards."""
+    truncated: bool
+    """Ended by the horizon, not by the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpec:
+    """One side's convention for an action vector; `policies.actions.convert` maps between two."""
+
+    names: tuple[str, ...]
+    """One a dimension, e.g. `("x", "y", "z", "yaw", "gripper")`."""
+    units: tuple[str, ...]
+    """One a dimension: "m", "rad", or "1" for a dimensionless one."""
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """Inclusive bounds; an action outside them is refused by the environment."""
+    frame: Literal["world", "end_effector"] = "world"
+    control: Literal["delta", "absolute"] = "delta"
+    gripper: Literal["open_high", "open_low"] = "open_high"
+    """Whether the upper bound of the last dimension opens or closes the gripper."""
+
+    @property
+    def dim(self) -> int:
+        """A, the number of action dimensions."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """What a policy sees: uint8 images and text. Pixel tensors are made by the policy, on its device."""
+
+    images: Tensor
+    """uint8 [B, n, H, W, 3]."""
+    instruction: tuple[str, ...]
+    """B instructions."""
+    state: Tensor | None = None
+    """Proprioception, float32 [B, P], in the suite's units; None where the suite has none."""
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Observation:
+        """The rows named, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Observation(
+            self.images[index],
+            tuple(self.instruction[i] for i in index.tolist()),
+            None if self.state is None else self.state[index],
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Observation]) -> Observation:
+        """The rows of all parts, in order."""
+        states = [part.state for part in parts if part.state is not None]
+        return Observation(
+            torch.cat([part.images for part in parts]),
+            tuple(text for part in parts for text in part.instruction),
+            torch.cat(states) if states else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActionChunk:
+    """What `Policy.act` answers."""
+
+    actions: Tensor
+    """float32 [B, C, A], in the environment's units."""
+    tokens: Tensor
+    """int64 [B, C, A], vocabulary ids."""
+    logprob: Tensor
+    """float32 [B, C, A], of each token under the policy's sampling distribution."""
+    value: Tensor | None
+    """float32 [B, C] or [B, 1]; None without a critic."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyOutput:
+    """What `Policy.evaluate` answers: the same function of the same inputs as `act`."""
+
+    logprob: Tensor
+    """float32 [B, C, A]."""
+    entropy: Tensor
+    """float32 [B, C, A], nats."""
+    value: Tensor | None
+    """float32 [B, C] or [B, 1]; None without a critic."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkResult:
+    """What `VectorEnv.step_chunk` answers."""
+
+    observation: Observation
+    """After the chunk; in a refilled slot the new episode's first; in an idle slot unspecified."""
+    reward: Tensor
+    """float32 [B, C]; zero where nothing was executed."""
+    terminated: Tensor
+    """bool [B, C]; the task itself ended here (success, or a failure that cannot be undone)."""
+    truncated: Tensor
+    """bool [B, C]; the horizon ended the episode here."""
+    success: Tensor
+    """bool [B, C]."""
+    executed: Tensor
+    """bool [B, C]; False after an end inside the chunk, and in idle slots."""
+    final_slots: Tensor
+    """int64 [F]; the slots whose episode was truncated in this chunk, ascending."""
+    final_observation: Observation | None
+    """Their last observation, F rows; None when F is 0."""
+    finished: tuple[EpisodeRecord, ...] = ()
+    """Episodes that ended in this chunk, by slot."""
+    frames: dict[int, Tensor] = field(default_factory=dict)
+    """Recorded slots only: uint8 [executed frames, H, W, 3] of this chunk, see `VectorEnv.record`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """A rollout of T chunks in B slots, as collected, before any algorithm has looked at it."""
+
+    observation: Observation
+    """T·B rows, row t·B + b."""
+    tokens: Tensor
+    """int64 [T, B, C, A]."""
+    logprob: Tensor
+    """float32 [T, B, C, A]."""
+    value: Tensor | None
+    """float32 [T + 1, B, C or 1]; the last entry judges the observation after the last chunk."""
+    final_value: Tensor | None
+    """float32 [T, B, 1]: V(final observation) where an episode was truncated, zero elsewhere."""
+    reward: Tensor
+    """float32 [T, B, C]."""
+    terminated: Tensor
+    """bool [T, B, C]."""
+    truncated: Tensor
+    """bool [T, B, C]."""
+    executed: Tensor
+    """bool [T, B, C]."""
+    finished: tuple[EpisodeRecord, ...]
+    version: int
+    """Version of the weights that acted."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """T, B, C."""
+        t, b, c = self.reward.shape
+        return t, b, c
+
+    @property
+    def done(self) -> Tensor:
+        """bool [T, B, C]; only for use after bootstrapping."""
+        return self.terminated | self.truncated
+
+    def slots(self, index: Tensor) -> Trajectory:
+        """The same rollout with the slots `index` (int64 [B']) only; `finished` keeps theirs, renumbered."""
+        t, b, _ = self.shape
+        rows = (torch.arange(t)[:, None] * b + index[None, :]).flatten()
+        number = {slot: i for i, slot in enumerate(index.tolist())}
+        kept = {
+            f.name: value[:, index]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(
+            self,
+            observation=self.observation.select(rows),
+            finished=tuple(replace(r, slot=number[r.slot]) for r in self.finished if r.slot in number),
+            **kept,
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """The slots of all parts side by side; T must agree."""
+        t = parts[0].shape[0]
+        per_step = [
+            p.observation.select(range(s * p.shape[1], (s + 1) * p.shape[1])) for s in range(t) for p in parts
+        ]
+        finished, offset = [], 0
+        for part in parts:
+            finished += [replace(r, slot=r.slot + offset) for r in part.finished]
+            offset += part.shape[1]
+        joined = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts], dim=1)
+            for f in fields(Trajectory)
+            if isinstance(getattr(parts[0], f.name), Tensor)
+        }
+        return replace(
+            parts[0], observation=Observation.cat(per_step), finished=tuple(finished), **joined
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainBatch:
+    """N chunks to train on; rows in which nothing counts are not in it."""
+
+    observation: Observation
+    tokens: Tensor
+    """int64 [N, C, A]."""
+    logprob: Tensor
+    """float32 [N, C, A], of the weights that acted."""
+    advantage: Tensor
+    """float32 [N, C] or, at chunk level, [N, 1]."""
+    mask: Tensor
+    """bool [N, C] or [N, 1]."""
+    returns: Tensor | None
+    """float32, shaped like `value`; None without a critic."""
+    value: Tensor | None
+    """float32 [N, C] or [N, 1], of the weights that acted."""
+    episode_length: Tensor | None
+    """int64 [N, 1], executed actions of the row's episode; set where the loss is length-normalised."""
+    horizon: int | None = None
+    """Actions; set together with `episode_length`."""
+    denominator: float | None = None
+    """What the policy loss is divided by, for the whole batch; None: see `losses.policy_loss`."""
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def select(self, rows: Tensor) -> TrainBatch:
+        """The rows named (int64 [M]); the denominator stays the whole batch's."""
+        picked = {
+            f.name: value[rows]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, observation=self.observation.select(rows), **picked)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Every episode of an evaluation, and what is needed to repeat it."""
+
+    suite: str
+    split: Split
+    decoding: Mode
+    records: tuple[EpisodeRecord, ...]
+    seconds: float
+    policy: str = ""
+    """Checkpoint path or a name."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Versions, seed, protocol: plain JSON values."""

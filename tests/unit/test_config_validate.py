@@ -1,0 +1,155 @@
+"""Cross-checks: a sound run passes, and each broken one gets its own message with a fix that works."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from rove.config import load as config
+from rove.config.schema import GRPO, Run, TabletopConfig, ValueHeadConfig
+from rove.config.validate import validate
+from rove.errors import RoveError
+
+GRPO_RUN = Run(name="grpo", algorithm=GRPO(), env=TabletopConfig(horizon=32))
+PPO_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "ppo", "--policy.value_head.level", "action"])
+
+
+@pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN])
+def test_sound_runs_pass_unchanged(run):
+    before = config.to_dict(run)
+    validate(run)
+    assert config.to_dict(run) == before
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "problem", "fix"),
+    [
+        (GRPO_RUN, "--algorithm.group_size 7", "group_size = 7 does not divide rollout.num_envs = 64", 0),
+        (GRPO_RUN, "--algorithm.group_size 1", "a group compares episodes", "--algorithm.group_size 8"),
+        (GRPO_RUN, "--rollout.chunks 3", "24, but GRPO scores whole episodes of env.horizon = 32", 0),
+        (GRPO_RUN, "--policy.value_head.level action", "GRPO has no critic", 0),
+        (GRPO_RUN, "--algorithm.keep_low 0.8 --algorithm.keep_high 0.2", "no group could be kept", None),
+        (GRPO_RUN, "--algorithm.keep_high 1.5", "keep_high = 1.5: expected a number between 0 and 1", None),
+        (GRPO_RUN, "--algorithm.dual_clip 1", "set it above 1", "--algorithm.dual_clip none"),
+        (GRPO_RUN, "--algorithm.clip_low 1", "set it below 1", "--algorithm.clip_low 0.2"),
+        (GRPO_RUN, "--algorithm.max_rounds 0", "expected a number at least 1", "--algorithm.max_rounds 1"),
+        (GRPO_RUN, "--algorithm.kl_coef -0.1", "expected a number at least 0", "--algorithm.kl_coef 0"),
+        (PPO_RUN, "--algorithm.gamma 1.1", "expected a number between 0 and 1", "--algorithm.gamma 1"),
+        (PPO_RUN, "--algorithm.huber_delta 0", "expected a number above 0", "--algorithm.huber_delta 1"),
+        (PPO_RUN, "--policy.value_head none", "PPO needs a critic", 0),
+        (PPO_RUN, "--policy.value_head.level chunk", "level = 'chunk', but .*advantage_level = 'action'", 0),
+        (
+            PPO_RUN,
+            "--algorithm.advantage_level chunk",
+            "level = 'action', but .*advantage_level = 'chunk'",
+            0,
+        ),
+        (PPO_RUN, "--algorithm.critic_warmup 100", "never train", "--algorithm.critic_warmup 99"),
+        (PPO_RUN, "--algorithm.ratio_level chunk", "one ratio a chunk", None),
+        (
+            GRPO_RUN,
+            "--training.micro_batch 300",
+            "micro_batch = 300 does not divide training.batch = 1024",
+            0,
+        ),
+        (GRPO_RUN, "--sft.micro_batch 48", "sft.micro_batch = 48 does not divide sft.batch = 64", 0),
+        (PPO_RUN, "--rollout.chunk 7", "rollout.chunk = 7 does not divide env.horizon = 32", 0),
+        (GRPO_RUN, "--rollout.chunk 5", "rollout.chunk = 5 does not divide env.horizon = 32", None),
+        (GRPO_RUN, "--policy.temperature 0", "policy.temperature = 0.0: expected a number above 0", None),
+        (GRPO_RUN, "--policy.llama.heads 3", "heads = 3 does not divide policy.llama.width = 128", 0),
+        (GRPO_RUN, "--policy.towers.0.patch 7", "patch = 7 does not divide env.image_size = 64", 0),
+        (GRPO_RUN, "--policy.towers.0.depth 0", "depth = 0: expected a number at least 1", None),
+        (GRPO_RUN, "--policy.towers []", "needs at least one vision tower", None),
+        (
+            GRPO_RUN,
+            "--training.optim.warmup 100",
+            "at most 100 optimizer steps",
+            "--training.optim.warmup 99",
+        ),
+        (GRPO_RUN, "--sft.optim.warmup 1000", "but sft.steps = 1000", "--sft.steps 1001"),
+        (GRPO_RUN, "--training.optim.betas 0.9,1", "both are decay rates", "--training.optim.betas 0.9,0.95"),
+        (GRPO_RUN, "--training.optim.value_lr 1e-4", "no critic is trained there", 0),
+        (PPO_RUN, "--sft.optim.value_lr 1e-4", "no critic is trained there", 0),
+        (GRPO_RUN, "--training.optim.final_lr_fraction 0.5", "'constant' does not read it", 0),
+        (
+            GRPO_RUN,
+            "--policy.decoding autoregressive --policy.attention bidirectional",
+            "autoregressive decoding has not produced yet",
+            0,
+        ),
+        (PPO_RUN, "--policy.decoding autoregressive", "value see the actions that it judges", 0),
+        (GRPO_RUN, "--sft none", "nothing to start from", "--sft.steps 100"),
+        (GRPO_RUN, "--evaluation.every 5 --evaluation.episodes 0", "but evaluation.episodes = 0", None),
+        (GRPO_RUN, "--evaluation.num_envs 0", "expected a number at least 1", None),
+        (GRPO_RUN, "--training.max_minutes 0", "expected a number above 0", None),
+        (GRPO_RUN, "--seed -1", "seed = -1: expected a number at least 0", None),
+        (
+            GRPO_RUN,
+            "--placement.device gpu",
+            "expected auto, cpu, cuda, or cuda:N",
+            "--placement.device cuda:1",
+        ),
+        (GRPO_RUN, "--placement.device cpu:1", "expected auto, cpu, cuda, or cuda:N", None),
+        (GRPO_RUN, "--name a/b", "it becomes a folder", "--name a_b"),
+    ],
+)
+def test_each_problem_is_found_and_its_fix_works(run, words, problem, fix):
+    """`fix` 0: the last one that the message itself gives; text: this one; None: not tried."""
+    broken = config.apply(run, words.split())
+    with pytest.raises(RoveError, match=problem) as caught:
+        validate(broken)
+    assert str(caught.value).startswith(f"Run {broken.name!r} has a problem:")
+    if fix is None:
+        return
+    if fix == 0:
+        fix = re.findall(r"--[\w.]+ [\w.]*\w", str(caught.value))[-1]
+    validate(config.apply(broken, fix.split()))
+
+
+def test_every_problem_is_listed_at_once():
+    broken = config.apply(GRPO_RUN, "--algorithm.group_size 7 --policy.temperature 0 --sft.batch 63".split())
+    with pytest.raises(RoveError) as caught:
+        validate(broken)
+    assert "has 3 problems" in str(caught.value)
+    for key in ("algorithm.group_size = 7", "policy.temperature = 0.0", "sft.batch = 63"):
+        assert key in str(caught.value)
+
+
+def test_a_checkpoint_decides_the_architecture():
+    broken = config.apply(GRPO_RUN, ["--policy.llama.heads", "3"])
+    validate(config.apply(broken, ["--policy.checkpoint", "somewhere", "--sft", "none"]))
+
+
+@pytest.mark.parametrize("value", ["32", 32.0, True, None])
+def test_types_are_checked_in_runs_made_in_python_too(value):
+    broken = replace(GRPO_RUN, rollout=replace(GRPO_RUN.rollout, num_envs=value))
+    with pytest.raises(RoveError, match="rollout.num_envs = .*expected an integer"):
+        validate(broken)
+
+
+def test_choices_are_checked_in_runs_made_in_python_too():
+    head = ValueHeadConfig(level="step")  # type: ignore[arg-type]
+    with pytest.raises(RoveError, match="policy.value_head.level = 'step'. Choose one of: action, chunk"):
+        validate(replace(PPO_RUN, policy=replace(PPO_RUN.policy, value_head=head)))
+
+
+def test_every_number_of_the_schema_has_a_range_or_a_reason():
+    """A new numeric setting must be bounded in validate.py, or named here with the reason it need not be."""
+    from rove.config import validate as module
+
+    bounded = {*module._AT_LEAST_ONE, *module._AT_LEAST_ZERO, *module._ABOVE_ZERO, *module._FRACTIONS}
+    elsewhere = {"algorithm.group_size", "algorithm.dual_clip"}  # in _grpo and _algorithm_ranges
+    architecture = ("policy.towers.", "policy.llama.", "policy.value_head.")  # in _model_sizes
+
+    def numbers(run: Run, prefix: str, section: object):
+        for name, value in ((n, getattr(section, n)) for n in section.__dataclass_fields__):  # type: ignore
+            if hasattr(value, "__dataclass_fields__"):
+                yield from numbers(run, f"{prefix}{name}.", value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield prefix + name
+
+    for run in (GRPO_RUN, PPO_RUN):
+        loose = {k for k in numbers(run, "", run) if not k.startswith(architecture)} - bounded - elsewhere
+        assert not loose

@@ -1,0 +1,109 @@
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from synthetic import AXES, TASKS, run_directory
+
+from rove.errors import RoveError
+from rove.evaluation import report as evaluation
+from rove.evaluation.statistics import Rate
+from rove.reporting import charts
+from rove.reporting.html import write_report
+
+VOID = {"meta", "img"}
+
+
+class Outline(HTMLParser):
+    """Collects text, attributes and headings; fails on a tag that closes what is not open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.attributes, self.headings = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("h2", "summary"):
+            self.headings.append(data)
+
+
+def read(path):
+    outline = Outline()
+    outline.feed(path.read_text())
+    assert outline.open == []
+    return outline
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_directory(tmp_path_factory.mktemp("runs") / "demo")
+
+
+def test_the_page_holds_every_section_and_asks_for_nothing(finished):
+    page = read(write_report(finished))
+    assert page.headings == [
+        "Learning curve", "Shifted variants", "Tasks", "Episodes, before and after RL", "Time per iteration",
+        "All metrics", "Configuration", "Reproduce",
+    ]  # fmt: skip
+    addresses = [value for name, value in page.attributes if name in ("src", "href", "data", "xlink:href")]
+    assert len(addresses) == 6
+    assert all(address.startswith("data:image/webp;base64,") for address in addresses)
+    assert not re.search(r"https?://|@import|<script|url\(", (finished / "report.html").read_text())
+
+
+def test_the_page_shows_the_measured_numbers(finished):
+    text = " ".join(read(write_report(finished)).text)
+    for name in ("sft", "sft_continued", "rl"):
+        rate = Rate.of(evaluation.in_distribution(evaluation.load(finished / "eval" / f"{name}.json")))
+        assert f"{100 * rate.rate:.1f} %" in text
+        assert f"{rate.successes:,} of {rate.trials:,}" in text
+    assert "RL − SFT:" in text
+    assert "RL − SFT continued:" in text
+    assert "the same episodes, paired" in text
+    for label in (*AXES, *AXES.values(), *TASKS, "algorithm.group_size", "rove demo --seed 1"):
+        assert label in text
+    assert "A processor <with brackets>" in text  # escaped on the page, unescaped by the parser
+
+
+def test_what_a_run_lacks_is_left_out(finished, tmp_path):
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(finished / name, tmp_path / name)
+    assert read(write_report(tmp_path)).headings == [
+        "Learning curve", "Time per iteration", "All metrics", "Configuration",
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").unlink()
+    assert read(write_report(tmp_path)).headings == ["Configuration"]
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RoveError, match="not a run directory"):
+        write_report(tmp_path)
+
+
+def test_a_single_iteration_is_enough_for_a_page(tmp_path):
+    assert "Learning curve" in read(write_report(run_directory(tmp_path, iterations=1))).headings
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "expected"),
+    [(0, 40, 8, [0, 5, 10, 15, 20, 25, 30, 35, 40]), (0, 1, 4, [0, 0.5, 1.0]), (3, 17, 4, [5, 10, 15])],
+)
+def test_ticks_are_round(low, high, count, expected):
+    assert charts.ticks(low, high, count) == pytest.approx(expected)
+
+
+def test_thinning_keeps_the_mean_of_a_long_series():
+    points = [(float(i), float(i % 7)) for i in range(2400)]
+    thinned = charts.thin(points)
+    assert len(thinned) == 240
+    assert sum(y for _, y in thinned) / 240 == pytest.approx(sum(y for _, y in points) / 2400)
+    assert charts.thin(points[:240]) == points[:240]

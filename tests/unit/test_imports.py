@@ -1,0 +1,178 @@
+"""Who may import whom. Read from the source, so that nothing has to be installed to check it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+# What a room may import, by prefix, besides itself and BASE.
+BASE = ("types", "errors", "config", "timing", "interrupt")
+CONTRACTS = ("envs.base", "envs.registry", "policies.base", "policies.registry")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "types": (),
+    "errors": (),
+    "timing": (),
+    "interrupt": (),
+    "config": ("errors",),
+    "algorithms": ("types",),
+    "envs": BASE,
+    "policies": BASE,
+    "checkpoint": (*BASE, "policies.base"),
+    "rundir": (*BASE, "checkpoint"),
+    "rollout": (*BASE, *CONTRACTS),
+    "evaluation": (*BASE, *CONTRACTS, "rollout", "reporting.video"),
+    "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
+    "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
+    "serving": (*BASE, *CONTRACTS),
+    "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation"),
+    "recipes": BASE,
+    "doctor": ("",),
+    "train": ("",),
+    "cli": ("",),
+}
+TOP = {"train", "cli", "doctor"}
+"""Rooms at the top: they may import everything, and nothing below them imports them."""
+
+# Heavy or optional packages, and the only places that may import them, at whatever depth.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "ray": ("placement/ray.py",),
+    "mani_skill": ("envs/maniskill",),
+    "sapien": ("envs/maniskill",),
+    "libero": ("envs/libero",),
+    "robosuite": ("envs/libero",),
+    "mujoco": ("envs/tabletop", "envs/libero", "doctor.py"),
+    "mujoco_warp": ("envs/tabletop", "doctor.py"),
+    "warp": ("envs/tabletop", "doctor.py"),
+    "transformers": ("policies", "doctor.py"),
+    "tokenizers": ("policies", "doctor.py"),
+    "peft": ("policies", "training"),
+    "rich": ("reporting", "cli", "cli.py", "doctor.py"),
+    "wandb": ("reporting",),
+    "tensorboard": ("reporting",),
+}
+OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "peft", "wandb"}
+"""Imported inside the function that uses them, so that their absence is felt there only."""
+
+NAMES = {"tabletop", "libero", "maniskill", "openvla", "openvla-oft", "openvla_oft"}
+"""Simulators and models: compared with only in a registry, or inside their own folder."""
+
+FILES = sorted((SOURCE / "rove").rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE / "rove").as_posix()
+
+
+def room(path: Path) -> str:
+    return relative(path).split("/")[0].removesuffix(".py")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def imports(node: ast.AST, nested: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every imported module below `node`, and whether a function's body holds the import."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, nested) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = child.module or ""
+            assert child.level == 0, f"relative import of {module!r}: write the full name"
+            yield from ((submodule(module, alias.name), nested) for alias in child.names)
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from imports(child, nested or inside)
+
+
+def submodule(module: str, name: str) -> str:
+    """`from module import name`: the module that `name` is, or else the one that holds it."""
+    path = SOURCE.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
+
+
+def below(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def violations(path: Path, tree: ast.AST) -> Iterator[str]:
+    own = room(path)
+    for module, nested in imports(tree):
+        top, _, rest = module.partition(".")
+        if top == "rove":
+            upward = rest.split(".")[0] in TOP and own not in TOP
+            if upward or not (rest == "" or below(rest, (own, *ROOMS[own]))):
+                yield f"{relative(path)} imports {module}: room {own!r} may not"
+        elif top in OWNERS and not any(relative(path).startswith(owner) for owner in OWNERS[top]):
+            yield f"{relative(path)} imports {module}: only {', '.join(OWNERS[top])} may"
+        elif top in OPTIONAL and not nested:
+            yield f"{relative(path)} imports {module} at its top: import it where it is used"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_point_one_way(path: Path) -> None:
+    if relative(path) == "__init__.py":
+        assert list(imports(ast.parse(path.read_text()))) == []
+        return
+    assert room(path) in ROOMS, f"{room(path)!r} is a new room: say here what it may import"
+    assert list(violations(path, ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [
+        ("algorithms/ppo.py", "from rove.config.schema import PPO"),
+        ("algorithms/ppo.py", "def f():\n    from rove import envs"),
+        ("rollout/collect.py", "import rove.training.learner"),
+        ("training/learner.py", "from rove.rollout import collect"),
+        ("training/learner.py", "from rove.envs.tabletop import env"),
+        ("config/schema.py", "from rove.types import Split"),
+        ("rollout/collect.py", "from rove.train import train"),
+        ("placement/local.py", "def f():\n    import ray"),
+        ("placement/ray.py", "import ray"),
+        ("envs/libero/env.py", "import mani_skill"),
+    ],
+)
+def test_a_breach_is_noticed(where: str, code: str) -> None:
+    assert list(violations(SOURCE / "rove" / where, ast.parse(code)))
+
+
+def test_type_checking_blocks_do_not_count() -> None:
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rove.config.schema import PPO"
+    assert not list(violations(SOURCE / "rove/algorithms/ppo.py", ast.parse(code)))
+
+
+def name_comparisons(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        parts += [case.pattern for case in node.cases] if isinstance(node, ast.Match) else []
+        for part in parts:
+            for leaf in ast.walk(part):
+                if isinstance(leaf, ast.Constant) and leaf.value in NAMES:
+                    yield f"line {leaf.lineno}: comparison with {leaf.value!r}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_only_registries_compare_names(path: Path) -> None:
+    if path.stem == "registry" or NAMES & set(path.relative_to(SOURCE).parts):
+        return
+    assert list(name_comparisons(ast.parse(path.read_text()))) == []
+
+
+def test_a_comparison_with_a_name_is_noticed() -> None:
+    assert list(name_comparisons(ast.parse('x = kind == "libero"')))
+    assert list(name_comparisons(ast.parse('x = kind in ("libero", "other")')))
+    assert not list(name_comparisons(ast.parse('x = kind == "ppo"')))
+
+
+def test_config_and_recipes_load_without_torch() -> None:
+    code = "import sys, rove.config.validate, rove.recipes.tabletop; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

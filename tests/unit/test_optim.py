@@ -1,0 +1,51 @@
+"""The optimizer: schedule, groups, and what a non-finite gradient does."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rove.config.schema import OptimConfig
+from rove.training.optim import Optimizer, learning_rate_factor, make_optimizer
+
+
+def test_schedules_warm_up_then_end_at_the_final_fraction():
+    for schedule in ("cosine", "linear"):
+        config = OptimConfig(warmup=10, schedule=schedule, final_lr_fraction=0.2)
+        factors = [learning_rate_factor(step, 110, config) for step in range(111)]
+        assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
+        assert factors[110] == pytest.approx(0.2)
+        assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    half = learning_rate_factor(60, 110, OptimConfig(warmup=10, schedule="cosine", final_lr_fraction=0.0))
+    assert half == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+
+
+def test_value_head_has_its_own_rate_and_vectors_do_not_decay():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    groups = make_optimizer(model, OptimConfig(lr=1.0, value_lr=5.0, weight_decay=0.1), model["head"]).param_groups
+    found = {(g["lr"], g["weight_decay"]): len(g["params"]) for g in groups}
+    assert found == {(1.0, 0.1): 1, (1.0, 0.0): 1, (5.0, 0.1): 1, (5.0, 0.0): 1}
+
+
+def test_non_finite_gradients_are_skipped_then_stop_the_run():
+    model = nn.Linear(1, 1)
+    optimizer = Optimizer(model, OptimConfig(), total_steps=10, max_bad_steps=2)
+    before = model.weight.clone()
+    for _ in range(2):
+        model.weight.grad = torch.full_like(model.weight, float("nan"))
+        model.bias.grad = torch.zeros_like(model.bias)
+        assert optimizer.step()[1] is False
+    assert torch.equal(model.weight, before)
+    model.weight.grad = torch.full_like(model.weight, float("inf"))
+    with pytest.raises(FloatingPointError, match="training.optim.lr"):
+        optimizer.step()
+
+
+def test_a_good_step_ends_the_streak():
+    model = nn.Linear(1, 1)
+    optimizer = Optimizer(model, OptimConfig(), total_steps=10, max_bad_steps=1)
+    for value in (float("nan"), 1.0, float("nan")):
+        model.weight.grad = torch.full_like(model.weight, value)
+        optimizer.step()
+    assert optimizer.bad_streak == 1

@@ -1,0 +1,97 @@
+"""The recipe registry, and every recipe that ships."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from rove import recipes
+from rove.config import load
+from rove.config.schema import GRPO, PPO
+from rove.config.validate import validate
+from rove.errors import RoveError
+
+NAMES = [r.name for r in recipes.all()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_sound(name, tmp_path):
+    recipe = recipes.get(name)
+    run = recipe.build()
+    validate(run)
+    assert run.name == name
+    assert 20 < len(recipe.summary) < 100
+    load.save(run, tmp_path / "run.json")
+    assert load.load(tmp_path / "run.json") == run
+
+
+def test_what_ships():
+    assert {"demo", "tabletop_all", "tabletop_grpo", "tabletop_ppo"} <= set(NAMES)
+    assert isinstance(recipes.get("demo").build().algorithm, GRPO)
+    assert isinstance(recipes.get("tabletop_ppo").build().algorithm, PPO)
+    assert recipes.get("tabletop_all").build().env.tasks == "train"
+
+
+def test_a_misspelt_name_gets_the_nearest():
+    with pytest.raises(RoveError, match="Unknown recipe 'tabeltop_ppo'. Did you mean 'tabletop_ppo'"):
+        recipes.get("tabeltop_ppo")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    recipes.all()
+    monkeypatch.setattr(recipes, "_recipes", dict(recipes._recipes))
+    yield
+    sys.modules.pop("mine", None)
+
+
+FILE = '''
+from dataclasses import replace
+from rove.recipes import recipe
+from rove.recipes.tabletop import demo
+
+@recipe
+def {name}():
+    """A recipe in a file of its own."""
+    return replace(demo(), name="{name}", seed=7)
+'''
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_recipe_in_a_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.format(name="mine"))
+    for _ in range(2):  # reading a file twice is no clash
+        assert recipes.get(f"{file}:mine").build().seed == 7
+    with pytest.raises(RoveError, match="Unknown recipe 'mime'. Did you mean 'mine'"):
+        recipes.get(f"{file}:mime")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_two_recipes_of_one_name_clash(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.format(name="demo"))
+    with pytest.raises(RoveError, match="Two recipes are called 'demo'"):
+        recipes.get(f"{file}:demo")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_file_must_not_shadow_a_module(tmp_path):
+    file = tmp_path / "json.py"
+    file.write_text(FILE.format(name="mine"))
+    with pytest.raises(RoveError, match="A module called 'json' is imported already; rename"):
+        recipes.get(f"{file}:mine")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RoveError, match="No recipe file at .*gone.py"):
+        recipes.get(f"{tmp_path / 'gone.py'}:mine")
+
+
+def test_a_recipe_needs_a_summary():
+    with pytest.raises(RoveError, match="'silent' needs a docstring"):
+
+        @recipes.recipe
+        def silent():
+            return recipes.get("demo").build()
