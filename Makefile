@@ -8,6 +8,9 @@ PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
   "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
   >/dev/null 2>&1 && echo "$$python" && break; done)
 
+# Bytecode is compiled when a module is first imported, not for thousands of modules that never are.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench clean
 
@@ -16,7 +19,7 @@ help:  ## List the targets
 
 setup: $(INSTALLED)  ## Make .venv and install Rove into it
 
-# constraints.txt pins torch, so that no other build of it is fetched. Bytecode is compiled on first import.
+# constraints.txt pins torch, so that no other build of it is fetched.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 that can make a virtual environment was \
 	found. Install one (on Debian or Ubuntu: apt install python3 python3-venv), or name it: make setup \

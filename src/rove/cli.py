@@ -106,6 +106,8 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.evaluation import report
     from rove.evaluation.checkpoint import evaluate_checkpoint
 
+    for file in args.files:
+        recipes.import_file(file)
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     judged = evaluate_checkpoint(
@@ -234,6 +236,11 @@ COMMANDS: dict[str, Command] = {
             Argument("--decoding", "greedy or sample"),
             Argument("--num-envs", "episodes simulated at once", {"type": _positive, "metavar": "B"}),
             Argument("--seed", "of the sampling noise", {"type": int, "default": 0}),
+            Argument(
+                "--import",
+                "a file that registers the suite or the policy; may be given again",
+                {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
+            ),
             Argument("--out", "file for every episode's outcome, as JSON", {"type": Path}),
         ),
     ),
@@ -283,9 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        usage = " ".join(
-            [f"rove {name}", *map(_usage, command.arguments), *["[--key value …]"][: command.settings]]
-        )
+        usage = " ".join([f"rove {name}", *_usage(command)])
         sub = added.add_parser(
             name,
             help=command.help,
@@ -299,12 +304,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _usage(argument: Argument) -> str:
-    options = argument.options
-    name = str(options.get("metavar", argument.name.lstrip("-").upper()))
-    text = f"{argument.name} {name}" if argument.name.startswith("--") else name
-    optional = options.get("nargs") or (argument.name.startswith("--") and not options.get("required"))
-    return f"[{text}]" if optional else text
+def _usage(command: Command) -> Iterable[str]:
+    optional = []
+    for argument in command.arguments:
+        name = str(argument.options.get("metavar", argument.name.lstrip("-").upper()))
+        if not argument.name.startswith("--"):
+            yield f"[{name}]" if "nargs" in argument.options else name
+        elif argument.options.get("required"):
+            yield f"{argument.name} {name}"
+        else:
+            optional.append(f"[{argument.name} {name}]")
+    yield from optional if len(optional) < 3 else ["[options]"]
+    if command.settings:
+        yield "[--key value …]"
 
 
 def _split(command: Command, words: Iterable[str]) -> tuple[list[str], list[str]]:

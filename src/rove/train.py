@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from rove import algorithms, checkpoint, rundir
+from rove import algorithms, checkpoint, host, rundir
 from rove.config.schema import Run
 from rove.config.validate import validate
 from rove.evaluation import report, videos
@@ -34,6 +34,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
     """
     validate(run)
     plan = make_plan(run, Inventory.here())
+    host.prepare(plan.threads)
     directory = directory or rundir.default(run)
     if resume:
         rundir.check_same(run, directory)

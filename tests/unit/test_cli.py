@@ -153,6 +153,28 @@ def test_bench_runs_scripts_and_reports_their_failure(monkeypatch, tmp_path, cap
     assert cli.main(["bench"]) == 3
 
 
+def test_eval_imports_files_and_hands_on_what_was_given(monkeypatch, capsys, tmp_path):
+    from rove import recipes
+    from rove.config.schema import EvaluationConfig
+    from rove.evaluation import report
+
+    made, imported, saved = [], [], []
+    monkeypatch.setattr(recipes, "import_file", imported.append)
+    monkeypatch.setattr(report, "table", lambda reports: f"table of {', '.join(reports)}")
+    monkeypatch.setattr(report, "save", lambda judged, path: saved.append((judged, path)))
+    fake(
+        monkeypatch,
+        "rove.evaluation.checkpoint",
+        evaluate_checkpoint=lambda *args, **kwargs: made.append((args, kwargs)) or "judged",
+    )
+    words = "eval runs/x/sft --suite reach --import mine.py --episodes 5 --variant all --out a.json"
+    assert cli.main(words.split()) == 0
+    config = EvaluationConfig(episodes=5)
+    assert made == [((Path("runs/x/sft"), "reach", None, "all", config), {"seed": 0})]
+    assert (imported, saved) == ([Path("mine.py")], [("judged", Path("a.json"))])
+    assert capsys.readouterr().out.strip() == "table of sft"
+
+
 @pytest.mark.parametrize(("status", "code"), [("missing", 0), ("error", 1)])
 def test_doctor_fails_on_errors_only(monkeypatch, status, code, capsys):
     from rove import doctor

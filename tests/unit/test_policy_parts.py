@@ -56,7 +56,9 @@ def test_word_tokenizer() -> None:
 
 
 def pictures(size: int) -> torch.Tensor:
-    return torch.randint(0, 256, (2, 2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_images_are_normalized_per_tower_in_channel_order() -> None:
@@ -89,9 +91,15 @@ def test_images_of_another_kind_are_refused() -> None:
         images.process(pictures(8).float(), 8, torch.zeros(3), torch.ones(3), center_crop=False)
 
 
-POLICY = ActionSpec(("x", "y", "yaw", "gripper"), ("m", "m", "rad", "1"), (-0.05, -0.05, -1, 0), (0.05, 0.05, 1, 1))
+POLICY = ActionSpec(
+    ("x", "y", "yaw", "gripper"), ("m", "m", "rad", "1"), (-0.05, -0.05, -1, 0), (0.05, 0.05, 1, 1)
+)
 ENV = ActionSpec(
-    ("y", "x", "yaw", "gripper"), ("cm", "cm", "deg", "1"), (-4, -4, -90, -1), (4, 4, 90, 1), gripper="open_low"
+    ("y", "x", "yaw", "gripper"),
+    ("cm", "cm", "deg", "1"),
+    (-4, -4, -90, -1),
+    (4, 4, 90, 1),
+    gripper="open_low",
 )
 
 

@@ -246,11 +246,12 @@ def _parse(text: str) -> Any:
 
 
 def _decode_section(classes: tuple[type, ...], data: Any, key: str) -> Any:
+    first, *others = classes
     if not isinstance(data, dict):
-        example = f"{key}.{next(iter(_hints(classes[0])))}" if key else "name"
+        example = f"{key}.{next(iter(_hints(first)))}" if key else "name"
         raise RoveError(f"{key or 'The file'} = {_shown(data)}: a section; set its keys, e.g. {example}.")
-    tagged = any(map(_tag, classes)) and (len(classes) > 1 or "kind" in data)
-    cls = _choose(classes, data.get("kind"), f"{key}.kind") if tagged else classes[0]
+    tagged = _tag(first) is not None and (others or "kind" in data)
+    cls = _choose(classes, data.get("kind"), f"{key}.kind") if tagged else first
     prefix = f"{key}." if key else ""
     hints = _hints(cls)
     for name in data:

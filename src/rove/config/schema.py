@@ -82,6 +82,9 @@ class PolicyConfig:
     attention: Literal["causal", "bidirectional"] = "causal"
     towers: tuple[TowerConfig, ...] = (TowerConfig(),)
     llama: LlamaConfig = LlamaConfig()
+    placeholders: Literal["zero", "learned"] = "zero"
+    """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
+    trained from scratch tells the positions apart much sooner when it may learn them."""
     value_head: ValueHeadConfig | None = None
     temperature: float = 1.0
     """Of the sampling distribution; log-probabilities are taken under it too."""
@@ -108,7 +111,7 @@ class PPO:
     value_coef: float = 1.0
     entropy_coef: float = 0.0
     bootstrap: Literal["truncated", "always"] = "truncated"
-    """"always" adds the discounted value after every end, success included: the published ManiSkill setting."""
+    """"always" adds the discounted value after every end, success included: published ManiSkill setting."""
     normalize_advantage: bool = True
     critic_warmup: int = 0
     """Iterations in which only the value head is trained."""
@@ -131,7 +134,7 @@ class GRPO:
     keep_high: float = 1.0
     """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
     max_rounds: int = 1
-    """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1 is off."""
+    """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1: off."""
     length_normalization: bool = True
     kl_coef: float = 0.0
     """Weight of KL(policy ‖ the policy that the run started from)."""
@@ -231,8 +234,9 @@ class LoggingConfig:
 class PlacementConfig:
     device: str = "auto"
     """"auto", "cpu" or "cuda": where policy and learner live."""
-    threads: int = 0
-    """CPU threads for tensor work; 0 leaves torch's choice."""
+    threads: int = 1
+    """CPU threads for tensor work; 0 uses every core. A tiny policy is fastest on one: its operations are too
+    short to share, and simulation and rendering have threads of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from rove.errors import RoveError, nearest
 from rove.types import Autoreset
 
 _ENTRY_POINTS = {"tabletop": "rove.envs.tabletop"}
-"""Kind -> module with `make(config, num_envs, chunk, autoreset) -> VectorEnv` and `suite(config) -> TaskSuite`."""
+"""Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
+`suite(config) -> TaskSuite`."""
 
 _INSTALL = {"tabletop": "pip install mujoco mujoco-warp"}
 
@@ -22,7 +23,9 @@ def register(kind: str, entry_point: str) -> None:
     Example: `register("my_robot", "my_package.my_robot")`. Raises ValueError where the kind is taken.
     """
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
-        raise RoveError(f"Environment {kind!r} is already registered as {_ENTRY_POINTS[kind]!r}; use another name.")
+        raise RoveError(
+            f"Environment {kind!r} is already registered as {_ENTRY_POINTS[kind]!r}; use another name."
+        )
     _ENTRY_POINTS[kind] = entry_point
 
 
@@ -38,7 +41,9 @@ def _module(kind: str) -> Any:
         return importlib.import_module(_ENTRY_POINTS[kind])
     except ModuleNotFoundError as error:
         hint = f" Install it: {_INSTALL[kind]}" if kind in _INSTALL else ""
-        raise RoveError(f"Environment {kind!r} needs the package {error.name!r}, which is not installed.{hint}") from error
+        raise RoveError(
+            f"Environment {kind!r} needs the package {error.name!r}, which is not installed.{hint}"
+        ) from error
 
 
 def make(config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:

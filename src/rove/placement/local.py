@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ class LocalExecutor:
     """The workers of a run, in one process. `train.py` drives it and does not know its kind."""
 
     def __init__(self, run: Run, plan: Plan, algorithm: Algorithm, start: Path) -> None:
-        torch.set_num_threads(plan.tensor_threads)
         self.run = run
         self.watch = Stopwatch()
         self.version = 0
@@ -39,7 +39,15 @@ class LocalExecutor:
             autoreset="stop" if grouped else "refill",
         )
         self._evaluation_env: VectorEnv | None = None
-        self.policy = policies.load(start, run.policy, seed=run.seed).to(device)
+        self.policy = policies.build(
+            replace(run.policy, checkpoint=str(start)),
+            chunk=run.rollout.chunk,
+            action_spec=self.env.action_spec,
+            image_size=run.env.image_size,
+            vocabulary=(),
+            statistics=None,
+            seed=run.seed,
+        ).to(device)
         sampler = EpisodeSampler(
             self.env.suite, run.seed, run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
         )

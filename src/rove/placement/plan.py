@@ -30,11 +30,11 @@ class Plan:
 
     device: str
     """Of policy and learner: "cpu" or "cuda:0"."""
-    env_threads: int
-    tensor_threads: int
+    threads: int
+    """For tensor work on the CPU."""
 
     def __str__(self) -> str:
-        return f"policy, learner: {self.device} ({self.tensor_threads} threads) · env: {self.env_threads} threads"
+        return f"policy, learner, environments: colocated · tensors: {self.device}, {self.threads} threads"
 
 
 def make_plan(run: Run, inventory: Inventory) -> Plan:
@@ -43,8 +43,4 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
     if wanted == "cuda" and inventory.gpus == 0:
         raise RoveError("placement.device is 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
     device = "cuda:0" if inventory.gpus and wanted != "cpu" else "cpu"
-    return Plan(
-        device=device,
-        env_threads=run.env.threads or inventory.cores,
-        tensor_threads=run.placement.threads or inventory.cores,
-    )
+    return Plan(device, threads=run.placement.threads or inventory.cores)

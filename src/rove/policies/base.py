@@ -57,8 +57,17 @@ class Policy(Protocol):
         """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it."""
         ...
 
-    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
-        """Log-probability, entropy and value of given tokens (int64 [B, C, A]), differentiable."""
+    def evaluate(
+        self, observation: Observation, tokens: Tensor, temperature: float | None = None
+    ) -> PolicyOutput:
+        """Log-probability, entropy and value of given tokens (int64 [B, C, A]), differentiable.
+
+        At the policy's own sampling temperature, as `act` reports them, unless another is given.
+        """
+        ...
+
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """int64 [B, C, A] token ids of actions [B, C, A] in the units of `action_spec`."""
         ...
 
     def value(self, observation: Observation) -> Tensor:

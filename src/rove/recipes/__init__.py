@@ -48,7 +48,7 @@ def get(name: str) -> Recipe:
     """
     file, colon, short = name.rpartition(":")
     if colon and file.endswith(".py"):
-        _import_file(Path(file))
+        import_file(Path(file))
     else:
         short = name
     known = {r.name: r for r in all()}
@@ -64,8 +64,8 @@ def all() -> tuple[Recipe, ...]:
     return tuple(sorted(_recipes.values(), key=lambda r: r.name))
 
 
-def _import_file(path: Path) -> None:
-    """Import the file as a module named after it, so that what it defines can be referred to by that name."""
+def import_file(path: Path) -> None:
+    """Import a file of the user's, as a module named after it, for what it registers; once is enough."""
     if not path.is_file():
         raise RoveError(f"No recipe file at {path}.")
     there = sys.modules.get(path.stem)

@@ -108,7 +108,7 @@ def fit(
             output = policy.evaluate(observation.select(part), tokens[part], temperature=1.0)
             loss = -(output.logprob.cpu() * mask).sum() / counted
             loss.backward()
-            total += float(loss)
+            total += loss.item()
             right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
         lr = optimizer.lr
         norm, _ = optimizer.step()

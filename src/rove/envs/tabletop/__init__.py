@@ -1,4 +1,7 @@
-"""The built-in suite: language-conditioned manipulation on a table, in MuJoCo. Needs no GPU and no display."""
+"""The built-in suite: language-conditioned manipulation on a table, in MuJoCo.
+
+It needs no GPU, no display and no download.
+"""
 
 from __future__ import annotations
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import TabletopConfig
+from rove.envs.base import TaskSuite
 from rove.envs.tabletop import progress, robot
 from rove.envs.tabletop.expert import expert_action
 from rove.envs.tabletop.layout import DISPLACED_AFTER
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
-from rove.envs.tabletop.worlds import Worlds
+from rove.envs.tabletop.worlds import Worlds, background
 from rove.errors import RoveError
 from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Observation
 
@@ -32,18 +33,21 @@ class TabletopEnv:
     action_spec: ActionSpec = robot.ACTION_SPEC
 
     def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
-        self.num_envs, self.chunk, self.autoreset = num_envs, chunk, autoreset
-        self.horizon = config.horizon
-        self.suite = TabletopSuite.from_config(config)
+        self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
+        self.autoreset: Autoreset = autoreset
+        self.suite: TaskSuite = TabletopSuite.from_config(config)
         self._shaped = config.reward == "shaped"
         threads = config.threads or os.cpu_count() or 1
         self._worlds = Worlds(num_envs, threads)
-        self._renderer = RenderPool(self._worlds.scene.model, num_envs, config.image_size, threads)
+        self._renderer = RenderPool(
+            self._worlds.scene.model, num_envs, config.image_size, background(), threads
+        )
         self._image_shape = (1, config.image_size, config.image_size, 3)
         self._specs: list[EpisodeSpec | None] = [None] * num_envs
         self._queue: deque[EpisodeSpec] = deque()
         self._elapsed = np.zeros(num_envs, np.int64)
         self._streak = np.zeros(num_envs, np.int64)
+        self._held_for = np.zeros(num_envs, np.int64)
         self._potential = np.zeros(num_envs)
         self._total_reward = np.zeros(num_envs)
         self._recorded: tuple[int, ...] = ()
@@ -87,7 +91,7 @@ class TabletopEnv:
     def _start(self, slot: int, episode: EpisodeSpec) -> None:
         self._worlds.start(slot, episode)
         self._specs[slot] = episode
-        self._elapsed[slot] = self._streak[slot] = 0
+        self._elapsed[slot] = self._streak[slot] = self._held_for[slot] = 0
         self._total_reward[slot] = 0.0
         self._potential[slot] = progress.potential(self._worlds.situation(np.array([slot])))[0]
 
@@ -110,7 +114,12 @@ class TabletopEnv:
         def choose(c: int, rows: np.ndarray) -> np.ndarray:
             worlds = self._worlds
             action, freedom = expert_action(
-                worlds.situation(rows), worlds.pose[rows], worlds.target_yaw(rows), worlds.symmetry[rows]
+                worlds.situation(rows),
+                worlds.pose[rows],
+                worlds.target_yaw(rows),
+                worlds.symmetry[rows],
+                self._elapsed[rows],
+                self._held_for[rows],
             )
             disturbance = generator.normal(size=(len(rows), 3)) * noise * high[:3]
             action[:, :3] += freedom[:, None] * disturbance
@@ -125,7 +134,9 @@ class TabletopEnv:
     def _checked(self, actions: Tensor) -> np.ndarray:
         expected = (self.num_envs, self.chunk, self.action_spec.dim)
         if tuple(actions.shape) != expected:
-            raise RoveError(f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}.")
+            raise RoveError(
+                f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}."
+            )
         values = actions.detach().cpu().numpy().astype(np.float64)
         running = self._running()
         if not np.isfinite(values[running]).all():
@@ -157,6 +168,7 @@ class TabletopEnv:
             )
             self._film(rows, frames)
             rows = rows[~(terminated[rows, c] | truncated[rows, c])]
+        self._worlds.wake(self._running())
         final_slots = np.flatnonzero(truncated.any(1))
         final = self._observation(final_slots) if len(final_slots) else None
         finished = self._finish(terminated, truncated, success)
@@ -181,6 +193,7 @@ class TabletopEnv:
         diverged = self._worlds.act(rows, actions)
         self._elapsed[rows] += 1
         situation = self._worlds.situation(rows)
+        self._held_for[rows] = np.where(situation.held & ~situation.open, self._held_for[rows] + 1, 0)
         self._streak[rows] = np.where(progress.achieved(situation) & ~diverged, self._streak[rows] + 1, 0)
         success = self._streak[rows] >= progress.HELD_FOR
         terminated = (success | progress.failed(situation)) & ~diverged
@@ -194,7 +207,9 @@ class TabletopEnv:
         self._total_reward[rows] += reward
         return reward, success, terminated, truncated
 
-    def _finish(self, terminated: np.ndarray, truncated: np.ndarray, success: np.ndarray) -> tuple[EpisodeRecord, ...]:
+    def _finish(
+        self, terminated: np.ndarray, truncated: np.ndarray, success: np.ndarray
+    ) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended, and the next ones in their slots."""
         records = []
         for slot in np.flatnonzero((terminated | truncated).any(1)).tolist():
@@ -255,6 +270,7 @@ class TabletopEnv:
             "worlds": {name: torch.from_numpy(v) for name, v in self._worlds.state_dict().items()},
             "elapsed": torch.from_numpy(self._elapsed.copy()),
             "streak": torch.from_numpy(self._streak.copy()),
+            "held_for": torch.from_numpy(self._held_for.copy()),
             "potential": torch.from_numpy(self._potential.copy()),
             "total_reward": torch.from_numpy(self._total_reward.copy()),
             "diverged": self.diverged,
@@ -262,12 +278,14 @@ class TabletopEnv:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
         if len(state["specs"]) != self.num_envs:
-            raise RoveError(f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}.")
+            raise RoveError(
+                f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}."
+            )
         self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
         self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
         running = {slot: spec for slot, spec in enumerate(self._specs) if spec is not None}
         self._worlds.load_state_dict({name: v.numpy() for name, v in state["worlds"].items()}, running)
-        for name in ("elapsed", "streak", "potential", "total_reward"):
+        for name in ("elapsed", "streak", "held_for", "potential", "total_reward"):
             getattr(self, f"_{name}")[...] = state[name].numpy()
         self.diverged = state["diverged"]
         return self._observe()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from rove.envs.tabletop import robot
-from rove.envs.tabletop import scene as sc
 from rove.envs.tabletop.progress import PICK, PUSH, PUT, Situation, inside
 
 GRASP = 0.010
@@ -17,6 +16,8 @@ BEHIND = 0.062
 PUSH_STEP = 0.035
 """Metres an action."""
 OPEN, CLOSE = 1.0, -1.0
+APPROACH, CARRY = 3, 4
+"""Actions over which the way to the target, and that to its destination, is divided."""
 
 
 def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
@@ -25,14 +26,18 @@ def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
     return np.where(period > 0, angle - safe * np.round(angle / safe), 0.0)
 
 
-def _grasp(s: Situation, pose: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _grasp(
+    s: Situation, pose: np.ndarray, turn: np.ndarray, late: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Above the target, down, close: wanted pose [n, 4] and gripper command [n]."""
     off = np.linalg.norm(s.target[:, :2] - s.gripper[:, :2], axis=-1)
-    aligned = (off < 0.02) & (np.abs(turn) < 0.25)
+    aligned = late & (off < 0.02) & (np.abs(turn) < 0.25)
     low = GRASP + s.height
-    want = np.concatenate([s.target[:, :2], np.where(aligned, low, HOVER + s.height)[:, None], pose[:, 3:]], -1)
-    want[:, 3] += turn
-    # While the hand is still high, it may descend on the way: only the last part has to be vertical.
+    height = np.where(aligned, low, HOVER + s.height)
+    # A hand that is low beside the target goes up first: it would sweep the table on a straight way.
+    stuck = (off > 0.03) & (s.gripper[:, 2] < s.height + 0.05)
+    xy = np.where(stuck[:, None], pose[:, :2], s.target[:, :2])
+    want = np.column_stack([xy, height, pose[:, 3] + turn])
     down = aligned & (s.gripper[:, 2] < low + 0.012) & (off < 0.014)
     return want, np.where(down | (s.held & ~s.open), CLOSE, OPEN)
 
@@ -47,7 +52,9 @@ def _carry(s: Situation, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     want = pose.copy()
     want[:, :2] = np.where((clear | over)[:, None], s.gripper[:, :2] + shift, pose[:, :2])
     want[:, 2] = np.where(over, s.destination[:, 2] + grip + 0.001, above)
-    settled = over & (s.height < s.destination[:, 2] + 0.006)
+    # An object that has slid up in the grasp is let go from as low as the hand gets.
+    lowest = s.gripper[:, 2] < robot.WORKSPACE_LOW[2] + 0.002
+    settled = over & ((s.height < s.destination[:, 2] + 0.006) | lowest)
     return want, np.where(settled, OPEN, CLOSE)
 
 
@@ -79,15 +86,22 @@ def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
 
 
 def expert_action(
-    s: Situation, pose: np.ndarray, target_yaw: np.ndarray, symmetry: np.ndarray
+    s: Situation,
+    pose: np.ndarray,
+    target_yaw: np.ndarray,
+    symmetry: np.ndarray,
+    elapsed: np.ndarray,
+    held_for: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Actions [n, 5] for n slots, and how freely [n] the hand moves there (0 near contact, 1 in the air).
+    """Actions [n, 5] for n slots, and how freely [n] the hand moves: 1 on the way, less near its goal.
 
     `pose` [n, 4] is the commanded gripper pose, `target_yaw` [n] the target's, `symmetry` [n] the angle by
-    which turning it changes nothing.
+    which turning it changes nothing, `elapsed` and `held_for` [n] the actions since the episode began and
+    since the target is held. Long ways are divided evenly over a fixed number of actions: what a chunk has
+    to say is then linear in where things are, and a policy learns it from far fewer demonstrations.
     """
     turn = _wrap(target_yaw - pose[:, 3], symmetry)
-    want, grip = _grasp(s, pose, turn)
+    want, grip = _grasp(s, pose, turn, elapsed >= APPROACH)
     held = s.held & ~s.open
     lifted = np.concatenate([pose[:, :2], np.full((len(pose), 1), 0.13), pose[:, 3:]], -1)
     carried, carry_grip = _carry(s, pose)
@@ -102,5 +116,11 @@ def expert_action(
     want = np.where(pushing[:, None], _push(s, pose), want)
     grip = np.where(pushing, CLOSE, grip)
     low, high = np.array(robot.ACTION_SPEC.low), np.array(robot.ACTION_SPEC.high)
-    action = np.clip(np.concatenate([want - pose, grip[:, None]], -1), low, high)
-    return action, np.where(s.gripper[:, 2] - s.height < 0.06, 0.25, 1.0) * ~placed
+    delta = want - pose
+    delta /= np.where(held, 1, np.clip(APPROACH - elapsed, 1, None))[:, None]
+    left = np.clip(CARRY + 2 - held_for, 1, CARRY)
+    delta[:, :2] /= np.where(held & ~pick & ~placed, left, 1)[:, None]
+    action = np.clip(np.concatenate([delta, grip[:, None]], -1), low, high)
+    distance = np.linalg.norm(want[:, :3] - pose[:, :3], axis=-1)
+    freedom = np.where(s.gripper[:, 2] < 0.06, 0.0, distance / high[0])
+    return action, np.clip(freedom, 0.25, 1.0) * ~placed

@@ -8,7 +8,7 @@ save where the thing changed has to be known before the scene can be drawn ("uns
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from rove.envs.tabletop.tasks import (
     OBJECT_COLORS,
     RECEPTACLES,
     TRAINED_OBJECTS,
-    VARIANTS,
     Task,
     Thing,
     parse,
@@ -40,10 +39,12 @@ PUSH_DISTANCE = (0.115, 0.145)
 """From the object's centre to the zone's, metres."""
 BEHIND = 0.065
 """Where a push begins, behind the object's centre."""
-DISPLACEMENT = (0.05, 0.08)
-"""How far the target is moved in mid-episode, metres."""
-DISPLACED_AFTER = 3
+DISPLACEMENT = (0.085, 0.18)
+"""How far the target is moved in mid-episode, metres: out of reach of the fingers that are around it."""
+DISPLACED_AFTER = 2
 """Executed actions before it is."""
+ARRANGING_VARIANTS = ("unseen_position", "distractors", "displaced")
+"""Those that have to be known before the scene is drawn; the others leave everything in its place."""
 
 RGB: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.09),
@@ -68,9 +69,15 @@ class Look:
     light_direction: tuple[float, float, float] = (-0.25, 0.35, -1.0)
     light_diffuse: tuple[float, float, float] = (0.55, 0.55, 0.55)
     light_ambient: tuple[float, float, float] = (0.50, 0.50, 0.50)
-    table_material: str = "plain"
+    table_material: str | None = None
     shade: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Factor on the colours of the movable objects."""
+
+    @property
+    def plain_table(self) -> bool:
+        """Whether the table looks as it usually does."""
+        usual = Look(camera_shift=self.camera_shift, camera_roll=self.camera_roll, shade=self.shade)
+        return self == usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +102,6 @@ class Layout:
     look: Look
 
 
-def _generator(*key: object) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32("|".join(map(str, key)).encode()))
-
-
 # --- what is in the scene -------------------------------------------------------------------------
 
 
@@ -119,35 +122,81 @@ def _objects(rng: np.random.Generator, task: Task) -> list[Thing]:
 
 
 def _receptacles(rng: np.random.Generator, task: Task) -> list[Thing]:
-    """The destination first, then one of its own role, so that its name has to be read, then one of the other."""
+    """The destination first, then one of its role, so that its name has to be read, then one of the other."""
     zones = [thing for thing in RECEPTACLES if thing.kind == "zone"]
     vessels = [thing for thing in RECEPTACLES if thing.kind != "zone"]
     if task.family == "push":
         assert task.destination is not None
-        return [task.destination, *_pick(rng, [z for z in zones if z != task.destination], 1), *_pick(rng, vessels, 1)]
+        return [
+            task.destination,
+            *_pick(rng, [z for z in zones if z != task.destination], 1),
+            *_pick(rng, vessels, 1),
+        ]
     if task.family == "put":
         assert task.destination is not None
-        return [task.destination, *_pick(rng, [v for v in vessels if v != task.destination], 1), *_pick(rng, zones, 1)]
+        return [
+            task.destination,
+            *_pick(rng, [v for v in vessels if v != task.destination], 1),
+            *_pick(rng, zones, 1),
+        ]
     return [*_pick(rng, vessels, 2), *_pick(rng, zones, 1)]
 
 
 # --- where it stands ------------------------------------------------------------------------------
 
-# Smallest distance in x, or else in y, between two kinds of thing: open fingers are 0.12 m wide along x.
-_CLEARANCE = {
-    ("object", "object"): np.array([0.095, 0.070]),
-    ("object", "receptacle"): np.array([0.100, 0.100]),
-    ("receptacle", "receptacle"): np.array([0.118, 0.118]),
-}
-_CANDIDATES = 96
+# Smallest distance in x, or else in y: open fingers are 0.12 m wide along x. Both axes: receptacle, object.
+_GAP = np.array([[[0.118, 0.118], [0.100, 0.100]], [[0.100, 0.100], [0.095, 0.070]]])
+_LANE_GAP = (0.10, 0.07)
+"""From the way of a push, of a receptacle and of an object."""
+_CANDIDATES = 64
+_MOST = sc.OBJECTS + sc.RECEPTACLES + max(sc.EXTRAS, 1)
 
 
-def _clear(candidates: np.ndarray, placed: list[np.ndarray], clearance: np.ndarray) -> np.ndarray:
-    """bool [n]: which candidates [n, 2] keep the clearance from everything placed."""
-    if not placed:
-        return np.ones(len(candidates), bool)
-    gap = np.abs(candidates[:, None] - np.stack(placed)[None])
-    return (gap >= clearance).any(-1).all(-1)
+class _NoRoom(Exception):
+    """This attempt at a scene has come to nothing."""
+
+
+class _Table:
+    """Takes things one by one, each clear of those before and of the ways that pushes take."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._xy = np.zeros((_MOST, 2))
+        self._object = np.zeros(_MOST, int)
+        self._count = 0
+        self._lanes: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def put(self, xy: np.ndarray, is_object: bool) -> np.ndarray:
+        """Stand something there, come what may."""
+        self._xy[self._count], self._object[self._count] = xy, is_object
+        self._count += 1
+        return xy
+
+    def find(self, candidates: np.ndarray, is_object: bool) -> np.ndarray:
+        """Stand something on the first candidate [n, 2] that is clear."""
+        n, kind = self._count, int(is_object)
+        apart = np.abs(candidates[:, None] - self._xy[:n]) >= _GAP[kind, self._object[:n]]
+        free = (apart[..., 0] | apart[..., 1]).all(-1)
+        for lane in self._lanes:
+            free &= _distance_to_segment(candidates, *lane) >= _LANE_GAP[kind]
+        if not free.any():
+            raise _NoRoom
+        return self.put(candidates[free.argmax()], is_object)
+
+    def find_anywhere(self, is_object: bool) -> np.ndarray:
+        """Stand something where it is clear."""
+        area = OBJECT_AREA if is_object else RECEPTACLE_AREA
+        return self.find(self._rng.uniform(-1.0, 1.0, size=(_CANDIDATES, 2)) * area, is_object)
+
+    def keep_clear(self, target: np.ndarray, zone: np.ndarray) -> None:
+        """Leave free what a push from `target` to `zone` needs."""
+        self._lanes.append((_behind(target, zone), zone))
+
+
+def _behind(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
+    """Where the fist of a push starts."""
+    away = target - zone
+    return target + BEHIND * away / np.linalg.norm(away, axis=-1, keepdims=True)
 
 
 def _distance_to_segment(points: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -155,68 +204,71 @@ def _distance_to_segment(points: np.ndarray, a: np.ndarray, b: np.ndarray) -> np
     return np.linalg.norm(points - (a + along[:, None] * (b - a)), axis=-1)
 
 
-def _in_unseen_region(points: np.ndarray) -> np.ndarray:
+def _target_candidates(rng: np.random.Generator, unseen: bool) -> np.ndarray:
     low, high = UNSEEN_REGION
-    return ((points >= low) & (points <= high)).all(-1)
-
-
-def _target_candidates(rng: np.random.Generator, unseen: bool, count: int) -> np.ndarray:
     if unseen:
-        return rng.uniform(*UNSEEN_REGION, size=(count, 2))
-    points = rng.uniform(-OBJECT_AREA, OBJECT_AREA, size=(count, 2))
-    return points[~_in_unseen_region(points)]
+        return rng.uniform(low, high, size=(_CANDIDATES, 2))
+    points = rng.uniform(-OBJECT_AREA, OBJECT_AREA, size=(_CANDIDATES, 2))
+    within = (points >= low) & (points <= high)
+    return points[~(within[:, 0] & within[:, 1])]
 
 
-def _push_start(rng: np.random.Generator, unseen: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Target and zone of a push, with room for the fist behind the target."""
-    target = _target_candidates(rng, unseen, _CANDIDATES)
-    angle = rng.uniform(-np.pi, np.pi, len(target))
-    direction = np.stack([np.cos(angle), np.sin(angle)], -1)
-    zone = target + rng.uniform(*PUSH_DISTANCE, size=(len(target), 1)) * direction
-    behind = target - BEHIND * direction
-    fits = (np.abs(zone) <= RECEPTACLE_AREA).all(-1) & (np.abs(behind) <= OBJECT_AREA + 0.01).all(-1)
-    if not fits.any():
-        return None
-    first = int(fits.argmax())
-    return target[first], zone[first]
-
-
-def _place(rng: np.random.Generator, task: Task, unseen: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """One attempt at positions, [OBJECTS, 2] and [RECEPTACLES, 2]; None where something found no room."""
-    objects: list[np.ndarray] = []
-    receptacles: list[np.ndarray] = []
-    lane: tuple[np.ndarray, np.ndarray] | None = None
-    if task.family == "push":
-        pair = _push_start(rng, unseen)
-        if pair is None:
-            return None
-        target, zone = pair
-        objects, receptacles = [target], [zone]
-        lane = target + BEHIND * (target - zone) / np.linalg.norm(target - zone), zone
-    else:
-        objects = [_target_candidates(rng, unseen, _CANDIDATES)[0]]
-    for kind, placed, total in (("receptacle", receptacles, sc.RECEPTACLES), ("object", objects, sc.OBJECTS)):
-        area = OBJECT_AREA if kind == "object" else RECEPTACLE_AREA
-        while len(placed) < total:
-            points = rng.uniform(-area, area, size=(_CANDIDATES, 2))
-            free = _clear(points, objects, _CLEARANCE["object", kind])
-            free &= _clear(points, receptacles, _CLEARANCE[kind, "receptacle"])
-            if lane is not None:
-                free &= _distance_to_segment(points, *lane) >= (0.07 if kind == "object" else 0.1)
-            if not free.any():
-                return None
-            placed.append(points[free.argmax()])
-    return np.stack(objects), np.stack(receptacles)
-
-
-_CLEARANCE["receptacle", "object"] = _CLEARANCE["object", "receptacle"]
-
-
-def _free_spots(
-    rng: np.random.Generator, objects: np.ndarray, receptacles: np.ndarray, points: np.ndarray
+def _around(
+    rng: np.random.Generator, centre: np.ndarray, distance: tuple[float, float], count: int
 ) -> np.ndarray:
-    free = _clear(points, list(objects), _CLEARANCE["object", "object"])
-    return points[free & _clear(points, list(receptacles), _CLEARANCE["object", "receptacle"])]
+    """Points [count, 2] at a distance from the centre, [2] or [count, 2]."""
+    angle = rng.uniform(-np.pi, np.pi, count)
+    return centre + rng.uniform(*distance, size=(count, 1)) * np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+def _pushable(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
+    """bool [n]: a zone [n, 2] there fits, and so does the fist behind the target [n, 2]."""
+    fits = np.abs(zone) <= RECEPTACLE_AREA
+    reachable = np.abs(_behind(target, zone)) <= OBJECT_AREA + 0.01
+    possible = fits & reachable
+    return possible[:, 0] & possible[:, 1]
+
+
+def _find_target(
+    rng: np.random.Generator, table: _Table, task: Task, variant: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The target, the zone of a push, and where the target is moved in mid-episode."""
+    candidates = _target_candidates(rng, variant == "unseen_position")
+    if task.family != "push":
+        target = table.put(candidates[0], True)
+        if variant != "displaced":
+            return target, None, None
+        spots = _around(rng, target, DISPLACEMENT, 4 * _CANDIDATES)
+        return target, None, table.find(spots[(np.abs(spots) <= OBJECT_AREA).all(-1)], True)
+    zones = _around(rng, candidates, PUSH_DISTANCE, len(candidates))
+    possible = np.flatnonzero(_pushable(candidates, zones))
+    if not len(possible):
+        raise _NoRoom
+    target, zone = candidates[possible[0]], zones[possible[0]]
+    table.put(target, True)
+    table.put(zone, False)
+    table.keep_clear(target, zone)
+    if variant != "displaced":
+        return target, zone, None
+    spots = _around(rng, zone, PUSH_DISTANCE, 4 * _CANDIDATES)
+    far = np.linalg.norm(spots[:, None] - [target, _behind(target, zone)], axis=-1) >= DISPLACEMENT[0]
+    spots = spots[_pushable(spots, np.broadcast_to(zone, spots.shape)) & far.all(-1)]
+    spot = table.find(spots, True)
+    table.keep_clear(spot, zone)
+    return target, zone, spot
+
+
+def _arrange(
+    rng: np.random.Generator, task: Task, variant: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """One attempt at positions: objects, receptacles, extras, each [k, 2], and the displaced target's."""
+    table = _Table(rng)
+    target, zone, spot = _find_target(rng, table, task, variant)
+    receptacles = [] if zone is None else [zone]
+    receptacles += [table.find_anywhere(False) for _ in range(sc.RECEPTACLES - len(receptacles))]
+    objects = [target, *(table.find_anywhere(True) for _ in range(sc.OBJECTS - 1))]
+    extras = [table.find_anywhere(True) for _ in range(sc.EXTRAS if variant == "distractors" else 0)]
+    return np.array(objects), np.array(receptacles), np.array(extras).reshape(-1, 2), spot
 
 
 # --- variants -------------------------------------------------------------------------------------
@@ -244,81 +296,40 @@ def _look(rng: np.random.Generator, variant: str) -> Look:
     return Look()
 
 
-def _displaced(rng: np.random.Generator, task: Task, base: Layout) -> np.ndarray:
-    """A free spot near the target; in a push, one on its lane's line backwards or sideways."""
-    target = base.object_xy[0]
-    angle = rng.uniform(-np.pi, np.pi, 512)
-    offset = rng.uniform(*DISPLACEMENT, size=(512, 1)) * np.stack([np.cos(angle), np.sin(angle)], -1)
-    points = target + offset
-    points = points[(np.abs(points) <= OBJECT_AREA).all(-1)]
-    if task.family == "push":
-        zone = base.receptacle_xy[0]
-        points = points[np.linalg.norm(points - zone, axis=-1) >= PUSH_DISTANCE[0]]
-        lanes = [_lane_is_clear(point, base) for point in points]
-        points = points[np.array(lanes, bool)]
-    spots = _free_spots(rng, base.object_xy[1:], base.receptacle_xy, points)
-    return spots[0] if len(spots) else target
-
-
-def _lane_is_clear(target: np.ndarray, base: Layout) -> bool:
-    zone = base.receptacle_xy[0]
-    behind = target + BEHIND * (target - zone) / np.linalg.norm(target - zone)
-    return bool(
-        (np.abs(behind) <= OBJECT_AREA + 0.01).all()
-        and (_distance_to_segment(base.object_xy[1:], behind, zone) >= 0.065).all()
-        and (_distance_to_segment(base.receptacle_xy[1:], behind, zone) >= 0.095).all()
-    )
-
-
-def _extras(rng: np.random.Generator, task: Task, base: Layout) -> tuple[tuple[Thing, ...], np.ndarray]:
-    """Up to EXTRAS further objects, fixed, of colours that no task object of the scene has."""
+def _extras(rng: np.random.Generator, task: Task) -> tuple[Thing, ...]:
+    """Further objects of colours that no object named in the instruction has."""
     named = {task.target.color, task.destination.color if task.destination else ""}
-    kinds = [thing for thing in TRAINED_OBJECTS if thing.color not in named and thing.kind != "brick"]
-    xy: list[np.ndarray] = []
-    for _ in range(sc.EXTRAS):
-        points = rng.uniform(-OBJECT_AREA, OBJECT_AREA, size=(1024, 2))
-        if task.family == "push":
-            zone, target = base.receptacle_xy[0], base.object_xy[0]
-            behind = target + BEHIND * (target - zone) / np.linalg.norm(target - zone)
-            points = points[_distance_to_segment(points, behind, zone) >= 0.07]
-        placed = np.concatenate([base.object_xy, np.array(xy).reshape(-1, 2)])
-        spots = _free_spots(rng, placed, base.receptacle_xy, points)
-        if not len(spots):
-            break
-        xy.append(spots[0])
-    return tuple(_pick(rng, kinds, len(xy))), np.array(xy).reshape(-1, 2)
+    return tuple(
+        _pick(rng, [t for t in TRAINED_OBJECTS if t.color not in named and t.kind != "brick"], sc.EXTRAS)
+    )
 
 
 def layout(episode: EpisodeSpec) -> Layout:
     """The initial state of an episode, a function of its task, initial state and variant."""
     task, variant = parse(episode.task), episode.variant
-    assert variant == "none" or variant in VARIANTS
-    unseen = variant == "unseen_position"
-    rng = _generator(episode.task, episode.initial_state, "unseen_position" if unseen else "layout")
+    key = variant if variant in ARRANGING_VARIANTS else "none"
+    rng = np.random.default_rng(zlib.crc32(f"{episode.task}|{episode.initial_state}|{key}".encode()))
     objects, receptacles = _objects(rng, task), _receptacles(rng, task)
-    placed = None
-    while placed is None:
-        placed = _place(rng, task, unseen)
-    base = Layout(
-        objects=(target_of(episode), *objects[1:]),
-        object_xy=placed[0],
-        object_yaw=rng.uniform(-MAX_YAW, MAX_YAW, sc.OBJECTS),
-        receptacles=tuple(receptacles),
-        receptacle_xy=placed[1],
-        extras=(),
-        extra_xy=np.zeros((0, 2)),
-        start=START + rng.uniform(-START_SPREAD, START_SPREAD),
-        displaced_xy=None,
-        look=Look(),
-    )
-    shift = _generator(episode.task, episode.initial_state, variant)
+    while True:
+        try:
+            object_xy, receptacle_xy, extra_xy, spot = _arrange(rng, task, variant)
+            break
+        except _NoRoom:
+            continue
+    yaw = rng.uniform(-MAX_YAW, MAX_YAW, sc.OBJECTS)
+    start = START + rng.uniform(-START_SPREAD, START_SPREAD)
     if variant == "unseen_start":
-        corner = shift.choice([-1.0, 1.0], 2) * shift.uniform([0.10, 0.06], [0.15, 0.10])
-        start = np.array([*corner, shift.uniform(0.10, 0.18), shift.uniform(-0.4, 0.4)])
-        return replace(base, start=start)
-    if variant == "displaced":
-        return replace(base, displaced_xy=_displaced(shift, task, base))
-    if variant == "distractors":
-        extras, xy = _extras(shift, task, base)
-        return replace(base, extras=extras, extra_xy=xy)
-    return replace(base, look=_look(shift, variant))
+        corner = rng.choice([-1.0, 1.0], 2) * rng.uniform([0.10, 0.06], [0.15, 0.10])
+        start = np.array([*corner, rng.uniform(0.10, 0.18), rng.uniform(-0.4, 0.4)])
+    return Layout(
+        objects=(target_of(episode), *objects[1:]),
+        object_xy=object_xy,
+        object_yaw=yaw,
+        receptacles=tuple(receptacles),
+        receptacle_xy=receptacle_xy,
+        extras=_extras(rng, task) if variant == "distractors" else (),
+        extra_xy=extra_xy,
+        start=start,
+        displaced_xy=spot,
+        look=_look(rng, variant),
+    )

@@ -15,8 +15,13 @@ HELD_FOR = 2
 """Consecutive actions for which the predicate has to hold."""
 LIFT_HEIGHT = 0.06
 """Metres above its place on the table at which an object counts as picked up."""
-PUSH_LIFT = 0.012
-"""Metres above the table at which a pushed object counts as lifted, which fails the push for good."""
+ON_TABLE = 0.012
+"""Metres above its support at which an object still counts as lying on it."""
+PUSH_LIFT = 0.022
+"""Metres above the table at which a pushed object counts as lifted, which fails the push for good.
+
+More than the hop of an object that is hit fast, less than any way of carrying it over another.
+"""
 STACK_RADIUS = 0.024
 """Largest horizontal distance of the two centres of a stack."""
 
@@ -45,7 +50,7 @@ class Situation:
     @property
     def held(self) -> np.ndarray:
         """bool [n]: both fingers touch the target."""
-        return self.touched.all(-1)
+        return np.all(self.touched, axis=-1)
 
     @property
     def height(self) -> np.ndarray:
@@ -69,18 +74,18 @@ def achieved(s: Situation) -> np.ndarray:
     """bool [n]: the goal predicate holds now."""
     released = s.open & ~s.touched.any(-1)
     lifted = s.height >= LIFT_HEIGHT
-    low = s.height <= s.destination[:, 2] + 0.012
+    low = s.height <= s.destination[:, 2] + ON_TABLE
     return np.select(
         [s.family == PICK, s.family == PUSH],
-        [lifted & s.held, inside(s) & ~s.held & (s.height <= PUSH_LIFT)],
+        [lifted & s.held, inside(s) & ~s.held & (s.height <= ON_TABLE)],
         inside(s) & s.supported & released & low,
     )
 
 
 def failed(s: Situation) -> np.ndarray:
-    """bool [n]: what cannot be undone: the target left the table, or a push has lifted it."""
-    off_table = (np.abs(s.target[:, :2]) > np.array(sc.TABLE)).any(-1) | (s.target[:, 2] < 0)
-    return off_table | ((s.family == PUSH) & (s.height > PUSH_LIFT))
+    """bool [n]: what cannot be undone: the target left the arm's reach, or a push has lifted it."""
+    lost = (np.abs(s.target[:, :2]) > np.array(sc.REACH)).any(-1)
+    return lost | ((s.family == PUSH) & (s.height > PUSH_LIFT))
 
 
 def potential(s: Situation) -> np.ndarray:

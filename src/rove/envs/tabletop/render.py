@@ -4,6 +4,8 @@ Warp's CPU kernels run on one thread each, but release the interpreter lock: wor
 renderers of equal size, one to a thread. A renderer draws only as many worlds as it is given.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# (MuJoCo's compiled modules have no type stubs, and Warp kernels are not Python)
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +19,13 @@ from rove.errors import RoveError
 try:
     import warp as wp
 
-    wp.config.quiet = True
+    # Says nothing at start-up, nor that there is no CUDA driver: drawing on the CPU is as good.
+    wp.config.log_level = wp.LOG_ERROR
     import mujoco_warp
 except ImportError as error:
     raise RoveError(
-        "The tabletop suite draws with MuJoCo Warp, which is not installed. Install it: pip install mujoco-warp"
+        "The tabletop suite needs MuJoCo Warp, which is not installed. Install it: pip install mujoco-warp"
     ) from error
-
-BACKGROUND = (0.60, 0.60, 0.60, 1.0)
 
 
 @wp.kernel
@@ -68,7 +69,14 @@ class Frame:
 class Renderer:
     """Draws up to `capacity` worlds of one model at `size` x `size` pixels."""
 
-    def __init__(self, model: mujoco.MjModel, capacity: int, size: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        capacity: int,
+        size: int,
+        background: tuple[float, float, float],
+        device: str = "cpu",
+    ) -> None:
         self.size, self.device = size, device
         with wp.ScopedDevice(device):
             self._model = mujoco_warp.put_model(model)
@@ -81,7 +89,7 @@ class Renderer:
                 render_depth=False,
                 render_seg=False,
                 use_shadows=False,
-                background_color=BACKGROUND,
+                background_color=(*background, 1.0),
                 enable_specular=False,
                 enable_emission=False,
             )
@@ -102,6 +110,9 @@ class Renderer:
             ):
                 self._arrays[name] = wp.zeros(shape, dtype=dtype)
                 setattr(self._model, name, self._arrays[name])
+            # Compiles the kernels now: Warp's code generator must not run on two threads at once.
+            self._rebuild()
+            mujoco_warp.render(self._model, self._data, self._context)
 
     def render(self, frame: Frame) -> np.ndarray:
         """uint8 [len(frame), size, size, 3]."""
@@ -129,11 +140,19 @@ class Renderer:
 class RenderPool:
     """Renderers on threads, together drawing up to `capacity` worlds."""
 
-    def __init__(self, model: mujoco.MjModel, capacity: int, size: int, threads: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        capacity: int,
+        size: int,
+        background: tuple[float, float, float],
+        threads: int,
+        device: str = "cpu",
+    ) -> None:
         self.size = size
         threads = min(threads, capacity) if device == "cpu" else 1
         self._share = -(-capacity // threads)
-        self._renderers = [Renderer(model, self._share, size, device) for _ in range(threads)]
+        self._renderers = [Renderer(model, self._share, size, background, device) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render") if threads > 1 else None
 
     def render(self, frame: Frame) -> np.ndarray:

@@ -5,6 +5,8 @@ colour) is per-world fields: `geom_size` and the contact bits switch a slot's sh
 scene is ever rebuilt. Lengths are metres; x points right, y away from the camera, z up; z = 0 is the table.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled modules have no type stubs)
 from __future__ import annotations
 
 import functools
@@ -22,8 +24,9 @@ RECEPTACLES = 3
 EXTRAS = 2
 """Fixed further distractors, shown by the "distractors" variant only."""
 
-TABLE = (0.30, 0.25)
-"""Half extents in x and y; an object whose centre passes the edge has fallen off."""
+TABLE_RGB = (0.74, 0.73, 0.70)
+REACH = (0.30, 0.25)
+"""Half extents in x and y of the part of the table from which an object can still be brought back."""
 HALF_HEIGHT = 0.023
 """Of every object but the capsule."""
 PLATE_RADIUS, PLATE_HEIGHT = 0.056, 0.008
@@ -38,6 +41,8 @@ FINGER_TRAVEL = 0.048
 FINGER = (0.006, 0.013, 0.032)
 """Half extents: thickness, width, height."""
 
+REST_DEPTH = 1.2e-4
+"""How far an object at rest sinks into what carries it: contacts are soft."""
 TIMESTEP = 0.01
 """Seconds."""
 HIDDEN = 1e-5
@@ -79,7 +84,6 @@ SHAPES: dict[str, Shape] = {
     ),
     "capsule": Shape({"capsule": (0.021, 0.018, 0.0)}, half_height=0.021, symmetry=np.pi),
 }
-RECEPTACLE_KINDS = ("plate", "tray", "zone")
 
 
 def receptacle_sizes(kind: str) -> dict[str, tuple[float, float, float]]:
@@ -105,8 +109,8 @@ def _object_xml(slot: int) -> str:
     # Compiled at their largest: the broad phase keeps these bounds, the worlds only ever shrink them.
     return f"""
     <body name="object{slot}" pos="{0.1 * slot} 0 {HALF_HEIGHT}">
-      <freejoint/>
-      <inertial pos="0 0 0" mass="0.06" diaginertia="2.5e-5 2.5e-5 2.5e-5"/>
+      <joint type="free" damping="0.001"/>
+      <inertial pos="0 0 0" mass="0.06" diaginertia="4e-5 4e-5 4e-5"/>
       <geom class="object" name="object{slot}/box" type="box" size=".036 .036 .024"/>
       <geom class="object" name="object{slot}/bar" type="box" size=".036 .036 .024" euler="0 0 1"/>
       <geom class="object" name="object{slot}/cylinder" type="cylinder" size=".026 .024"/>
@@ -140,17 +144,16 @@ def _extra_xml(slot: int) -> str:
 def _finger_xml(name: str, sign: int) -> str:
     return f"""
     <body name="{name}" pos="{sign * FINGER[0]} 0 {FINGER[2]}" gravcomp="1">
-      <joint name="{name}" type="slide" axis="{sign} 0 0" range="-0.002 {FINGER_TRAVEL + 0.002}" limited="true"
-             armature="0.05" damping="20"/>
+      <joint name="{name}" type="slide" axis="{sign} 0 0" range="-0.002 {FINGER_TRAVEL + 0.002}"
+             armature="0.05" damping="26"/>
       <geom class="finger" name="{name}" type="box" size="{FINGER[0]} {FINGER[1]} {FINGER[2]}" mass="0.02"/>
     </body>"""
 
 
 def _servo(joint: str, armature: float, frequency: float) -> str:
     """A critically damped position servo for a joint dominated by its armature."""
-    return (
-        f'<position name="{joint}" joint="{joint}" kp="{armature * frequency**2}" kv="{2 * armature * frequency}"/>'
-    )
+    stiffness, damping = armature * frequency**2, 2 * armature * frequency
+    return f'<position name="{joint}" joint="{joint}" kp="{stiffness}" kv="{damping}"/>'
 
 
 def _xml() -> str:
@@ -158,8 +161,10 @@ def _xml() -> str:
     return f"""
 <mujoco model="tabletop">
   <compiler angle="radian" autolimits="true"/>
-  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="4" iterations="20"
-          ls_iterations="10"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" iterations="20"
+          ls_iterations="10" sleep_tolerance="1e-3">
+    <flag sleep="enable"/>
+  </option>
   <visual><headlight active="0"/><map znear="0.05"/></visual>
   <default>
     <default class="arm">
@@ -182,14 +187,14 @@ def _xml() -> str:
              rgb2=".66 .56 .44"/>
     <texture name="stripes" type="2d" builtin="gradient" width="64" height="64" rgb1=".36 .44 .40"
              rgb2=".60 .66 .58"/>
-    <material name="plain" rgba="1 1 1 1"/>
     <material name="checker" texture="checker" texrepeat="5 4"/>
     <material name="stripes" texture="stripes" texrepeat="6 6"/>
   </asset>
   <worldbody>
     <light name="lamp" type="directional"/>
     <camera name="front" fovy="19"/>
-    <geom class="fixed" name="table" type="plane" size="{TABLE[0]} {TABLE[1]} .1" rgba=".74 .73 .70 1"/>
+    <geom class="fixed" name="table" type="plane" size=".6 .6 .1"
+          rgba="{TABLE_RGB[0]} {TABLE_RGB[1]} {TABLE_RGB[2]} 1"/>
     <geom class="arm" name="spot" type="cylinder" size=".011 .0004" rgba=".2 .2 .22 1"/>
     {"".join(map(_receptacle_xml, range(RECEPTACLES)))}
     {"".join(map(_extra_xml, range(EXTRAS)))}

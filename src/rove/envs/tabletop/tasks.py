@@ -14,7 +14,6 @@ from itertools import product
 from types import MappingProxyType
 
 from rove.config.schema import TabletopConfig
-from rove.envs.tabletop.scene import RECEPTACLE_KINDS
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
 
@@ -22,6 +21,7 @@ FAMILIES = ("pick", "put", "stack", "push")
 
 OBJECT_COLORS = ("red", "green", "blue", "yellow", "purple")
 RECEPTACLE_COLORS = ("white", "black", "orange", "cyan")
+RECEPTACLE_KINDS = ("plate", "tray", "zone")
 TRAINED_SHAPES = ("cube", "cylinder", "brick")
 UNSEEN_SHAPES: Mapping[str, tuple[str, ...]] = {
     # A capsule rolls off whatever it is stacked on, and away from what pushes it.
@@ -30,7 +30,13 @@ UNSEEN_SHAPES: Mapping[str, tuple[str, ...]] = {
     "stack": ("cross", "star"),
     "push": ("cross", "star"),
 }
-UNSEEN_SHAPE_OF = {"red": "brick", "green": "cube", "blue": "cylinder", "yellow": "brick", "purple": "cylinder"}
+UNSEEN_SHAPE_OF = {
+    "red": "brick",
+    "green": "cube",
+    "blue": "cylinder",
+    "yellow": "brick",
+    "purple": "cylinder",
+}
 """The object-colour pairs that no training scene contains, one for each colour."""
 
 VARIANTS: Mapping[str, str] = MappingProxyType(
@@ -49,7 +55,7 @@ VARIANTS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-INITIAL_STATES: Mapping[Split, range] = {"train": range(0, 4096), "held_out": range(1_000_000, 1_000_256)}
+INITIAL_STATES: Mapping[Split, range] = {"train": range(4096), "held_out": range(1_000_000, 1_000_256)}
 
 DEMO_TASKS = (
     "pick/red_cube",
@@ -96,9 +102,18 @@ TASK_SETS = {"demo": DEMO_TASKS, "train": TRAIN_TASKS, "unseen": UNSEEN_TASKS}
 # `{o}` is the object, `{d}` the destination with its preposition, `{t}` the destination alone.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "pick": ("pick up the {o}", "lift the {o}", "grab the {o} and lift it", "take the {o} off the table"),
-    "put": ("put the {o} {d}", "place the {o} {d}", "pick up the {o} and put it {d}", "grab the {o} and place it {d}"),
+    "put": (
+        "put the {o} {d}",
+        "place the {o} {d}",
+        "pick up the {o} and put it {d}",
+        "grab the {o} and place it {d}",
+    ),
     "stack": ("stack the {o} on the {t}", "place the {o} on top of the {t}", "put the {o} on the {t}"),
-    "push": ("push the {o} to the {t}", "slide the {o} into the {t}", "push the {o} across the table to the {t}"),
+    "push": (
+        "push the {o} to the {t}",
+        "slide the {o} into the {t}",
+        "push the {o} across the table to the {t}",
+    ),
 }
 UNSEEN_TEMPLATES: Mapping[str, tuple[str, ...]] = {
     # Recombinations of the words above: a word never trained would carry no meaning.
@@ -129,7 +144,11 @@ TRAINED_OBJECTS = tuple(
 )
 RECEPTACLES = tuple(
     Thing(color, kind)
-    for kind, colors in (("plate", ("white", "orange")), ("tray", ("black", "cyan")), ("zone", ("cyan", "orange")))
+    for kind, colors in (
+        ("plate", ("white", "orange")),
+        ("tray", ("black", "cyan")),
+        ("zone", ("cyan", "orange")),
+    )
     for color in colors
 )
 
@@ -188,7 +207,9 @@ def _choose(count: int, *key: object) -> int:
 
 def _validate(episode: EpisodeSpec) -> None:
     if episode.variant != "none" and episode.variant not in VARIANTS:
-        raise RoveError(f"Unknown variant {episode.variant!r}. {nearest(episode.variant, ('none', *VARIANTS))}")
+        raise RoveError(
+            f"Unknown variant {episode.variant!r}. {nearest(episode.variant, ('none', *VARIANTS))}"
+        )
     if not any(episode.initial_state in states for states in INITIAL_STATES.values()):
         spans = ", ".join(f"{s.start}..{s.stop - 1} ({name})" for name, s in INITIAL_STATES.items())
         raise RoveError(f"Initial state {episode.initial_state} does not exist; valid ids are {spans}.")
@@ -235,7 +256,7 @@ class TabletopSuite:
     """The tasks that a `TabletopConfig` selects; see `rove.envs.base.TaskSuite`."""
 
     name = "tabletop"
-    variants = VARIANTS
+    variants: Mapping[str, str] = VARIANTS
     vocabulary: tuple[str, ...] = _vocabulary()
     """Every word that an instruction of the suite can contain, sorted."""
 

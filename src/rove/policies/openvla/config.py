@@ -111,7 +111,6 @@ class Checkpoint:
             **text,
             rope_parameters={"rope_type": "default", "rope_theta": theta},
             tie_word_embeddings=False,
-            attn_implementation="sdpa",
         )
 
     @property
@@ -151,6 +150,7 @@ class Checkpoint:
             "attention": "causal",
             "chunk": 8 if decoding == "parallel" else 1,
             "temperature": 1.0,
+            "placeholders": "zero",
             "unnorm_key": None,
         }
         saved = {key: self.rove.get(key, value) for key, value in published.items()}
@@ -163,7 +163,8 @@ class Checkpoint:
         if spec is None:
             names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
             return ActionSpec(names, ("1",) * 7, (-math.inf,) * 7, (math.inf,) * 7)
-        return ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
+        lists: dict[str, Any] = {key: tuple(spec[key]) for key in ("names", "units", "low", "high")}
+        return ActionSpec(**{**spec, **lists})
 
     @property
     def value_head(self) -> ValueHeadConfig | None:
@@ -202,10 +203,13 @@ def _check_sizes(policy: PolicyConfig, image_size: int) -> None:
             )
         if tower.kind == "dinov2" and tower.mlp % tower.width:
             raise RoveError(
-                f"policy.towers: mlp {tower.mlp} of a dinov2 tower must be a multiple of its width {tower.width}."
+                f"policy.towers: the mlp of a dinov2 tower must be a multiple of its width {tower.width}, "
+                f"not {tower.mlp}."
             )
     if len({tower.patch for tower in policy.towers}) != 1:
-        raise RoveError("policy.towers: all towers need the same patch size, because their features are joined.")
+        raise RoveError(
+            "policy.towers: all towers need the same patch size, because their features are joined."
+        )
     for name, sizes in [("towers", tower) for tower in policy.towers] + [("llama", policy.llama)]:
         if sizes.width % (2 * sizes.heads):
             raise RoveError(

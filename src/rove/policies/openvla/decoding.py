@@ -35,7 +35,11 @@ def parallel(vlm: PrismaticVLM, inputs: Inputs, count: int, attention: Attention
     """Hidden states [B, count, D] that predict `count` tokens, from one pass; `stop` is EOS."""
     prefix, valid = vlm.prefix(*inputs)
     # Under causal attention nothing is read at or after the last placeholder.
-    suffix = prefix.new_zeros(len(prefix), count - (attention == "causal"), prefix.shape[2])
+    read = count - (attention == "causal")
+    if vlm.placeholders is None:
+        suffix = prefix.new_zeros(len(prefix), read, prefix.shape[2])
+    else:
+        suffix = vlm.placeholders[:read].expand(len(prefix), -1, -1)
     if attention == "bidirectional":
         end = vlm.language_model.embed_tokens(torch.full((len(prefix), 1), stop, device=prefix.device))
         suffix = torch.cat((suffix, end), dim=1)

@@ -7,7 +7,8 @@ rotary table and the mask are made once.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +58,10 @@ def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> tuple[Ten
 
     Su et al. 2021, RoFormer, section 3.2.2, with the half-split layout of Llama checkpoints.
     """
-    config = model.config
-    dim = model.layers[0].self_attn.head_dim
+    dim = model.config.hidden_size // model.config.num_attention_heads
+    theta = cast(dict[str, float], model.config.rope_parameters)["rope_theta"]
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim
-    inverse = 1.0 / (config.rope_parameters["rope_theta"] ** exponent)
+    inverse = 1.0 / theta**exponent
     angle = (position[..., None].float() * inverse).unsqueeze(-3)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -135,7 +136,7 @@ def forward(
     rope = rotary(model, position, embeddings.dtype)
     x = embeddings
     final = len(model.layers) - 1
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(cast(Iterable[LlamaDecoderLayer], model.layers)):
         count = outputs if index == final else new
         if count < new:
             # A window of queries that ends at the last key is no longer what SDPA calls causal.

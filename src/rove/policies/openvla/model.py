@@ -29,6 +29,8 @@ from rove.policies.openvla.vlm import PrismaticVLM, initialize
 from rove.policies.openvla.weights import check_weights, from_reference, read_weights, to_reference
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
 
+Placeholders = Literal["zero", "learned"]
+
 
 class OpenVLA(nn.Module):
     """A policy in the sense of `policies.base.Policy`; made by `build` or `from_pretrained`."""
@@ -46,6 +48,7 @@ class OpenVLA(nn.Module):
         attention: Attention,
         chunk: int,
         temperature: float,
+        placeholders: Placeholders,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
@@ -83,6 +86,7 @@ class OpenVLA(nn.Module):
                 checkpoint.llama,
                 image_size=checkpoint.image_size,
                 vocab_size=checkpoint.vocab_size,
+                placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
             )
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
@@ -120,6 +124,7 @@ class OpenVLA(nn.Module):
             attention=config.attention,
             chunk=chunk,
             temperature=config.temperature,
+            placeholders=config.placeholders,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
@@ -140,7 +145,7 @@ class OpenVLA(nn.Module):
         decoding: Decoding | None = None,
         attention: Attention | None = None,
         unnorm_key: str | None = None,
-        value_head: ValueHeadConfig | None | Literal["saved"] = "saved",
+        value_head: ValueHeadConfig | Literal["saved"] | None = "saved",
         temperature: float | None = None,
         chunk: int | None = None,
         action_spec: ActionSpec | None = None,
@@ -166,6 +171,7 @@ class OpenVLA(nn.Module):
             attention=attention or settings["attention"],
             chunk=chunk or settings["chunk"],
             temperature=temperature or settings["temperature"],
+            placeholders=settings["placeholders"],
             action_spec=action_spec or checkpoint.action_spec,
             statistics=statistics,
             unnorm_key=key,
@@ -200,6 +206,7 @@ class OpenVLA(nn.Module):
             "attention": self.attention,
             "chunk": self.chunk,
             "temperature": self.temperature,
+            "placeholders": "zero" if self.vlm.placeholders is None else "learned",
             "action_spec": asdict(self.action_spec),
             "unnorm_key": self.unnorm_key,
             "value_head": None if self.value_head is None else asdict(self.value_head.config),
@@ -239,7 +246,7 @@ class OpenVLA(nn.Module):
                 column, logits, hidden = decoding.one_by_one(
                     self.vlm, inputs, self._count, self.temperature, uniform
                 )
-            logprob = (logits / self.temperature).log_softmax(dim=-1).gather(-1, column[..., None]).squeeze(-1)
+            logp = (logits / self.temperature).log_softmax(dim=-1)
             value = None if self.value_head is None else self._value(hidden)
             tokens = self._chunked(column + self.vlm.vocab_size - BINS)
             actions = self.unnormalize(self.detokenize(tokens)).float()
@@ -249,15 +256,17 @@ class OpenVLA(nn.Module):
         return ActionChunk(
             actions=actions.clone(),
             tokens=tokens.clone(),
-            logprob=self._chunked(logprob).clone(),
+            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)).clone(),
             value=None if value is None else value.clone(),
         )
 
-    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
+    def evaluate(
+        self, observation: Observation, tokens: Tensor, temperature: float | None = None
+    ) -> PolicyOutput:
         """See `Policy.evaluate`; `tokens` are action tokens."""
         tokens = tokens.to(self.device).flatten(1)
         hidden = self._hidden(self._inputs(observation), tokens)
-        logp = (self.vlm.action_logits(hidden) / self.temperature).log_softmax(dim=-1)
+        logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
         column = tokens - (self.vlm.vocab_size - BINS)
         return PolicyOutput(
             logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),

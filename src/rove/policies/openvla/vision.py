@@ -30,12 +30,16 @@ class DinoTower(Dinov2WithRegistersModel):
                 mlp_ratio=config.mlp // config.width,
                 image_size=image_size,
                 patch_size=config.patch,
-                attn_implementation="sdpa",
             )
         )
         self.encoder.layer[-1].requires_grad_(False)
         self.layernorm.requires_grad_(False)
         self.embeddings.mask_token.requires_grad_(False)
+
+    @property
+    def positions(self) -> Tensor:
+        """Position embeddings of the patches, [patches, width], row by row."""
+        return self.embeddings.position_embeddings[0, 1:]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]."""
@@ -62,12 +66,16 @@ class SiglipTower(SiglipVisionModel):
                 image_size=image_size,
                 patch_size=config.patch,
                 hidden_act="gelu",
-                attn_implementation="sdpa",
             )
         )
         del self.embeddings.position_ids
         for unused in (self.encoder.layers[-1], self.post_layernorm, self.head):
             unused.requires_grad_(False)
+
+    @property
+    def positions(self) -> Tensor:
+        """Position embeddings of the patches, [patches, width], row by row."""
+        return self.embeddings.position_embedding.weight
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]."""

@@ -15,9 +15,7 @@ from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache, forward
 from rove.policies.openvla.vision import TOWERS
 
-
-_TOKENS = ("cls_token", "mask_token", "register_tokens", "position_embeddings")
-EMB = 1.0
+_EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
 
 class Projector(nn.Module):
@@ -39,9 +37,18 @@ class PrismaticVLM(nn.Module):
     """Pixels and token embeddings in, hidden states and action logits out; knows no action and no text."""
 
     def __init__(
-        self, towers: Sequence[TowerConfig], llama: LlamaConfig, *, image_size: int, vocab_size: int
+        self,
+        towers: Sequence[TowerConfig],
+        llama: LlamaConfig,
+        *,
+        image_size: int,
+        vocab_size: int,
+        placeholders: int = 0,
     ) -> None:
-        """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it."""
+        """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it.
+
+        `placeholders` of the action positions have learned embeddings; with 0 all are zero.
+        """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
         width = sum(tower.width for tower in towers)
@@ -50,6 +57,9 @@ class PrismaticVLM(nn.Module):
         del self.language_model.rotary_emb
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
+        self.placeholders = (
+            nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
+        )
 
     def vision(self, pixel_values: Tensor) -> Tensor:
         """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers]."""
@@ -106,19 +116,47 @@ class PrismaticVLM(nn.Module):
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, generator: torch.Generator) -> None:
+def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
     """Random weights for training from scratch, drawn in module order from `generator`.
 
-    Matrices are normal with variance 1 / fan-in; embeddings have standard deviation 1, so that words and
-    places start as loud as picture content.
+    Matrices are normal with variance 1 / fan-in. Embeddings have standard deviation 1, so that words and
+    places start as loud as picture content. The rows of the action tokens vary smoothly from bin to bin:
+    what is learned of one bin then holds for its neighbours.
     """
-    for part in module.modules():
+    for part in vlm.modules():
         scale = "Norm" in type(part).__name__ or "LayerScale" in type(part).__name__
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim < 2:
                 parameter.fill_(1.0 if scale and name != "bias" else 0.0)
-            elif isinstance(part, nn.Embedding) or name in _TOKENS:
-                parameter.normal_(0.0, EMB, generator=generator)
             else:
-                fan_in = parameter[0].numel()
-                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+                embedding = isinstance(part, nn.Embedding) or name in _EMBEDDINGS
+                std = 1.0 if embedding else parameter[0].numel() ** -0.5
+                parameter.normal_(0.0, std, generator=generator)
+    for tower in vlm.towers:
+        place_evenly(tower.positions)
+    actions = slice(vlm.vocab_size - BINS, vlm.vocab_size)
+    vlm.lm_head.weight[actions] = _smooth_rows(vlm.lm_head.in_features, generator)
+
+
+def place_evenly(positions: Tensor) -> None:
+    """Fill [patches, D] with waves over the picture's height and width, standard deviation near 1.
+
+    Where something is can then be read off linearly, instead of learned patch by patch.
+    """
+    side = math.isqrt(len(positions))
+    frequency = torch.arange(1, positions.shape[1] // 4 + 1) / 2
+    angle = torch.pi * torch.linspace(0, 1, side)[:, None] * frequency
+    waves = torch.cat((angle.sin(), angle.cos()), dim=1)
+    rows = waves[:, None].expand(-1, side, -1)
+    columns = waves[None].expand(side, -1, -1)
+    both = torch.cat((rows, columns), dim=-1).flatten(0, 1)
+    positions[:, : both.shape[1]] = math.sqrt(2) * both
+
+
+def _smooth_rows(width: int, generator: torch.Generator) -> Tensor:
+    """[256, width], rows of norm 1 on average: random sums of the lower cosines over the bins."""
+    place = (torch.arange(BINS) + 0.5) / BINS
+    frequency = torch.arange(1, BINS // 8)
+    waves = torch.cos(torch.pi * place[:, None] * frequency) / (1 + frequency / 4)
+    rows = waves @ torch.randn(len(frequency), width, generator=generator)
+    return rows / rows.norm(dim=1).mean()

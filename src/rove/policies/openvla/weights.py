@@ -22,6 +22,7 @@ _PREFIXES = {
     "language_model.lm_head.": "vlm.lm_head.",
     "projector.": "vlm.projector.",
     "value_head.": "value_head.",
+    "placeholders": "vlm.placeholders",
 }
 _TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 

@@ -1,0 +1,104 @@
+"""The learner: how a batch is split changes nothing, and one batch can be overfitted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rove import algorithms
+from rove.config.schema import GRPO, PPO, LlamaConfig, OptimConfig, PolicyConfig, Run, TowerConfig, TrainingConfig, ValueHeadConfig
+from rove.policies import registry as policies
+from rove.policies.base import SamplingNoise
+from rove.training.learner import Learner
+from rove.types import ActionSpec, Observation, TrainBatch
+
+SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-1.0, -1.0), (1.0, 1.0))
+N, C = 12, 3
+
+
+def make_policy(critic: bool):
+    config = PolicyConfig(
+        towers=(TowerConfig(width=16, depth=2, heads=2, patch=8, mlp=32),),
+        llama=LlamaConfig(width=16, depth=2, heads=2, mlp=32),
+        value_head=ValueHeadConfig(hidden=(16,)) if critic else None,
+    )
+    return policies.build(
+        config, chunk=C, action_spec=SPEC, image_size=16, vocabulary=("go", "left"), statistics=None, seed=0
+    )
+
+
+def make_batch(policy, *, normalized: bool) -> TrainBatch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (N, 1, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    observation = Observation(images, ("go left", "go") * (N // 2))
+    chunk = policy.act(observation, "sample", SamplingNoise(0, torch.arange(N), torch.zeros(N, dtype=torch.long)))
+    mask = torch.ones(N, C, dtype=torch.bool)
+    mask[::3, 1:] = False
+    critic = chunk.value is not None
+    return TrainBatch(
+        observation=observation,
+        tokens=chunk.tokens,
+        logprob=chunk.logprob + 0.1 * torch.randn(chunk.logprob.shape, generator=generator),
+        advantage=torch.randn(N, C, generator=generator),
+        mask=mask,
+        returns=torch.randn(N, C, generator=generator) if critic else None,
+        value=chunk.value,
+        episode_length=mask.sum(1, keepdim=True) if normalized else None,
+        horizon=2 * C if normalized else None,
+        denominator=4.0 * 2 * C * SPEC.dim if normalized else None,
+    )
+
+
+def make_learner(algorithm, policy, micro_batch: int, lr: float = 1e-3) -> Learner:
+    training = TrainingConfig(iterations=1, batch=N, micro_batch=micro_batch, optim=OptimConfig(lr=lr))
+    run = Run("test", algorithm, training=training)
+    return Learner(policy, algorithms.get(algorithm.kind), run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("algorithm", [PPO(), GRPO(), GRPO(length_normalization=False)], ids=str)
+def test_the_micro_batch_split_does_not_change_the_gradient(algorithm):
+    policy = make_policy(critic=isinstance(algorithm, PPO))
+    normalized = isinstance(algorithm, GRPO) and algorithm.length_normalization
+    batch = make_batch(policy, normalized=normalized)
+    gradients, metrics = [], []
+    for micro_batch in (N, 4, 1):
+        learner = make_learner(algorithm, policy, micro_batch)
+        policy.zero_grad()
+        metrics.append(learner.accumulate(batch, torch.arange(N)))
+        gradients.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0] and max(g.abs().max() for g in gradients[0].values()) > 1e-3
+    for other, measured in zip(gradients[1:], metrics[1:], strict=True):
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        assert measured == pytest.approx(metrics[0], rel=1e-4, abs=1e-6)
+
+
+def test_critic_warm_up_trains_the_head_alone():
+    policy = make_policy(critic=True)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    learner = make_learner(PPO(critic_warmup=1), policy, N)
+    learner.update(make_batch(policy, normalized=False), iteration=0)
+    moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(name.startswith("value_head") for name in moved)
+    learner.update(make_batch(policy, normalized=False), iteration=1)
+    assert not torch.equal(policy.vlm.lm_head.weight, before["vlm.lm_head.weight"])
+
+
+def test_one_batch_is_overfitted_towards_its_good_actions():
+    policy = make_policy(critic=False)
+    batch = make_batch(policy, normalized=False)
+    batch = replace(batch, logprob=policy.evaluate(batch.observation, batch.tokens).logprob.detach())
+    good = (batch.advantage > 0) & batch.mask
+    learner = make_learner(GRPO(length_normalization=False, clip_high=10.0), policy, N, lr=3e-3)
+    for iteration in range(20):
+        learner.update(batch, iteration)
+    gain = policy.evaluate(batch.observation, batch.tokens).logprob - batch.logprob
+    bad = (batch.advantage < 0) & batch.mask
+    assert gain[good].mean() > 0.1 > gain[bad].mean()
+
+
+def test_an_empty_batch_takes_no_step():
+    policy = make_policy(critic=False)
+    batch = make_batch(policy, normalized=True).select(torch.arange(0))
+    metrics = make_learner(GRPO(), policy, N).update(batch, 0)
+    assert metrics["train/steps"] == 0 and metrics["train/rows"] == 0

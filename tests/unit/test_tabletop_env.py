@@ -1,0 +1,170 @@
+"""The tabletop simulation: physics, predicates, rewards, the expert. The contract itself: tests/contract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rove.config.schema import TabletopConfig
+from rove.envs.base import Demonstrator
+from rove.envs.tabletop import progress
+from rove.envs.tabletop.env import TabletopEnv
+from rove.envs.tabletop.tasks import DEMO_TASKS, FAMILIES, TRAIN_TASKS
+from rove.types import ChunkResult, EpisodeRecord, EpisodeSpec
+
+CHUNK = 8
+
+
+@pytest.fixture(scope="module")
+def env() -> TabletopEnv:
+    return TabletopEnv(TabletopConfig(tasks="train"), num_envs=24, chunk=CHUNK, autoreset="refill")
+
+
+def finish(env: TabletopEnv, noise: float, seed: int = 0) -> list[EpisodeRecord]:
+    """Let the expert end every episode, queue included."""
+    generator, records = np.random.default_rng(seed), []
+    while any(spec is not None for spec in env.specs):
+        records += env.step_expert_chunk(noise, generator)[1].finished
+    return records
+
+
+def stay(env: TabletopEnv, gripper: float = 1.0) -> torch.Tensor:
+    actions = torch.zeros(env.num_envs, CHUNK, env.action_spec.dim)
+    actions[..., -1] = gripper
+    return actions
+
+
+def test_expert_solves_every_training_task(env: TabletopEnv) -> None:
+    assert isinstance(env, Demonstrator)
+    specs = [EpisodeSpec(task, i) for i in range(3) for task in TRAIN_TASKS]
+    env.reset(specs[: env.num_envs])
+    env.enqueue(specs[env.num_envs :])
+    records = finish(env, noise=0.15)
+    assert len(records) == len(specs)
+    assert np.mean([r.success for r in records]) >= 0.95
+    for family in FAMILIES:
+        lengths = [r.length for r in records if r.success and r.spec.task.startswith(family)]
+        assert np.mean(lengths) <= 20
+
+
+def test_the_same_actions_fail_elsewhere(env: TabletopEnv) -> None:
+    """A policy that does not look, however good its actions are somewhere else."""
+    specs = [EpisodeSpec(DEMO_TASKS[i % len(DEMO_TASKS)], 100 + i) for i in range(env.num_envs)]
+    env.reset(specs)
+    actions = []
+    for _ in range(2):
+        actions.append(env.step_expert_chunk(0.0, np.random.default_rng(0))[0])
+    env.reset([replace(spec, initial_state=spec.initial_state + 1000) for spec in specs])
+    records = [r for chunk in actions for r in env.step_chunk(chunk).finished]
+    assert sum(r.success for r in records) <= 0.1 * len(specs)
+
+
+def test_objects_start_at_rest(env: TabletopEnv) -> None:
+    env.reset([EpisodeSpec(task, 11) for task in TRAIN_TASKS])
+    rows = np.arange(env.num_envs)
+    before = env._worlds._qpos[:, env._worlds.scene.object_qpos[:, :3]].copy()
+    env.step_chunk(stay(env))
+    moved = np.abs(env._worlds._qpos[:, env._worlds.scene.object_qpos[:, :3]] - before)
+    assert moved.max() < 2e-4
+    assert not env._worlds.situation(rows).touched.any()
+
+
+def test_colors_can_be_told_apart(env: TabletopEnv) -> None:
+    """The target's colour is in the picture, the gripper's too."""
+    observation = env.reset([EpisodeSpec("pick/red_cube", i) for i in range(8)])
+    red, green, blue = observation.images[:8, 0].int().unbind(-1)
+    assert (((red > 120) & (green < 60) & (blue < 60)).sum((1, 2)) >= 15).all()
+    dark = (red < 80) & (green < 80) & (blue < 90)
+    assert (dark.sum((1, 2)) >= 30).all()
+
+
+def test_displaced_target_is_moved_once(env: TabletopEnv) -> None:
+    env.reset([EpisodeSpec("pick/blue_brick", 5, "displaced"), EpisodeSpec("pick/blue_brick", 5)])
+    before = env._worlds.situation(np.arange(2)).target
+    env.step_chunk(stay(env))
+    moved = np.linalg.norm((env._worlds.situation(np.arange(2)).target - before)[:, :2], axis=-1)
+    assert moved[0] > 0.08
+    assert moved[1] < 1e-3
+
+
+def test_divergence_ends_one_episode_and_touches_no_other(env: TabletopEnv) -> None:
+    specs = [EpisodeSpec(task, 2) for task in DEMO_TASKS]
+
+    def play(poison: bool) -> ChunkResult:
+        env.reset(specs)
+        if poison:
+            env._worlds._qpos[3, env._worlds.scene.object_qpos[1, 0]] = np.nan
+        return env.step_chunk(stay(env))
+
+    clean, before = play(poison=False), env.diverged
+    result = play(poison=True)
+    assert env.diverged == before + 1
+    assert result.truncated[3, 0]
+    assert not result.success[3].any()
+    assert result.executed[3].sum() == 1
+    assert result.final_slots.tolist() == [3]
+    others = [i for i in range(len(specs)) if i != 3]
+    assert torch.equal(result.observation.images[others], clean.observation.images[others])
+
+
+def test_shaped_rewards_telescope() -> None:
+    env = TabletopEnv(TabletopConfig(reward="shaped"), num_envs=8, chunk=CHUNK, autoreset="stop")
+    env.reset([EpisodeSpec(task, 4) for task in DEMO_TASKS])
+    start = progress.potential(env._worlds.situation(np.arange(8)))
+    for record in finish(env, noise=0.1):
+        assert not record.truncated
+        assert record.total_reward == pytest.approx(record.success - start[record.slot], abs=1e-6)
+
+
+# --- predicates -----------------------------------------------------------------------------------
+
+
+def situation(family: str, **changes: object) -> progress.Situation:
+    """One slot in which the goal of a family is reached."""
+    base = progress.Situation(
+        family=np.array([FAMILIES.index(family)]),
+        gripper=np.array([[0.0, 0.0, 0.1, 0.0]]),
+        target=np.array([[0.0, 0.0, {"pick": 0.1, "put": 0.031, "stack": 0.069, "push": 0.023}[family]]]),
+        half_height=np.array([0.023]),
+        destination=np.array([[0.0, 0.0, {"put": 0.008, "stack": 0.046}.get(family, 0.0)]]),
+        touched=np.array([[family == "pick"] * 2]),
+        supported=np.array([family in ("put", "stack")]),
+        open=np.array([family != "pick"]),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_goals(family: str) -> None:
+    reached = situation(family)
+    assert progress.achieved(reached).all()
+    assert not progress.failed(reached).any()
+    assert -1 <= progress.potential(reached)[0] <= 0
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("pick", {"touched": np.array([[True, False]])}),
+        ("pick", {"target": np.array([[0.0, 0.0, 0.06]])}),
+        ("put", {"open": np.array([False])}),
+        ("put", {"touched": np.array([[True, False]])}),
+        ("put", {"supported": np.array([False])}),
+        ("put", {"target": np.array([[0.06, 0.0, 0.031]])}),
+        ("stack", {"target": np.array([[0.03, 0.0, 0.069]])}),
+        ("stack", {"target": np.array([[0.0, 0.0, 0.1]])}),
+        ("push", {"target": np.array([[0.06, 0.0, 0.023]])}),
+        ("push", {"touched": np.array([[True, True]])}),
+    ],
+)
+def test_near_misses(family: str, changes: dict) -> None:
+    assert not progress.achieved(situation(family, **changes)).any()
+
+
+def test_failures() -> None:
+    assert progress.failed(situation("push", target=np.array([[0.0, 0.0, 0.08]]))).all()
+    assert not progress.failed(situation("put", target=np.array([[0.0, 0.0, 0.08]]))).any()
+    assert progress.failed(situation("put", target=np.array([[0.31, 0.0, 0.023]]))).all()
