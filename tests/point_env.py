@@ -23,6 +23,7 @@ class PointSuite:
 
     name = "point"
     tasks: tuple[str, ...] = ("forwards", "backwards")
+    vocabulary: tuple[str, ...] = ("move", "forwards", "backwards")
     variants: Mapping[str, str] = {"inverted": "vision"}
 
     def instruction(self, episode: EpisodeSpec) -> str:

@@ -81,7 +81,9 @@ def load_trainer(path: Path) -> tuple[int, dict[str, Any]]:
     """The iteration count and trainer state of a checkpoint; RoveError on a format this code cannot read."""
     meta = json.loads((path / "meta.json").read_text())
     if meta["format"] != FORMAT:
-        raise RoveError(f"{path} has checkpoint format {meta['format']}; this version of Rove reads {FORMAT}.")
+        raise RoveError(
+            f"{path} has checkpoint format {meta['format']}; this version of Rove reads {FORMAT}."
+        )
     return meta["iteration"], torch.load(path / "trainer.pt", weights_only=True, map_location="cpu")
 
 

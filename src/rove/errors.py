@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each says what was wrong, what was expected, and the nearest valid choice."""
+"""Errors that a user can act on: what was wrong, what was expected, and the nearest valid choice."""
 
 from __future__ import annotations
 

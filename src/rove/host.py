@@ -1,4 +1,4 @@
-"""Process-wide settings of the host: threads for tensor work, and what the allocator does with freed memory."""
+"""Process-wide settings: threads for tensor work, and what the allocator does with freed memory."""
 
 from __future__ import annotations
 

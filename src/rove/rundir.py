@@ -1,10 +1,10 @@
 """A run's directory: what is in it, and who made it.
 
-    run.json          the resolved configuration          about.json   versions, commit, machine, command
-    metrics.jsonl     one line an iteration               sft/         warm-up policy and demonstrations
-    checkpoints/      iteration_000010/ …                 best/        the best evaluated policy
-    eval/             sft.json, rl.json                   videos/      before/, after/, index.json
-    report.html
+run.json          the resolved configuration          about.json   versions, commit, machine, command
+metrics.jsonl     one line an iteration               sft/         warm-up policy and demonstrations
+checkpoints/      iteration_000010/ …                 best/        the best evaluated policy
+eval/             sft.json, rl.json                   videos/      before/, after/, index.json
+report.html
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def about(run: Run) -> dict[str, Any]:
         "command": " ".join(["rove", *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "system": platform.platform(),
+        },
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 

@@ -1,8 +1,8 @@
 """The loop. Recipe in, trained policy out; every placement and every algorithm goes through here.
 
-    sync ─▶ collect ─▶ prepare (filter, mask, advantages) ─▶ update ─▶ evaluate ─▶ save ─┐
-      ▲                                                                                  │
-      └───────────────────────────── weights, version + 1 ◀──────────────────────────────┘
+sync ─▶ collect ─▶ prepare (filter, mask, advantages) ─▶ update ─▶ evaluate ─▶ save ─┐
+  ▲                                                                                  │
+  └───────────────────────────── weights, version + 1 ◀──────────────────────────────┘
 """
 
 from __future__ import annotations

@@ -226,9 +226,7 @@ class Trajectory:
             for f in fields(Trajectory)
             if isinstance(getattr(parts[0], f.name), Tensor)
         }
-        return replace(
-            parts[0], observation=Observation.cat(per_step), finished=tuple(finished), **joined
-        )
+        return replace(parts[0], observation=Observation.cat(per_step), finished=tuple(finished), **joined)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,9 +259,7 @@ class TrainBatch:
     def select(self, rows: Tensor) -> TrainBatch:
         """The rows named (int64 [M]); the denominator stays the whole batch's."""
         picked = {
-            f.name: value[rows]
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+            f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, observation=self.observation.select(rows), **picked)
 

@@ -14,12 +14,13 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # What a room may import, by prefix, besides itself and BASE.
 BASE = ("types", "errors", "config", "timing", "interrupt")
-CONTRACTS = ("envs.base", "envs.registry", "policies.base", "policies.registry")
+CONTRACTS = ("envs.base", "envs.registry", "envs.sampler", "policies.base", "policies.registry")
 ROOMS: dict[str, tuple[str, ...]] = {
     "types": (),
     "errors": (),
     "timing": (),
     "interrupt": (),
+    "host": (),
     "config": ("errors",),
     "algorithms": ("types",),
     "envs": BASE,

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from rove import algorithms
-from rove.config.schema import GRPO, PPO, LlamaConfig, OptimConfig, PolicyConfig, Run, TowerConfig, TrainingConfig, ValueHeadConfig
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    LlamaConfig,
+    OptimConfig,
+    PolicyConfig,
+    Run,
+    TowerConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
 from rove.policies import registry as policies
 from rove.policies.base import SamplingNoise
 from rove.training.learner import Learner
@@ -31,7 +41,9 @@ def make_batch(policy, *, normalized: bool) -> TrainBatch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (N, 1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     observation = Observation(images, ("go left", "go") * (N // 2))
-    chunk = policy.act(observation, "sample", SamplingNoise(0, torch.arange(N), torch.zeros(N, dtype=torch.long)))
+    chunk = policy.act(
+        observation, "sample", SamplingNoise(0, torch.arange(N), torch.zeros(N, dtype=torch.long))
+    )
     mask = torch.ones(N, C, dtype=torch.bool)
     mask[::3, 1:] = False
     critic = chunk.value is not None

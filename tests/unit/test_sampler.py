@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from rove.rollout.sampler import EpisodeSampler
+from rove.envs.sampler import EpisodeSampler
 from rove.types import EpisodeSpec
 
 
@@ -10,6 +10,7 @@ class Suite:
     name = "three"
     tasks = ("a", "b", "c")
     variants = {}
+    vocabulary = ("a", "b", "c")
 
     def instruction(self, episode: EpisodeSpec) -> str:
         return episode.task

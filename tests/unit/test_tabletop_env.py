@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +91,10 @@ def test_displaced_target_is_moved_once(env: TabletopEnv) -> None:
     assert moved[1] < 1e-3
 
 
-def test_divergence_ends_one_episode_and_touches_no_other(env: TabletopEnv) -> None:
+def test_divergence_ends_one_episode_and_touches_no_other(
+    env: TabletopEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file where it stands
     specs = [EpisodeSpec(task, 2) for task in DEMO_TASKS]
 
     def play(poison: bool) -> ChunkResult:

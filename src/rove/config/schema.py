@@ -82,6 +82,8 @@ class PolicyConfig:
     attention: Literal["causal", "bidirectional"] = "causal"
     towers: tuple[TowerConfig, ...] = (TowerConfig(),)
     llama: LlamaConfig = LlamaConfig()
+    film: bool = False
+    """Scale and shift the vision towers' features by the instruction (FiLM, as in OpenVLA-OFT+)."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""
@@ -202,6 +204,11 @@ class SFTConfig:
     """Standard deviation of the expert's action noise, as a fraction of each dimension's bound."""
     steps: int = 1000
     """Optimizer steps."""
+    grounding: int = 0
+    """Pictures in which the policy first learns to find what a sentence names; 0: none. For policies trained
+    from scratch."""
+    grounding_steps: int = 0
+    """Optimizer steps on them, before the demonstrations."""
     batch: int = 64
     """Chunks."""
     micro_batch: int = 64

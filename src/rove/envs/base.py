@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,6 +32,8 @@ class TaskSuite(Protocol):
     name: str
     tasks: tuple[str, ...]
     """Task ids, in a fixed order."""
+    vocabulary: tuple[str, ...]
+    """Every word that an instruction can contain; a policy made from scratch reads no others."""
     variants: Mapping[str, str]
     """Shifted variants: name -> axis ("vision", "semantics", "execution"). "none" is not among them."""
 
@@ -75,7 +78,7 @@ class VectorEnv(Protocol):
         ...
 
     def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
-        """Append to the queue that refills slots; idle slots of a refill environment stay idle until reset."""
+        """Append to the queue that refills slots; an idle slot stays idle until reset."""
         ...
 
     @property
@@ -108,17 +111,40 @@ class VectorEnv(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Grounding:
+    """Pictures, and M answers to "where is it": the first actions of the way to the thing named."""
+
+    images: Tensor
+    """uint8 [F, n, H, W, 3]."""
+    frame: Tensor
+    """int64 [M]: the picture of each answer."""
+    instruction: tuple[str, ...]
+    actions: Tensor
+    """float32 [M, C, A], in the units of `action_spec`."""
+    mask: Tensor
+    """bool [M, C]: the actions that the answer consists of."""
+
+
 @runtime_checkable
 class Demonstrator(VectorEnv, Protocol):
     """Optional: an environment that comes with a scripted expert."""
 
-    def step_expert_chunk(
-        self, noise: float, generator: np.random.Generator
-    ) -> tuple[Tensor, ChunkResult]:
+    def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """Let the expert act for one chunk, closed loop, action by action.
 
         `noise` is the standard deviation of the Gaussian added to its translations, as a fraction of their
         bounds, less of it near contact. Returns the actions executed, [B, C, A], padded with "stay" after
         the end of an episode, and what `step_chunk` would have answered.
         """
+        ...
+
+
+@runtime_checkable
+class Grounder(VectorEnv, Protocol):
+    """Optional: an environment that can say where the things in a scene are."""
+
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Grounding:
+        """Start `episodes` (at most B), and say for every thing in each scene where it is: as the expert's
+        way to it, nothing of which is executed. A picture is thus worth several labels, free of noise."""
         ...

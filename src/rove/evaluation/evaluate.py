@@ -19,7 +19,7 @@ def episodes(
 ) -> list[EpisodeSpec]:
     """`count` episodes per variant, spread evenly over the tasks, on the first states of the split.
 
-    The same arguments give the same list on every machine. Raises RoveError when the split has too few states.
+    The same arguments give the same list everywhere. Raises RoveError when the split has too few states.
     """
     chosen = []
     for variant in variants:
@@ -47,22 +47,23 @@ def evaluate(
     name: str = "",
     about: dict | None = None,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
-    on_frames: Callable[[int, torch.Tensor], None] | None = None,
+    on_frames: Callable[[EpisodeSpec, torch.Tensor], None] | None = None,
 ) -> EvalReport:
     """Run every episode of `specs` once, in a refill environment. Records come back in the order of `specs`.
 
-    With `on_frames(slot, frames)` every action of every slot is rendered and handed over, chunk by chunk.
+    With `on_frames(episode, frames)` every action is rendered, uint8 [n, H, W, 3], and handed over by chunk.
     """
     if env.autoreset != "refill":
         raise RoveError("Evaluation walks a list: make the environment with autoreset='refill'.")
     began = time.perf_counter()
     first = min(env.num_envs, len(specs))
-    env.record(range(first) if on_frames is not None else ())
+    env.record(range(env.num_envs) if on_frames is not None else ())
     observation = env.reset(specs[:first])
     env.enqueue(specs[first:])
     records: dict[EpisodeSpec, EpisodeRecord] = {}
     while len(rows := running(env)):
         chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
+        acting = env.specs
         result = env.step_chunk(scatter(chunk.actions, rows, env))
         observation = result.observation
         for record in result.finished:
@@ -70,7 +71,9 @@ def evaluate(
             on_episode(record)
         if on_frames is not None:
             for slot, frames in result.frames.items():
-                on_frames(slot, frames)
+                spec = acting[slot]
+                assert spec is not None
+                on_frames(spec, frames)
     return EvalReport(
         suite=env.suite.name,
         split=split,

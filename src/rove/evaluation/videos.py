@@ -13,7 +13,7 @@ from torch import Tensor
 from rove.envs.base import VectorEnv
 from rove.evaluation.evaluate import episodes
 from rove.reporting.video import write_webp
-from rove.types import EvalReport
+from rove.types import EpisodeSpec, EvalReport
 
 
 class Evaluator(Protocol):
@@ -27,21 +27,25 @@ class Evaluator(Protocol):
 
 
 def record(executor: Evaluator, directory: Path, phase: str, count: int = 8) -> None:
-    """Run the first `count` held-out episodes and write them below `directory/phase`, listed in index.json."""
-    frames: dict[int, list[Tensor]] = defaultdict(list)
+    """Run the first `count` held-out episodes; write them to `directory/phase`, listed in index.json."""
+    frames: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
     specs = episodes(executor.env.suite, count)
-    report = executor.evaluate(
-        specs, phase, {}, on_frames=lambda slot, part: frames[slot].append(part)
-    )
+    report = executor.evaluate(specs, phase, {}, on_frames=lambda spec, part: frames[spec].append(part))
     index_file = directory / "index.json"
     index = json.loads(index_file.read_text()) if index_file.exists() else []
     index = [entry for entry in index if entry["phase"] != phase]
     (directory / phase).mkdir(parents=True, exist_ok=True)
-    for slot, (spec, outcome) in enumerate(zip(specs, report.records, strict=True)):
+    for number, (spec, outcome) in enumerate(zip(specs, report.records, strict=True)):
         instruction = executor.env.suite.instruction(spec)
-        file = f"{phase}/{slot}.webp"
-        write_webp(directory / file, torch.cat(frames[slot]), instruction, outcome.success)
+        file = f"{phase}/{number}.webp"
+        write_webp(directory / file, torch.cat(frames[spec]), instruction, outcome.success)
         index.append(
-            {"phase": phase, "task": spec.task, "instruction": instruction, "success": outcome.success, "file": file}
+            {
+                "phase": phase,
+                "task": spec.task,
+                "instruction": instruction,
+                "success": outcome.success,
+                "file": file,
+            }
         )
     index_file.write_text(json.dumps(index, indent=1))

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rove.algorithms import Algorithm
 from rove.config.schema import GRPO, Run
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
+from rove.envs.sampler import EpisodeSampler
 from rove.evaluation.evaluate import evaluate
 from rove.placement.plan import Plan
 from rove.policies import registry as policies
 from rove.rollout.collect import Collector
-from rove.rollout.sampler import EpisodeSampler
 from rove.timing import Stopwatch
 from rove.training.learner import Learner
 from rove.types import EpisodeSpec, EvalReport, TrainBatch, Trajectory
@@ -39,7 +40,7 @@ class LocalExecutor:
             autoreset="stop" if grouped else "refill",
         )
         self._evaluation_env: VectorEnv | None = None
-        self.policy = policies.build(
+        policy = policies.build(
             replace(run.policy, checkpoint=str(start)),
             chunk=run.rollout.chunk,
             action_spec=self.env.action_spec,
@@ -47,7 +48,9 @@ class LocalExecutor:
             vocabulary=(),
             statistics=None,
             seed=run.seed,
-        ).to(device)
+        )
+        assert isinstance(policy, nn.Module)
+        self.policy = policy.to(device)
         sampler = EpisodeSampler(
             self.env.suite, run.seed, run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
         )

@@ -26,7 +26,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Colocated in one process: environments on the CPU cores, policy and learner sharing one set of weights."""
+    """Colocated in one process: environments on the CPU cores, policy and learner on one set of weights."""
 
     device: str
     """Of policy and learner: "cpu" or "cuda:0"."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
 
@@ -52,6 +52,8 @@ class Policy(Protocol):
     """C."""
     action_spec: ActionSpec
     """The convention of `ActionChunk.actions`."""
+    value_head: nn.Module | None
+    """The critic; None without one."""
 
     def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
         """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it."""

@@ -2,14 +2,58 @@
 
 from dataclasses import replace
 
-from rove.config.schema import GRPO, PPO, Run, TabletopConfig, ValueHeadConfig
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    EvaluationConfig,
+    LlamaConfig,
+    OptimConfig,
+    PolicyConfig,
+    RolloutConfig,
+    Run,
+    SFTConfig,
+    TabletopConfig,
+    TowerConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
 from rove.recipes import recipe
+
+TINY = PolicyConfig(
+    towers=(TowerConfig(width=64, depth=3, heads=2, mlp=256),),
+    llama=LlamaConfig(width=64, depth=2, heads=2, mlp=128),
+    film=True,
+    placeholders="learned",
+)
+"""A third of a million weights: 300 training and 650 acting chunks a second on one 2.5 GHz core."""
 
 
 @recipe
 def tabletop_grpo() -> Run:
     """GRPO on eight tasks of all four families, no critic."""
-    return Run(name="tabletop_grpo", algorithm=GRPO(), env=TabletopConfig(tasks="demo"))
+    return Run(
+        name="tabletop_grpo",
+        algorithm=GRPO(epochs=2),
+        env=TabletopConfig(tasks="demo"),
+        policy=TINY,
+        rollout=RolloutConfig(num_envs=128),
+        # A policy from scratch sees the named object only after tens of thousands of labels, and a few
+        # thousand demonstrations are sooner learned by heart: grounding comes first.
+        sft=SFTConfig(
+            episodes=2000,
+            noise=0.05,
+            steps=600,
+            batch=32,
+            micro_batch=32,
+            grounding=6400,
+            grounding_steps=1800,
+            optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
+        ),
+        training=TrainingConfig(
+            iterations=120, batch=64, micro_batch=64, optim=OptimConfig(lr=2e-4, warmup=20), max_minutes=8
+        ),
+        evaluation=EvaluationConfig(every=20, episodes=256),
+    )
 
 
 @recipe
@@ -19,7 +63,7 @@ def tabletop_ppo() -> Run:
     return replace(
         base,
         name="tabletop_ppo",
-        algorithm=PPO(),
+        algorithm=PPO(epochs=2),
         policy=replace(base.policy, value_head=ValueHeadConfig()),
     )
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rove.envs.base import VectorEnv
+from rove.envs.sampler import EpisodeSampler
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import RolloutBuffer
-from rove.rollout.sampler import EpisodeSampler
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, Observation, Trajectory
 

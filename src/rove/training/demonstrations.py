@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rove.envs.base import Demonstrator, VectorEnv
+from rove.envs.base import Demonstrator, Grounder, VectorEnv
+from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
-from rove.rollout.sampler import EpisodeSampler
 from rove.types import Observation
 
 
@@ -22,9 +22,10 @@ class Demonstrations:
     """N chunks of successful expert episodes."""
 
     images: Tensor
-    """uint8 [N, n, H, W, 3], at the beginning of the chunk."""
+    """uint8 [F, n, H, W, 3]."""
+    frame: Tensor
+    """int64 [N]: the picture at the beginning of each chunk."""
     instruction: tuple[str, ...]
-    task: tuple[str, ...]
     actions: Tensor
     """float32 [N, C, A], as executed, in the environment's units."""
     mask: Tensor
@@ -33,9 +34,9 @@ class Demonstrations:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def observation(self) -> Observation:
-        """What the policy sees, N rows."""
-        return Observation(self.images, self.instruction)
+    def observation(self, rows: Tensor) -> Observation:
+        """What the policy sees in the rows named, int64 [M]."""
+        return Observation(self.images[self.frame[rows]], tuple(self.instruction[i] for i in rows.tolist()))
 
     def statistics(self) -> dict[str, list[float]]:
         """Per action dimension, over executed actions: q01, q99, min, max, mean, std."""
@@ -57,10 +58,10 @@ class Demonstrations:
         np.savez_compressed(
             draft,
             images=self.images.numpy(),
+            frame=self.frame.numpy(),
             actions=self.actions.numpy(),
             mask=self.mask.numpy(),
             instruction=np.array(self.instruction),
-            task=np.array(self.task),
         )
         draft.rename(path)
 
@@ -68,12 +69,12 @@ class Demonstrations:
     def load(path: Path) -> Demonstrations:
         """Read what `save` wrote; RoveError where it is something else."""
         with np.load(path, allow_pickle=False) as file:
-            if missing := {"images", "actions", "mask", "instruction", "task"} - set(file.files):
+            if missing := {"images", "frame", "actions", "mask", "instruction"} - set(file.files):
                 raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
             return Demonstrations(
                 torch.from_numpy(file["images"]),
+                torch.from_numpy(file["frame"]),
                 tuple(file["instruction"].tolist()),
-                tuple(file["task"].tolist()),
                 torch.from_numpy(file["actions"]),
                 torch.from_numpy(file["mask"]),
             )
@@ -105,7 +106,7 @@ def collect(
         actions, result = env.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
-            seen = (observation.images[slot], observation.instruction[slot], spec.task)
+            seen = (observation.images[slot], observation.instruction[slot])
             pending[slot].append((*seen, actions[slot], result.executed[slot]))
         for record in result.finished:
             chunks = pending.pop(record.slot)
@@ -116,11 +117,41 @@ def collect(
                 on_episode()
         if failures > max(successes, env.num_envs):
             raise RoveError(
-                f"The expert of {env.suite.name!r} fails too often ({failures} of {failures + successes} episodes). "
-                "Lower sft.noise, or look at the tasks."
+                f"The expert of {env.suite.name!r} fails too often ({failures} of "
+                f"{failures + successes} episodes). Lower sft.noise, or look at the tasks."
             )
         observation = result.observation
-    images, instruction, task, actions, mask = zip(*rows, strict=True)
+    images, instruction, actions, mask = zip(*rows, strict=True)
     return Demonstrations(
-        torch.stack(images), tuple(instruction), tuple(task), torch.stack(actions), torch.stack(mask)
+        torch.stack(images),
+        torch.arange(len(rows)),
+        tuple(instruction),
+        torch.stack(actions),
+        torch.stack(mask),
+    )
+
+
+def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[int], None]) -> Demonstrations:
+    """Where the things are in `pictures` scenes of the train split: see `Grounder.ground`.
+
+    A published VLA starts from a vision-language model that can find what a sentence names; for a policy
+    trained from scratch this stands in for it. Nothing is simulated, and the answers have no noise.
+    """
+    if not isinstance(env, Grounder):
+        raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")
+    sampler = EpisodeSampler(env.suite, seed + 1)  # other scenes than the demonstrations'
+    parts, frames = [], []
+    made = 0
+    while made < pictures:
+        part = env.ground(sampler.take(min(env.num_envs, pictures - made)))
+        parts.append(part)
+        frames.append(part.frame + made)
+        made += len(part.images)
+        on_picture(len(part.images))
+    return Demonstrations(
+        torch.cat([part.images for part in parts]),
+        torch.cat(frames),
+        tuple(text for part in parts for text in part.instruction),
+        torch.cat([part.actions for part in parts]),
+        torch.cat([part.mask for part in parts]),
     )

@@ -22,7 +22,9 @@ def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * shape
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig, head: nn.Module | None = None) -> torch.optim.AdamW:
+def make_optimizer(
+    module: nn.Module, config: OptimConfig, head: nn.Module | None = None
+) -> torch.optim.AdamW:
     """One group for the model, one for the value head `head`; matrices decay, vectors and scalars do not."""
     in_head = {id(p) for p in head.parameters()} if head is not None else set()
     groups = []
@@ -40,7 +42,11 @@ class Optimizer:
     """AdamW with schedule, clipping and the finite check; refuses to train on through repeated bad steps."""
 
     def __init__(
-        self, module: nn.Module, config: OptimConfig, total_steps: int, max_bad_steps: int,
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        total_steps: int,
+        max_bad_steps: int,
         head: nn.Module | None = None,
     ) -> None:
         self.config, self.total_steps, self.max_bad_steps = config, total_steps, max_bad_steps

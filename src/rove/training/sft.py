@@ -20,7 +20,7 @@ from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
-from rove.training.demonstrations import Demonstrations, collect
+from rove.training.demonstrations import Demonstrations, collect, ground
 from rove.training.optim import Optimizer
 
 
@@ -48,14 +48,23 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             statistics={suite.name: {"action": demonstrations.statistics()}},
             seed=run.seed,
         )
-    progress.phase("sft", run.sft.steps)
+        stages = [("sft", demonstrations, run.sft.steps)]
+        if run.sft.grounding:
+            progress.phase("picture", run.sft.grounding)
+            pictures = ground(env, pictures=run.sft.grounding, seed=run.seed, on_picture=progress.advance)
+            stages.insert(0, ("ground", pictures, run.sft.grounding_steps))
+    before = 0
+    for name, data, steps in stages:
+        progress.phase(name, steps)
 
-    def on_step(step: int, metrics: dict[str, float]) -> None:
-        progress.advance()
-        if step % 50 == 0:
-            log.log_sft(step, metrics)
+        def on_step(step: int, metrics: dict[str, float], before: int = before) -> None:
+            progress.advance()
+            if step % 50 == 0:
+                log.log_sft(before + step, metrics)
 
-    fit(policy, demonstrations, run.sft, run.seed, max_bad_steps=run.training.max_bad_steps, on_step=on_step)
+        bad = run.training.max_bad_steps
+        fit(policy, data, run.sft, run.seed, steps=steps, max_bad_steps=bad, on_step=on_step)
+        before += steps
     return checkpoint.save_policy(target, policy)
 
 
@@ -83,29 +92,28 @@ def fit(
     config: SFTConfig,
     seed: int,
     *,
+    steps: int,
     max_bad_steps: int,
     seconds: float | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Train `policy` in place for `config.steps` optimizer steps, or for `seconds` of wall-clock time.
+    """Train `policy` in place for `steps` optimizer steps, or until `seconds` of wall-clock time are over.
 
-    Every pass over the demonstrations is a fresh permutation. With `seconds` the schedule is constant:
-    the number of steps is not known beforehand.
+    Every pass over the demonstrations is a fresh permutation. The schedule runs over `steps`.
     """
     assert isinstance(policy, nn.Module)
-    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
+    optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
-    observation = demonstrations.observation()
     batches = _batches(len(demonstrations), config.batch, seed)
     began = time.perf_counter()
     policy.train()
-    while (optimizer.steps < config.steps) if seconds is None else (time.perf_counter() - began < seconds):
+    while optimizer.steps < steps and (seconds is None or time.perf_counter() - began < seconds):
         rows = torch.from_numpy(next(batches))
         counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
         total = right = 0.0
         for part in rows.split(config.micro_batch):
             mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
-            output = policy.evaluate(observation.select(part), tokens[part], temperature=1.0)
+            output = policy.evaluate(demonstrations.observation(part), tokens[part], temperature=1.0)
             loss = -(output.logprob.cpu() * mask).sum() / counted
             loss.backward()
             total += loss.item()

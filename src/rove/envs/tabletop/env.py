@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import TabletopConfig
-from rove.envs.base import TaskSuite
+from rove.envs.base import Grounding, TaskSuite
 from rove.envs.tabletop import progress, robot
-from rove.envs.tabletop.expert import expert_action
-from rove.envs.tabletop.layout import DISPLACED_AFTER
+from rove.envs.tabletop.expert import APPROACH, approach, expert_action
+from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
 from rove.envs.tabletop.worlds import Worlds, background
@@ -35,7 +35,8 @@ class TabletopEnv:
     def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
         self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
         self.autoreset: Autoreset = autoreset
-        self.suite: TaskSuite = TabletopSuite.from_config(config)
+        self._tasks = TabletopSuite.from_config(config)
+        self.suite: TaskSuite = self._tasks
         self._shaped = config.reward == "shaped"
         threads = config.threads or os.cpu_count() or 1
         self._worlds = Worlds(num_envs, threads)
@@ -130,6 +131,27 @@ class TabletopEnv:
 
         result = self._run(choose)
         return torch.from_numpy(actions.astype(np.float32)), result
+
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Grounding:
+        """Where every object and receptacle is; see `rove.envs.base.Grounder`.
+
+        Objects whose pick-up is held out as a task are left out.
+        """
+        images = self.reset(episodes).images[: len(episodes)]
+        frame, instruction, actions = [], [], []
+        for slot, episode in enumerate(episodes):
+            pose = self._worlds.pose[slot]
+            for text, where in self._tasks.places(episode, layout(episode)):
+                way = approach(pose, where)
+                frame.append(slot)
+                instruction.append(text)
+                actions.append(way)
+        labels = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
+        mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)
+        steps = min(APPROACH, self.chunk)
+        labels[:, :steps] = torch.from_numpy(np.array(actions, np.float32))[:, None]
+        mask[:, :steps] = True
+        return Grounding(images, torch.tensor(frame), tuple(instruction), labels, mask)
 
     def _checked(self, actions: Tensor) -> np.ndarray:
         expected = (self.num_envs, self.chunk, self.action_spec.dim)

@@ -11,6 +11,8 @@ GRASP = 0.010
 """Fingertip height above the underside of what is grasped, metres."""
 HOVER = 0.075
 """Fingertip height at which the hand clears every object that stands on the table."""
+OVER = 0.060
+"""Height of what is carried, which then clears them too."""
 BEHIND = 0.062
 """Where a push begins, behind the object's centre."""
 PUSH_STEP = 0.035
@@ -45,10 +47,10 @@ def _grasp(
 def _carry(s: Situation, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lift, over the destination, down, let go, up."""
     grip = s.gripper[:, 2] - s.height  # how far above the object's underside the fingertips hold it
-    above = s.destination[:, 2] + 0.035 + grip
+    above = np.maximum(s.destination[:, 2] + 0.035, OVER) + grip
     shift = s.destination[:, :2] - s.target[:, :2]
     over = np.linalg.norm(shift, axis=-1) < np.where(s.family == PUT, 0.020, 0.010)
-    clear = s.height > s.destination[:, 2] + 0.018
+    clear = s.height > np.maximum(s.destination[:, 2] + 0.018, OVER - 0.018)
     want = pose.copy()
     want[:, :2] = np.where((clear | over)[:, None], s.gripper[:, :2] + shift, pose[:, :2])
     want[:, 2] = np.where(over, s.destination[:, 2] + grip + 0.001, above)
@@ -83,6 +85,12 @@ def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
     away = offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-6)
     want[:, :2] = np.where(lost[:, None], pose[:, :2] + 0.04 * away, want[:, :2])
     return np.where(inside(s, margin=0.022)[:, None], pose, want)
+
+
+def approach(pose: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """One of the APPROACH equal actions [5] in the plane from `pose` [4] to `where` [2], gripper open."""
+    low, high = np.array(robot.ACTION_SPEC.low), np.array(robot.ACTION_SPEC.high)
+    return np.clip([*(where - pose[:2]) / APPROACH, 0.0, 0.0, OPEN], low, high)
 
 
 def expert_action(
@@ -123,4 +131,4 @@ def expert_action(
     action = np.clip(np.concatenate([delta, grip[:, None]], -1), low, high)
     distance = np.linalg.norm(want[:, :3] - pose[:, :3], axis=-1)
     freedom = np.where(s.gripper[:, 2] < 0.06, 0.0, distance / high[0])
-    return action, np.clip(freedom, 0.25, 1.0) * ~placed
+    return action, np.clip(freedom, 0.15, 1.0) * ~placed

@@ -292,7 +292,7 @@ def _look(rng: np.random.Generator, variant: str) -> Look:
         shade = rng.uniform(0.6, 0.85) * rng.uniform(0.85, 1.15, 3)
         return Look(shade=(float(shade[0]), float(shade[1]), float(shade[2])))
     if variant == "table_texture":
-        return Look(table_material=("checker", "stripes")[int(rng.integers(2))])
+        return Look(table_material=("checker", "blotches")[int(rng.integers(2))])
     return Look()
 
 

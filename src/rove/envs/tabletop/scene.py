@@ -185,10 +185,10 @@ def _xml() -> str:
   <asset>
     <texture name="checker" type="2d" builtin="checker" width="64" height="64" rgb1=".50 .40 .30"
              rgb2=".66 .56 .44"/>
-    <texture name="stripes" type="2d" builtin="gradient" width="64" height="64" rgb1=".36 .44 .40"
+    <texture name="blotches" type="2d" builtin="gradient" width="64" height="64" rgb1=".36 .44 .40"
              rgb2=".60 .66 .58"/>
-    <material name="checker" texture="checker" texrepeat="5 4"/>
-    <material name="stripes" texture="stripes" texrepeat="6 6"/>
+    <material name="checker" texture="checker" texrepeat="10 10"/>
+    <material name="blotches" texture="blotches" texrepeat="9 9"/>
   </asset>
   <worldbody>
     <light name="lamp" type="directional"/>
@@ -218,6 +218,9 @@ def _xml() -> str:
       </body>
     </body>
   </worldbody>
+  <equality>
+    <joint joint1="left_finger" joint2="right_finger"/>
+  </equality>
   <actuator>
     {_servo("shoulder", 0.5, 60)}
     {_servo("elbow", 0.4, 60)}

@@ -151,6 +151,7 @@ class Checkpoint:
             "chunk": 8 if decoding == "parallel" else 1,
             "temperature": 1.0,
             "placeholders": "zero",
+            "film": False,
             "unnorm_key": None,
         }
         saved = {key: self.rove.get(key, value) for key, value in published.items()}

@@ -49,6 +49,7 @@ class OpenVLA(nn.Module):
         chunk: int,
         temperature: float,
         placeholders: Placeholders,
+        film: bool,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
@@ -87,6 +88,7 @@ class OpenVLA(nn.Module):
                 image_size=checkpoint.image_size,
                 vocab_size=checkpoint.vocab_size,
                 placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
+                film=film,
             )
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
@@ -125,6 +127,7 @@ class OpenVLA(nn.Module):
             chunk=chunk,
             temperature=config.temperature,
             placeholders=config.placeholders,
+            film=config.film,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
@@ -172,6 +175,7 @@ class OpenVLA(nn.Module):
             chunk=chunk or settings["chunk"],
             temperature=temperature or settings["temperature"],
             placeholders=settings["placeholders"],
+            film=settings["film"],
             action_spec=action_spec or checkpoint.action_spec,
             statistics=statistics,
             unnorm_key=key,
@@ -206,6 +210,7 @@ class OpenVLA(nn.Module):
             "attention": self.attention,
             "chunk": self.chunk,
             "temperature": self.temperature,
+            "film": self.vlm.film is not None,
             "placeholders": "zero" if self.vlm.placeholders is None else "learned",
             "action_spec": asdict(self.action_spec),
             "unnorm_key": self.unnorm_key,

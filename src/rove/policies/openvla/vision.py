@@ -14,8 +14,33 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersLayer
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
+
+
+class FiLM(nn.Module):
+    """Feature-wise linear modulation (Perez et al. 2018): features · (1 + scale(text)) + shift(text).
+
+    Where OpenVLA-OFT+ puts it (Kim et al. 2025, appendix): in every block, between attention and MLP, from
+    the mean embedding of the prompt. A patch can so be told apart by what the instruction asks for before
+    the language model has to look for it.
+    """
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(text_width, width)
+        self.shift = nn.Linear(text_width, width)
+
+    def forward(self, features: Tensor, text: Tensor) -> Tensor:
+        """[B, patches, width] and [B, text_width] -> [B, patches, width]."""
+        return features * (1 + self.scale(text))[:, None] + self.shift(text)[:, None]
+
+
+def make_film(config: TowerConfig, text_width: int) -> nn.ModuleList:
+    """One for every block of the tower that is computed."""
+    return nn.ModuleList(FiLM(text_width, config.width) for _ in range(config.depth - 1))
 
 
 class DinoTower(Dinov2WithRegistersModel):
@@ -41,15 +66,23 @@ class DinoTower(Dinov2WithRegistersModel):
         """Position embeddings of the patches, [patches, width], row by row."""
         return self.embeddings.position_embeddings[0, 1:]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, patches, width]."""
+    def forward(
+        self, pixels: Tensor, film: nn.ModuleList | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embeddings(pixels) + parts.position_embeddings[:, 1:]
         cls = parts.cls_token + parts.position_embeddings[:, :1]
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
-        for block in self.encoder.layer[:-1]:
-            x = block(x)
+        for index, block in enumerate(self.encoder.layer[:-1]):
+            if film is None:
+                x = block(x)
+            else:
+                assert isinstance(block, Dinov2WithRegistersLayer)
+                x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
+                x = film[index](x, text)
+                x = x + block.layer_scale2(block.mlp(block.norm2(x)))
         return x[:, prefix.shape[1] :]
 
 
@@ -77,12 +110,20 @@ class SiglipTower(SiglipVisionModel):
         """Position embeddings of the patches, [patches, width], row by row."""
         return self.embeddings.position_embedding.weight
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, patches, width]."""
+    def forward(
+        self, pixels: Tensor, film: nn.ModuleList | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
-        for block in self.encoder.layers[:-1]:
-            x = block(x, None)
+        for index, block in enumerate(self.encoder.layers[:-1]):
+            if film is None:
+                x = block(x, None)
+            else:
+                assert isinstance(block, SiglipEncoderLayer)
+                x = x + block.self_attn(block.layer_norm1(x))[0]
+                x = film[index](x, text)
+                x = x + block.mlp(block.layer_norm2(x))
         return x
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 from rove.config.schema import TowerConfig
 from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache, forward
-from rove.policies.openvla.vision import TOWERS
+from rove.policies.openvla.vision import TOWERS, DinoTower, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
@@ -44,15 +44,18 @@ class PrismaticVLM(nn.Module):
         image_size: int,
         vocab_size: int,
         placeholders: int = 0,
+        film: bool = False,
     ) -> None:
         """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it.
 
-        `placeholders` of the action positions have learned embeddings; with 0 all are zero.
+        `placeholders` of the action positions have learned embeddings; with 0 all are zero. With `film` the
+        prompt modulates the towers.
         """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
         width = sum(tower.width for tower in towers)
         self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
+        self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
         self.language_model = LlamaModel(llama)
         del self.language_model.rotary_emb
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
@@ -61,11 +64,23 @@ class PrismaticVLM(nn.Module):
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
         )
 
-    def vision(self, pixel_values: Tensor) -> Tensor:
-        """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers]."""
+    def vision(self, pixel_values: Tensor, text: Tensor | None = None) -> Tensor:
+        """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
+
+        `text` [B, D] is the mean embedding of the prompt, read where the towers are modulated by it.
+        """
         channels = 3 * len(self.towers)
         pictures = pixel_values.unflatten(1, (-1, channels)).flatten(0, 1)
-        parts = [tower(p) for tower, p in zip(self.towers, pictures.split(3, dim=1), strict=True)]
+        views = pictures.split(3, dim=1)
+        if self.film is None:
+            parts = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
+        else:
+            assert text is not None
+            text = text.repeat_interleave(len(pictures) // len(text), dim=0)
+            parts = [
+                tower(view, film, text)
+                for tower, view, film in zip(self.towers, views, self.film, strict=True)
+            ]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return features.view(len(pixel_values), -1, features.shape[-1])
 
@@ -82,7 +97,7 @@ class PrismaticVLM(nn.Module):
         it is masked all the same: the layout is then one for all rows, and position ids, which count
         attended entries, do not notice.
         """
-        patches = self.project(self.vision(pixel_values))
+        patches = self.project(self.vision(pixel_values, self._summary(input_ids, attention_mask)))
         if attention_mask is None:
             tokens, valid = input_ids, None
         else:
@@ -94,6 +109,17 @@ class PrismaticVLM(nn.Module):
             valid = torch.cat((keep.new_ones(len(keep), 1 + patches.shape[1]), rest), dim=1)
         embedded = self.language_model.embed_tokens(tokens)
         return torch.cat((embedded[:, :1], patches, embedded[:, 1:]), dim=1), valid
+
+    def _summary(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """What modulates the towers, [B, D]: the prompt's embeddings, summed and divided by the root of their
+        number, so that one word weighs the same in a long prompt; None where nothing reads it."""
+        if self.film is None:
+            return None
+        embedded = self.language_model.embed_tokens(input_ids)
+        if attention_mask is None:
+            return embedded.sum(1) / embedded.shape[1] ** 0.5
+        weight = attention_mask[..., None].to(embedded.dtype)
+        return (embedded * weight).sum(1) / weight.sum(1).sqrt()
 
     def hidden(
         self,
@@ -133,6 +159,7 @@ def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
                 std = 1.0 if embedding else parameter[0].numel() ** -0.5
                 parameter.normal_(0.0, std, generator=generator)
     for tower in vlm.towers:
+        assert isinstance(tower, DinoTower | SiglipTower)
         place_evenly(tower.positions)
     actions = slice(vlm.vocab_size - BINS, vlm.vocab_size)
     vlm.lm_head.weight[actions] = _smooth_rows(vlm.lm_head.in_features, generator)

@@ -23,6 +23,7 @@ _PREFIXES = {
     "projector.": "vlm.projector.",
     "value_head.": "value_head.",
     "placeholders": "vlm.placeholders",
+    "film.": "vlm.film.",
 }
 _TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
