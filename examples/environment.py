@@ -33,7 +33,16 @@ from rove.config.schema import (
 from rove.envs import registry
 from rove.errors import RoveError, nearest
 from rove.recipes import recipe
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Observation, Split
+from rove.types import (
+    ActionSpec,
+    Autoreset,
+    ChunkResult,
+    EpisodeRecord,
+    EpisodeSpec,
+    Finals,
+    Observation,
+    Split,
+)
 
 GOAL = 1.0
 """Metres from the middle to either side."""
@@ -89,6 +98,7 @@ class ReachEnv:
     def __init__(self, config: ReachConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
         self.num_envs, self.chunk, self.autoreset = num_envs, chunk, autoreset
         self.horizon, self._pixels = config.horizon, config.image_size
+        self.finals: Finals = "truncated"
         self.suite = ReachSuite(config.tasks)
         self._specs: list[EpisodeSpec | None] = [None] * num_envs
         self._queue: list[EpisodeSpec] = []
@@ -173,7 +183,8 @@ class ReachEnv:
                     frames[slot].append(self._draw([slot])[0, 0])
             live = live & ~terminated[:, t] & ~truncated[:, t]
         finished = self._records(terminated.any(1), truncated.any(1))
-        cut = truncated.any(1).nonzero().flatten()
+        wanted = {"none": executed & False, "truncated": truncated, "ended": truncated | terminated}
+        cut = wanted[self.finals].any(1).nonzero().flatten()
         final = self._observe(cut.tolist()) if len(cut) else None
         for record in finished:
             self._specs[record.slot] = None

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Observation, Split
+from rove.types import (
+    ActionSpec,
+    Autoreset,
+    ChunkResult,
+    EpisodeRecord,
+    EpisodeSpec,
+    Finals,
+    Observation,
+    Split,
+)
 
 GOAL, CLIFF, STEP = 0.35, -0.6, 0.1
 
@@ -41,6 +50,7 @@ class PointEnv:
     def __init__(self, num_envs: int, autoreset: Autoreset, *, chunk: int = 5, horizon: int = 12) -> None:
         self.num_envs, self.autoreset, self.chunk, self.horizon = num_envs, autoreset, chunk, horizon
         self.suite = PointSuite()
+        self.finals: Finals = "truncated"
         self.action_spec = ActionSpec(("push", "unused"), ("m", "1"), (-1.0, -1.0), (1.0, 1.0))
         self.spec: list[EpisodeSpec | None] = [None] * num_envs
         self.x = [0.0] * num_envs
@@ -119,7 +129,8 @@ class PointEnv:
                     finished.append(self.conclude(slot, bool(success[slot, t]), bool(truncated[slot, t])))
                     ended.append(slot)
                     break
-        cut = truncated.any(1).nonzero().flatten()
+        wanted = {"none": executed & False, "truncated": truncated, "ended": truncated | terminated}
+        cut = wanted[self.finals].any(1).nonzero().flatten()
         final = self.observe(cut.tolist()) if len(cut) else None
         for slot in ended:
             self.follow(slot)

@@ -17,6 +17,8 @@ from torch import Tensor
 Split = Literal["train", "held_out"]
 Autoreset = Literal["refill", "stop"]
 Mode = Literal["sample", "greedy"]
+Finals = Literal["none", "truncated", "ended"]
+"""Which episodes' last observation is rendered: a bootstrap needs it, nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class ChunkResult:
     executed: Tensor
     """bool [B, C]; False after an end inside the chunk, and in idle slots."""
     final_slots: Tensor
-    """int64 [F]; the slots whose episode was truncated in this chunk, ascending."""
+    """int64 [F]; the slots whose episode ended in this chunk and whose last observation was asked for
+    (`VectorEnv.finals`: by default the truncated ones), ascending."""
     final_observation: Observation | None
     """Their last observation, F rows; None when F is 0."""
     finished: tuple[EpisodeRecord, ...] = ()
@@ -169,7 +172,8 @@ class Trajectory:
     value: Tensor | None
     """float32 [T + 1, B, C or 1]; the last entry judges the observation after the last chunk."""
     final_value: Tensor | None
-    """float32 [T, B, 1]: V(final observation) where an episode was truncated, zero elsewhere."""
+    """float32 [T, B, 1]: V(final observation) where an episode was truncated (with `bootstrap="always"`:
+    where one ended), zero elsewhere."""
     reward: Tensor
     """float32 [T, B, C]."""
     terminated: Tensor

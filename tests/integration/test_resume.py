@@ -43,6 +43,7 @@ BASE = Run(
     evaluation=EvaluationConfig(every=2, episodes=4, variant_episodes=0, num_envs=4),
     logging=LoggingConfig(tensorboard=False, save_every=1, keep=10),
 )
+NO_EVALUATION = EvaluationConfig(episodes=0, variant_episodes=0)
 PPO_RUN = BASE
 GRPO_RUN = replace(
     BASE,
@@ -81,7 +82,7 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     run = replace(
         PPO_RUN,
         training=replace(PPO_RUN.training, iterations=1),
-        evaluation=EvaluationConfig(episodes=0, variant_episodes=0),
+        evaluation=NO_EVALUATION,
     )
     directory = train(run, tmp_path / "run")
     with pytest.raises(RoveError, match=r"rollout\.num_envs is 16, the run was started with 8"):
@@ -93,7 +94,7 @@ def test_another_configuration_is_refused_by_name(tmp_path):
 def test_an_interrupt_saves_and_ends_and_the_run_goes_on(tmp_path, monkeypatch):
     run = replace(
         PPO_RUN,
-        evaluation=EvaluationConfig(episodes=0, variant_episodes=0),
+        evaluation=NO_EVALUATION,
         logging=LoggingConfig(tensorboard=False),
     )
     collect = train_module.LocalExecutor.collect

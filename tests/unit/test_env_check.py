@@ -211,6 +211,12 @@ class RecordsOneFrameAChunk(PointEnv):
         return replace(result, frames={slot: frames[-1:] for slot, frames in result.frames.items()})
 
 
+class IgnoresFinals(PointEnv):
+    def step_chunk(self, actions):
+        self.finals = "truncated"
+        return super().step_chunk(actions)
+
+
 class ClosesOnce(PointEnv):
     closed = False
 
@@ -252,6 +258,7 @@ BREACHES = {
     ExecutesBeforeItRefuses: "bad_actions",
     AcceptsAnyVariant: "bad_episodes",
     RecordsOneFrameAChunk: "record",
+    IgnoresFinals: "finals",
     ClosesOnce: "close",
 }
 

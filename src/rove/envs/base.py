@@ -2,7 +2,7 @@
 
 `envs/check.py` is this page as runnable code. The rules:
 
-- One observation is rendered per slot and chunk, at its end (a truncated episode's final one besides;
+- One observation is rendered per slot and chunk, at its end (the final one besides, of the episodes that `finals` names;
   every frame only while `record` asks for it).
 - An episode that ends inside a chunk executes nothing more of it: the rest of its row is zero or False,
   and `executed` says so.
@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeSpec, Observation, Split
+from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeSpec, Finals, Observation, Split
 
 
 @runtime_checkable
@@ -56,6 +56,8 @@ class VectorEnv(Protocol):
     horizon: int
     """Actions after which an episode is truncated."""
     autoreset: Autoreset
+    finals: Finals
+    """Whose final observation `step_chunk` renders: "truncated" unless set otherwise."""
     action_spec: ActionSpec
     suite: TaskSuite
 

@@ -295,6 +295,25 @@ def record(envs: Envs) -> None:
     require(unrecorded.result.frames == {}, "frames go on after record(())")
 
 
+def finals(envs: Envs) -> None:
+    """`finals` chooses whose last observation is given: "none", "truncated" (the default) or "ended"."""
+    env = envs.refill
+    require(env.finals == "truncated", f"finals must be 'truncated' unless set, not {env.finals!r}")
+    for choice in ("none", "ended"):
+        env.finals = choice
+        observation = env.reset(envs.episodes[:NUM_ENVS])
+        for _ in range(-(-env.horizon // env.chunk)):
+            result = step(env, observation).result
+            observation = result.observation
+            ended = (result.terminated | result.truncated).any(1) & (choice == "ended")
+            expected = ended.nonzero().flatten().tolist()
+            got = result.final_slots.tolist()
+            require(got == expected, f"finals={choice!r}: final_slots must be {expected}, not {got}")
+            rows = 0 if result.final_observation is None else len(result.final_observation)
+            require(rows == len(expected), f"finals={choice!r}: {rows} final observations of {len(expected)}")
+    env.finals = "truncated"
+
+
 def close(envs: Envs) -> None:
     """Closing twice is harmless."""
     env = envs.make(1, "stop")
@@ -320,6 +339,7 @@ CHECKS = (
     bad_actions,
     bad_episodes,
     record,
+    finals,
     close,
 )
 """In this order; a check's name is its function's, and what it demands the first line of its docstring."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rove.algorithms import Algorithm
-from rove.config.schema import GRPO, Run
+from rove.config.schema import GRPO, PPO, Run
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.envs.sampler import EpisodeSampler
@@ -60,7 +60,7 @@ class LocalExecutor:
             sampler,
             chunks=run.rollout.chunks,
             seed=run.seed,
-            critic=run.policy.value_head is not None,
+            bootstrap=run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None,
         )
         self.learner = Learner(self.policy, algorithm, run, device)
 

@@ -11,6 +11,7 @@ last chunk, and at the end of truncated episodes) are computed for the rows that
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,17 +21,31 @@ from rove.envs.sampler import EpisodeSampler
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import RolloutBuffer
 from rove.timing import Stopwatch
-from rove.types import ActionChunk, Observation, Trajectory
+from rove.types import ActionChunk, Finals, Observation, Trajectory
+
+FINALS: dict[str | None, Finals] = {None: "none", "truncated": "truncated", "always": "ended"}
 
 
 class Collector:
-    """Steps one environment with one policy; an episode in flight goes on in the next rollout."""
+    """Steps one environment with one policy; an episode in flight goes on in the next rollout.
+
+    `bootstrap` says which ends are followed by the value of their last observation; None without a critic.
+    """
 
     def __init__(
-        self, env: VectorEnv, policy: Policy, sampler: EpisodeSampler, *, chunks: int, seed: int, critic: bool
+        self,
+        env: VectorEnv,
+        policy: Policy,
+        sampler: EpisodeSampler,
+        *,
+        chunks: int,
+        seed: int,
+        bootstrap: Literal["truncated", "always"] | None,
     ) -> None:
         self.env, self.policy, self.sampler = env, policy, sampler
-        self.chunks, self.seed, self.critic = chunks, seed, critic
+        self.chunks, self.seed = chunks, seed
+        self.critic = bootstrap is not None
+        env.finals = FINALS[bootstrap]
         self.observation: Observation | None = None
 
     def collect(

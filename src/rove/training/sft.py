@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,15 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             statistics={suite.name: {"action": demonstrations.statistics()}},
             seed=run.seed,
         )
-        stages = [("sft", demonstrations, run.sft.steps)]
+        stages = [("sft", demonstrations, run.sft.steps, run.sft)]
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)
             pictures = ground(env, pictures=run.sft.grounding, seed=run.seed, on_picture=progress.advance)
-            stages.insert(0, ("ground", pictures, run.sft.grounding_steps))
+            # The answer comes at once, after a long while without progress: the rate stays up until then.
+            steady = replace(run.sft, optim=replace(run.sft.optim, schedule="constant"))
+            stages.insert(0, ("ground", pictures, run.sft.grounding_steps, steady))
     before = 0
-    for name, data, steps in stages:
+    for name, data, steps, config in stages:
         progress.phase(name, steps)
 
         def on_step(step: int, metrics: dict[str, float], before: int = before) -> None:
@@ -63,7 +66,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
                 log.log_sft(before + step, metrics)
 
         bad = run.training.max_bad_steps
-        fit(policy, data, run.sft, run.seed, steps=steps, max_bad_steps=bad, on_step=on_step)
+        fit(policy, data, config, run.seed, steps=steps, max_bad_steps=bad, on_step=on_step)
         before += steps
     return checkpoint.save_policy(target, policy)
 

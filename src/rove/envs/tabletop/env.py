@@ -21,7 +21,7 @@ from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
 from rove.envs.tabletop.worlds import Worlds, background
 from rove.errors import RoveError
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Observation
+from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Finals, Observation
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, rows [n]) -> actions [n, A]."""
@@ -35,6 +35,7 @@ class TabletopEnv:
     def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
         self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
         self.autoreset: Autoreset = autoreset
+        self.finals: Finals = "truncated"
         self._tasks = TabletopSuite.from_config(config)
         self.suite: TaskSuite = self._tasks
         self._shaped = config.reward == "shaped"
@@ -133,7 +134,7 @@ class TabletopEnv:
         return torch.from_numpy(actions.astype(np.float32)), result
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Grounding:
-        """Where every object and receptacle is; see `rove.envs.base.Grounder`.
+        """Where every object is; see `rove.envs.base.Grounder`.
 
         Objects whose pick-up is held out as a task are left out.
         """
@@ -141,7 +142,7 @@ class TabletopEnv:
         frame, instruction, actions = [], [], []
         for slot, episode in enumerate(episodes):
             pose = self._worlds.pose[slot]
-            for text, where in self._tasks.places(episode, layout(episode)):
+            for text, where in self._tasks.places(layout(episode)):
                 way = approach(pose, where)
                 frame.append(slot)
                 instruction.append(text)
@@ -191,7 +192,8 @@ class TabletopEnv:
             self._film(rows, frames)
             rows = rows[~(terminated[rows, c] | truncated[rows, c])]
         self._worlds.wake(self._running())
-        final_slots = np.flatnonzero(truncated.any(1))
+        wanted = {"none": executed & False, "truncated": truncated, "ended": truncated | terminated}
+        final_slots = np.flatnonzero(wanted[self.finals].any(1))
         final = self._observation(final_slots) if len(final_slots) else None
         finished = self._finish(terminated, truncated, success)
         return ChunkResult(
