@@ -2,8 +2,8 @@
 
 `envs/check.py` is this page as runnable code. The rules:
 
-- One observation is rendered per slot and chunk, at its end (the final one besides, of the episodes that `finals` names;
-  every frame only while `record` asks for it).
+- One observation is rendered per slot and chunk, at its end (the final one besides, of the episodes that
+  `finals` names; every frame only while `record` asks for it).
 - An episode that ends inside a chunk executes nothing more of it: the rest of its row is zero or False,
   and `executed` says so.
 - `autoreset="refill"`: the next episode of the queue starts in that slot at once; with an empty queue
