@@ -160,6 +160,29 @@ class ChunkResult:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Demonstrations:
+    """N chunks that are right: those of successful expert episodes, or answers to "where is it"."""
+
+    images: Tensor
+    """uint8 [F, n, H, W, 3]."""
+    frame: Tensor
+    """int64 [N]: the picture at the beginning of each chunk."""
+    instruction: tuple[str, ...]
+    """N instructions."""
+    actions: Tensor
+    """float32 [N, C, A], in the environment's units."""
+    mask: Tensor
+    """bool [N, C]: the actions that count."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def observation(self, rows: Tensor) -> Observation:
+        """What the policy sees in the rows named, int64 [M]."""
+        return Observation(self.images[self.frame[rows]], tuple(self.instruction[i] for i in rows.tolist()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
     """A rollout of T chunks in B slots, as collected, before any algorithm has looked at it."""
 

@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(run, tmp_path):
 def test_another_configuration_is_refused_by_name(tmp_path):
     run = replace(
         PPO_RUN,
-        training=replace(PPO_RUN.training, iterations=1),
+        training=replace(PPO_RUN.training, iterations=2),
         evaluation=NO_EVALUATION,
     )
     directory = train(run, tmp_path / "run")

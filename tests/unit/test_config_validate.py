@@ -68,6 +68,7 @@ def test_sound_runs_pass_unchanged(run):
             "at most 100 optimizer steps",
             "--training.optim.warmup 99",
         ),
+        (GRPO_RUN, "--sft.grounding 64", "but sft.grounding_steps = 0", "--sft.grounding 0"),
         (GRPO_RUN, "--sft.optim.warmup 1000", "but sft.steps = 1000", "--sft.steps 1001"),
         (GRPO_RUN, "--training.optim.betas 0.9,1", "both are decay rates", "--training.optim.betas 0.9,0.95"),
         (GRPO_RUN, "--training.optim.value_lr 1e-4", "no critic is trained there", 0),

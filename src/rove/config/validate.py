@@ -51,6 +51,8 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "seed",
     "sft.noise",
+    "sft.grounding",
+    "sft.grounding_steps",
     "evaluation.every",
     "evaluation.episodes",
     "evaluation.variant_episodes",
@@ -250,6 +252,11 @@ def _start(run: Run) -> Problems:
         yield (
             "sft is none and policy.checkpoint is none: RL has nothing to start from; set "
             "--policy.checkpoint DIRECTORY, or --sft.steps to warm up here."
+        )
+    if run.sft and bool(run.sft.grounding) != bool(run.sft.grounding_steps):
+        yield (
+            f"sft.grounding = {run.sft.grounding} pictures, but sft.grounding_steps = "
+            f"{run.sft.grounding_steps}: set both, or --sft.grounding 0 --sft.grounding_steps 0."
         )
 
 

@@ -16,13 +16,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeSpec, Finals, Observation, Split
+from rove.types import (
+    ActionSpec,
+    Autoreset,
+    ChunkResult,
+    Demonstrations,
+    EpisodeSpec,
+    Finals,
+    Observation,
+    Split,
+)
 
 
 @runtime_checkable
@@ -113,21 +121,6 @@ class VectorEnv(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Grounding:
-    """Pictures, and M answers to "where is it": the first actions of the way to the thing named."""
-
-    images: Tensor
-    """uint8 [F, n, H, W, 3]."""
-    frame: Tensor
-    """int64 [M]: the picture of each answer."""
-    instruction: tuple[str, ...]
-    actions: Tensor
-    """float32 [M, C, A], in the units of `action_spec`."""
-    mask: Tensor
-    """bool [M, C]: the actions that the answer consists of."""
-
-
 @runtime_checkable
 class Demonstrator(VectorEnv, Protocol):
     """Optional: an environment that comes with a scripted expert."""
@@ -146,7 +139,7 @@ class Demonstrator(VectorEnv, Protocol):
 class Grounder(VectorEnv, Protocol):
     """Optional: an environment that can say where the things in a scene are."""
 
-    def ground(self, episodes: Sequence[EpisodeSpec]) -> Grounding:
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
         """Start `episodes` (at most B), and say for every thing in each scene where it is: as the expert's
         way to it, nothing of which is executed. A picture is thus worth several labels, free of noise."""
         ...

@@ -4,80 +4,50 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rove.envs.base import Demonstrator, Grounder, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
-from rove.types import Observation
+from rove.types import Demonstrations
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Demonstrations:
-    """N chunks of successful expert episodes."""
+def statistics(demonstrations: Demonstrations) -> dict[str, list[float]]:
+    """Per action dimension, over the actions that count: q01, q99, min, max, mean, std."""
+    executed = demonstrations.actions[demonstrations.mask].double().numpy()
+    found = {
+        "q01": np.quantile(executed, 0.01, axis=0),
+        "q99": np.quantile(executed, 0.99, axis=0),
+        "min": executed.min(0),
+        "max": executed.max(0),
+        "mean": executed.mean(0),
+        "std": executed.std(0),
+    }
+    return {name: values.tolist() for name, values in found.items()}
 
-    images: Tensor
-    """uint8 [F, n, H, W, 3]."""
-    frame: Tensor
-    """int64 [N]: the picture at the beginning of each chunk."""
-    instruction: tuple[str, ...]
-    actions: Tensor
-    """float32 [N, C, A], as executed, in the environment's units."""
-    mask: Tensor
-    """bool [N, C]: executed."""
 
-    def __len__(self) -> int:
-        return len(self.actions)
+def save(demonstrations: Demonstrations, path: Path) -> None:
+    """Write one compressed file; nothing in it can run code."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft.npz")
+    arrays = {name: getattr(demonstrations, name).numpy() for name in _TENSORS}
+    np.savez_compressed(draft, instruction=np.array(demonstrations.instruction), **arrays)
+    draft.rename(path)
 
-    def observation(self, rows: Tensor) -> Observation:
-        """What the policy sees in the rows named, int64 [M]."""
-        return Observation(self.images[self.frame[rows]], tuple(self.instruction[i] for i in rows.tolist()))
 
-    def statistics(self) -> dict[str, list[float]]:
-        """Per action dimension, over executed actions: q01, q99, min, max, mean, std."""
-        executed = self.actions[self.mask].double().numpy()
-        found = {
-            "q01": np.quantile(executed, 0.01, axis=0),
-            "q99": np.quantile(executed, 0.99, axis=0),
-            "min": executed.min(0),
-            "max": executed.max(0),
-            "mean": executed.mean(0),
-            "std": executed.std(0),
-        }
-        return {name: values.tolist() for name, values in found.items()}
+def load(path: Path) -> Demonstrations:
+    """Read what `save` wrote; RoveError where it is something else."""
+    with np.load(path, allow_pickle=False) as file:
+        if missing := {"instruction", *_TENSORS} - set(file.files):
+            raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
+        tensors = {name: torch.from_numpy(file[name]) for name in _TENSORS}
+        return Demonstrations(instruction=tuple(file["instruction"].tolist()), **tensors)
 
-    def save(self, path: Path) -> None:
-        """Write one compressed file; nothing in it can run code."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft.npz")
-        np.savez_compressed(
-            draft,
-            images=self.images.numpy(),
-            frame=self.frame.numpy(),
-            actions=self.actions.numpy(),
-            mask=self.mask.numpy(),
-            instruction=np.array(self.instruction),
-        )
-        draft.rename(path)
 
-    @staticmethod
-    def load(path: Path) -> Demonstrations:
-        """Read what `save` wrote; RoveError where it is something else."""
-        with np.load(path, allow_pickle=False) as file:
-            if missing := {"images", "frame", "actions", "mask", "instruction"} - set(file.files):
-                raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
-            return Demonstrations(
-                torch.from_numpy(file["images"]),
-                torch.from_numpy(file["frame"]),
-                tuple(file["instruction"].tolist()),
-                torch.from_numpy(file["actions"]),
-                torch.from_numpy(file["mask"]),
-            )
+_TENSORS = ("images", "frame", "actions", "mask")
 
 
 def collect(

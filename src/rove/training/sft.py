@@ -21,8 +21,9 @@ from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
-from rove.training.demonstrations import Demonstrations, collect, ground
+from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.optim import Optimizer
+from rove.types import Demonstrations
 
 
 def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
@@ -46,7 +47,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={suite.name: {"action": demonstrations.statistics()}},
+            statistics={suite.name: {"action": statistics(demonstrations)}},
             seed=run.seed,
         )
         stages = [("sft", demonstrations, run.sft.steps, run.sft)]
@@ -80,12 +81,12 @@ def demonstrate(run: Run, env: VectorEnv, path: Path, progress: Progress) -> Dem
     """Demonstrations of the run's tasks from the suite's scripted expert; read from `path` if it is there."""
     assert run.sft is not None
     if path.exists():
-        return Demonstrations.load(path)
+        return load(path)
     progress.phase("demonstrate", run.sft.episodes)
     demonstrations = collect(
         env, episodes=run.sft.episodes, noise=run.sft.noise, seed=run.seed, on_episode=progress.advance
     )
-    demonstrations.save(path)
+    save(demonstrations, path)
     return demonstrations
 
 

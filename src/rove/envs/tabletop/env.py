@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import TabletopConfig
-from rove.envs.base import Grounding, TaskSuite
+from rove.envs.base import TaskSuite
 from rove.envs.tabletop import progress, robot
 from rove.envs.tabletop.expert import APPROACH, approach, expert_action
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
@@ -21,7 +21,16 @@ from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
 from rove.envs.tabletop.worlds import Worlds, background
 from rove.errors import RoveError
-from rove.types import ActionSpec, Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Finals, Observation
+from rove.types import (
+    ActionSpec,
+    Autoreset,
+    ChunkResult,
+    Demonstrations,
+    EpisodeRecord,
+    EpisodeSpec,
+    Finals,
+    Observation,
+)
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, rows [n]) -> actions [n, A]."""
@@ -133,8 +142,8 @@ class TabletopEnv:
         result = self._run(choose)
         return torch.from_numpy(actions.astype(np.float32)), result
 
-    def ground(self, episodes: Sequence[EpisodeSpec]) -> Grounding:
-        """Where every object is; see `rove.envs.base.Grounder`.
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
+        """Where every object and receptacle is; see `rove.envs.base.Grounder`.
 
         Objects whose pick-up is held out as a task are left out.
         """
@@ -152,7 +161,7 @@ class TabletopEnv:
         steps = min(APPROACH, self.chunk)
         labels[:, :steps] = torch.from_numpy(np.array(actions, np.float32))[:, None]
         mask[:, :steps] = True
-        return Grounding(images, torch.tensor(frame), tuple(instruction), labels, mask)
+        return Demonstrations(images, torch.tensor(frame), tuple(instruction), labels, mask)
 
     def _checked(self, actions: Tensor) -> np.ndarray:
         expected = (self.num_envs, self.chunk, self.action_spec.dim)

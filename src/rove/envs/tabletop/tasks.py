@@ -287,12 +287,14 @@ class TabletopSuite:
         return _instruction(episode.task, episode.initial_state, episode.variant)
 
     def places(self, scene: Layout) -> list[tuple[str, np.ndarray]]:
-        """What can be picked up in a scene, in words, and where it is, [2] metres; no held-out picks."""
-        return [
+        """What a scene holds, as a request, and where it is, [2] metres; no held-out picks."""
+        objects = [
             (TEMPLATES["pick"][0].format(o=thing.words), xy)
             for thing, xy in zip(scene.objects, scene.object_xy, strict=True)
             if f"pick/{thing.color}_{thing.kind}" not in UNSEEN_TASKS
         ]
+        receptacles = zip(scene.receptacles, scene.receptacle_xy, strict=True)
+        return objects + [(f"to the {thing.words}", xy) for thing, xy in receptacles]
 
     def initial_states(self, task: str, split: Split) -> range:
         """4,096 train states, 256 held-out ones, the same ids for every task."""

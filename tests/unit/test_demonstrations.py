@@ -1,0 +1,73 @@
+"""Demonstrations and grounding: kept whole on disk, and true of the scenes they were made in."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from rove.config.schema import TabletopConfig
+from rove.envs import registry
+from rove.envs.tabletop.layout import layout
+from rove.errors import RoveError
+from rove.training.demonstrations import collect, ground, load, save, statistics
+
+
+@pytest.fixture(scope="module")
+def env():
+    config = TabletopConfig(tasks="pick/red_cube,put/yellow_cube/black_tray")
+    with closing(registry.make(config, num_envs=8, chunk=8, autoreset="refill")) as made:
+        yield made
+
+
+def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
+    made = collect(env, episodes=6, noise=0.05, seed=3)
+    assert made.mask[:, 0].all(), "a chunk of which nothing was executed"
+    assert len(made.instruction) == len(made.actions) == len(made.frame)
+    low, high = torch.tensor(env.action_spec.low), torch.tensor(env.action_spec.high)
+    assert ((made.actions >= low - 1e-6) & (made.actions <= high + 1e-6)).all()
+    save(made, tmp_path / "d.npz")
+    again = load(tmp_path / "d.npz")
+    assert again.instruction == made.instruction
+    for name in ("images", "frame", "actions", "mask"):
+        assert torch.equal(getattr(again, name), getattr(made, name))
+    found = statistics(made)
+    assert np.all(np.array(found["q01"]) <= np.array(found["q99"]))
+
+
+def test_the_same_seed_demonstrates_the_same(env):
+    one, two, other = (collect(env, episodes=4, noise=0.05, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.actions, two.actions) and torch.equal(one.images, two.images)
+    assert not torch.equal(one.actions[:2], other.actions[:2])
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros(1))
+    with pytest.raises(RoveError, match="not a demonstration file: it lacks actions"):
+        load(tmp_path / "x.npz")
+
+
+def test_grounding_leads_to_what_is_named(env):
+    made = ground(env, pictures=8, seed=5, on_picture=lambda n: None)
+    assert len(made.images) == 8 and made.frame.max() == 7
+    spec = env.specs[7]
+    scene = layout(spec)
+    ways = {
+        text: action.sum(0)[:2]
+        for text, action, frame in zip(made.instruction, made.actions, made.frame.tolist(), strict=True)
+        if frame == 7
+    }
+    target = scene.objects[0]
+    expected = torch.from_numpy(scene.object_xy[0] - scene.start[:2]).float()
+    torch.testing.assert_close(ways[f"pick up the {target.words}"], expected, rtol=0, atol=1e-3)
+    assert len(ways) >= 6, "fewer answers than things in the scene"
+
+
+def test_an_environment_without_an_expert_says_so(env):
+    class Bare:
+        suite = env.suite
+
+    with pytest.raises(RoveError, match="no scripted expert"):
+        collect(Bare(), episodes=1, noise=0.0, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(RoveError, match=r"sft\.grounding"):
+        ground(Bare(), pictures=1, seed=0, on_picture=lambda n: None)  # type: ignore[arg-type]
