@@ -33,24 +33,29 @@ def tabletop_grpo() -> Run:
     """GRPO on eight tasks of all four families, no critic."""
     return Run(
         name="tabletop_grpo",
-        algorithm=GRPO(epochs=2),
+        algorithm=GRPO(group_size=16, ratio_level="action"),
         env=TabletopConfig(tasks="demo"),
         policy=TINY,
         rollout=RolloutConfig(num_envs=128),
         # A policy from scratch sees the named object only after tens of thousands of labels, and a few
         # thousand demonstrations are sooner learned by heart: grounding comes first.
         sft=SFTConfig(
-            episodes=2000,
+            episodes=3000,
             noise=0.05,
-            steps=600,
+            steps=1000,
             batch=32,
             micro_batch=32,
-            grounding=6400,
-            grounding_steps=1800,
+            grounding=8000,
+            grounding_steps=3000,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
-            iterations=120, batch=64, micro_batch=64, optim=OptimConfig(lr=2e-4, warmup=20), max_minutes=8
+            iterations=120,
+            batch=128,
+            micro_batch=64,
+            # Adam's first steps are as long as the rate, whatever the gradient: 1e-3 undoes the warm-up.
+            optim=OptimConfig(lr=1e-4, betas=(0.9, 0.99), warmup=20),
+            max_minutes=8,
         ),
         evaluation=EvaluationConfig(every=20, episodes=256),
     )
