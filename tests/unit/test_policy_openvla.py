@@ -214,6 +214,31 @@ def test_learned_placeholders(observation: Observation, tmp_path) -> None:
     torch.testing.assert_close(registry.load(tmp_path).act(observation, "greedy").logprob, learned.logprob)
 
 
+@pytest.mark.parametrize("tower", [SIGLIP, DINO], ids=["siglip", "dinov2"])
+def test_film(tower: TowerConfig, observation: Observation, tmp_path) -> None:
+    policy = build(replace(CONFIG, towers=(tower,), film=True))
+    sampled = policy.act(observation, "sample", noise())
+    evaluated = policy.evaluate(observation, sampled.tokens)
+    torch.testing.assert_close(evaluated.logprob, sampled.logprob, atol=1e-5, rtol=0)
+    alone = policy.evaluate(observation.select([1]), sampled.tokens[1:2])
+    torch.testing.assert_close(alone.logprob, sampled.logprob[1:2], atol=1e-5, rtol=0)
+    policy.save_pretrained(tmp_path)
+    torch.testing.assert_close(
+        registry.load(tmp_path).evaluate(observation, sampled.tokens).logprob, evaluated.logprob
+    )
+
+    pixels, vlm = policy.process_images(observation.images), policy.vlm
+    text = torch.randn(2, 4, CONFIG.llama.width, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(vlm.vision(pixels, text[0]), vlm.vision(pixels, text[1]), atol=1e-2)
+    assert vlm.film is not None
+    with torch.no_grad():  # a modulation of nothing leaves the tower as it is
+        for parameter in vlm.film.parameters():
+            parameter.zero_()
+        neutral = vlm.vision(pixels, text[0])
+        vlm.film = None
+        torch.testing.assert_close(neutral, vlm.vision(pixels))
+
+
 def test_tokens_and_actions_are_inverse() -> None:
     statistics = {"demo": {"action": {"q01": [-0.02, 0.0], "q99": [0.04, 1.0], "mask": [True, False]}}}
     policy = build(CONFIG, statistics=statistics)

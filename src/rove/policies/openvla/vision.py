@@ -24,7 +24,7 @@ class FiLM(nn.Module):
     """Feature-wise linear modulation (Perez et al. 2018): features · (1 + scale(text)) + shift(text).
 
     Where OpenVLA-OFT+ puts it (Kim et al. 2025, appendix): in every block, between attention and MLP, from
-    the mean embedding of the prompt. A patch can so be told apart by what the instruction asks for before
+    the embeddings of the prompt. A patch can so be told apart by what the instruction asks for before
     the language model has to look for it.
     """
 

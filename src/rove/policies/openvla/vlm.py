@@ -67,7 +67,7 @@ class PrismaticVLM(nn.Module):
     def vision(self, pixel_values: Tensor, text: Tensor | None = None) -> Tensor:
         """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
 
-        `text` [B, D] is the mean embedding of the prompt, read where the towers are modulated by it.
+        `text` [B, D] sums the prompt up (see `_summary`), read where the towers are modulated by it.
         """
         channels = 3 * len(self.towers)
         pictures = pixel_values.unflatten(1, (-1, channels)).flatten(0, 1)
