@@ -57,6 +57,7 @@ def evaluate(
         raise RoveError("Evaluation walks a list: make the environment with autoreset='refill'.")
     began = time.perf_counter()
     first = min(env.num_envs, len(specs))
+    env.finals = "none"
     env.record(range(env.num_envs) if on_frames is not None else ())
     observation = env.reset(specs[:first])
     env.enqueue(specs[first:])

@@ -69,6 +69,7 @@ def collect(
     pending: dict[int, list[tuple]] = defaultdict(list)
     rows: list[tuple] = []
     successes = failures = 0
+    env.finals = "none"
     observation = env.reset(sampler.take(env.num_envs))
     while successes < episodes:
         env.enqueue(sampler.take(max(0, env.num_envs - env.queued)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -98,10 +97,9 @@ def fit(
     *,
     steps: int,
     max_bad_steps: int,
-    seconds: float | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Train `policy` in place for `steps` optimizer steps, or until `seconds` of wall-clock time are over.
+    """Train `policy` in place for `steps` optimizer steps.
 
     Every pass over the demonstrations is a fresh permutation. The schedule runs over `steps`.
     """
@@ -109,9 +107,8 @@ def fit(
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
     batches = _batches(len(demonstrations), config.batch, seed)
-    began = time.perf_counter()
     policy.train()
-    while optimizer.steps < steps and (seconds is None or time.perf_counter() - began < seconds):
+    while optimizer.steps < steps:
         rows = torch.from_numpy(next(batches))
         counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
         total = right = 0.0
