@@ -77,11 +77,13 @@ def _demo(args: argparse.Namespace, settings: list[str]) -> None:
 
 def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
-    from rove import rundir
+    from rove import host, rundir
+    from rove.placement.plan import Inventory, make_plan
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
     from rove.training.sft import warm_up
 
+    host.prepare(make_plan(run, Inventory.here()).threads)
     directory = rundir.default(run)
     rundir.create(run, directory)
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:

@@ -161,7 +161,8 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demonstrations:
-    """N chunks that are right: those of successful expert episodes, or answers to "where is it"."""
+    """N chunks that are right: those of successful expert episodes, or, with no action that counts, what an
+    instruction is about."""
 
     images: Tensor
     """uint8 [F, n, H, W, 3]."""
@@ -173,6 +174,9 @@ class Demonstrations:
     """float32 [N, C, A], in the environment's units."""
     mask: Tensor
     """bool [N, C]: the actions that count."""
+    points: Tensor | None = None
+    """float32 [N, K, 2]: where in the first camera's picture each of the K things is that an instruction is
+    about, in pixels (right, down) from its upper left corner; NaN where there is none. None: not known."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -70,6 +70,18 @@ def test_sound_runs_pass_unchanged(run):
         ),
         (GRPO_RUN, "--sft.grounding 64", "but sft.grounding_steps = 0", "--sft.grounding 0"),
         (GRPO_RUN, "--sft.optim.warmup 1000", "but sft.steps = 1000", "--sft.steps 1001"),
+        (
+            GRPO_RUN,
+            "--sft.grounding 64 --sft.grounding_steps 50",
+            "but sft.grounding_steps = 50",
+            "--sft.grounding 64 --sft.grounding_steps 51",
+        ),
+        (
+            GRPO_RUN,
+            "--sft.pointing_weight 1",
+            "sft.grounding = 0 does not read it",
+            "--sft.pointing_weight 0.3",
+        ),
         (GRPO_RUN, "--training.optim.betas 0.9,1", "both are decay rates", "--training.optim.betas 0.9,0.95"),
         (GRPO_RUN, "--training.optim.value_lr 1e-4", "no critic is trained there", 0),
         (PPO_RUN, "--sft.optim.value_lr 1e-4", "no critic is trained there", 0),

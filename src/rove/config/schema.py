@@ -201,14 +201,18 @@ class SFTConfig:
     episodes: int = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
     noise: float = 0.3
-    """Standard deviation of the expert's action noise, as a fraction of each dimension's bound."""
+    """Standard deviation of what pushes the expert off its way between chunks, as a fraction of the bounds of
+    an action: the demonstrations then show the way back."""
     steps: int = 1000
     """Optimizer steps."""
     grounding: int = 0
-    """Pictures in which the policy first learns to find what a sentence names; 0: none. For policies trained
-    from scratch."""
+    """Pictures in which the policy first learns to point at what a sentence names; 0: none. For policies
+    trained from scratch."""
     grounding_steps: int = 0
-    """Optimizer steps on them, before the demonstrations."""
+    """Optimizer steps on them, before any action is learned."""
+    pointing_weight: float = 0.3
+    """Of the pointing loss, beside that of the actions, while the demonstrations are learned; read where
+    `grounding` is not 0."""
     batch: int = 64
     """Chunks."""
     micro_batch: int = 64

@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from rove.config.load import decode, to_dict
-from rove.config.schema import GRPO, PPO, OptimConfig, Run
+from rove.config.schema import GRPO, PPO, OptimConfig, Run, SFTConfig
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -53,6 +53,7 @@ _AT_LEAST_ZERO = (
     "sft.noise",
     "sft.grounding",
     "sft.grounding_steps",
+    "sft.pointing_weight",
     "evaluation.every",
     "evaluation.episodes",
     "evaluation.variant_episodes",
@@ -174,6 +175,11 @@ def _schedules(run: Run) -> Problems:
             f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.steps = {run.sft.steps}: "
             "lower the warm-up, or raise --sft.steps."
         )
+    if run.sft and 0 < run.sft.grounding_steps <= run.sft.optim.warmup:
+        yield (
+            f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.grounding_steps = "
+            f"{run.sft.grounding_steps}: lower the warm-up, or raise --sft.grounding_steps."
+        )
 
 
 # --- settings that must agree ---------------------------------------------------------------------
@@ -283,6 +289,12 @@ def _unread(run: Run) -> Problems:
                 f"{section}.final_lr_fraction is set, but {section}.schedule = 'constant' does not read it: "
                 f"set --{section}.schedule cosine."
             )
+    default = _default(SFTConfig, "pointing_weight")
+    if run.sft and not run.sft.grounding and run.sft.pointing_weight != default:
+        yield (
+            "sft.pointing_weight is set, but sft.grounding = 0 does not read it: "
+            f"set --sft.pointing_weight {default}, or --sft.grounding and --sft.grounding_steps."
+        )
 
 
 RULES: tuple[Callable[[Run], Problems], ...] = (

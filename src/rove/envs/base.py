@@ -128,9 +128,11 @@ class Demonstrator(VectorEnv, Protocol):
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """Let the expert act for one chunk, closed loop, action by action.
 
-        `noise` is the standard deviation of the Gaussian added to its translations, as a fraction of their
-        bounds, less of it near contact. Returns the actions executed, [B, C, A], padded with "stay" after
-        the end of an episode, and what `step_chunk` would have answered.
+        `noise` is the standard deviation of a Gaussian that is added to the translation of a chunk's last
+        action, as a fraction of its bounds, less of it near contact: the next chunk then starts where the
+        expert would not have gone, and shows the way back (DART, Laskey et al. 2017). Returns the actions
+        that the expert wanted, [B, C, A], padded with "stay" after the end of an episode, and what
+        `step_chunk` would have answered.
         """
         ...
 
@@ -139,7 +141,14 @@ class Demonstrator(VectorEnv, Protocol):
 class Grounder(VectorEnv, Protocol):
     """Optional: an environment that can say where the things in a scene are."""
 
+    def points(self) -> Tensor:
+        """float32 [B, K, 2]: pixels of what each slot's instruction is about, as of the last observation.
+
+        K = 3: the object, its destination, the hand; NaN where there is none. See `Demonstrations.points`.
+        """
+        ...
+
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Start `episodes` (at most B), and say for every thing in each scene where it is: as the expert's
-        way to it, nothing of which is executed. A picture is thus worth several labels, free of noise."""
+        """Start `episodes` (at most B), and say where the things are that many an instruction could ask for
+        in their scenes. The rows have points; no action of theirs counts."""
         ...

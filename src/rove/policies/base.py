@@ -79,3 +79,15 @@ class Policy(Protocol):
     def save_pretrained(self, directory: Path) -> None:
         """Write a self-contained checkpoint directory that the registry can load."""
         ...
+
+
+@runtime_checkable
+class Locator(Protocol):
+    """Optional: a policy that can be taught to point before it acts; see `training.pointing`."""
+
+    projector: nn.Module
+    """Its output is what `patches` answers, in every forward pass of the policy."""
+
+    def patches(self, observation: Observation) -> Tensor:
+        """Embeddings [B, n·P, D] of the P patches (row by row, in a square) of n pictures, differentiable."""
+        ...

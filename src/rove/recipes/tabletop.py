@@ -37,16 +37,15 @@ def tabletop_grpo() -> Run:
         env=TabletopConfig(tasks="demo"),
         policy=TINY,
         rollout=RolloutConfig(num_envs=128),
-        # A policy from scratch sees the named object only after tens of thousands of labels, and a few
-        # thousand demonstrations are sooner learned by heart: grounding comes first.
+        # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
             episodes=3000,
             noise=0.05,
-            steps=1000,
-            batch=32,
-            micro_batch=32,
-            grounding=8000,
-            grounding_steps=3000,
+            steps=1200,
+            batch=64,
+            micro_batch=64,
+            grounding=6000,
+            grounding_steps=400,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(

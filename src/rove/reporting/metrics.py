@@ -33,6 +33,7 @@ GROUPS = {
     "rollout": "What the policy did while collecting, with sampled actions on training states",
     "train": "The update: means over the optimizer steps of an iteration",
     "eval": "Held-out states, no learning",
+    "pointing": "Learning to point, the first part of the warm-up; the step is the optimizer step",
     "sft": "Supervised warm-up; the step is the optimizer step",
     "time": "Wall-clock seconds of one iteration",
     "speed": "Throughput of one iteration",
@@ -78,6 +79,8 @@ _DECLARED = (
     Metric("eval/success_high", "fraction", "Upper end of its 95 % Wilson interval", "higher"),
     Metric("eval/episodes", "episodes", "Held-out episodes"),
     Metric("eval/episode_length", "actions", "Mean executed actions of a held-out episode", "lower"),
+    Metric("pointing/loss", "nats", "Cross-entropy of where the things named are in the picture", "lower"),
+    Metric("pointing/grad_norm", "1", "Global gradient norm before clipping"),
     Metric("sft/loss", "nats", "Cross-entropy of an expert action token", "lower"),
     Metric("sft/accuracy", "fraction", "Expert action tokens that are the policy's most likely", "higher"),
     Metric("sft/token_probability", "fraction", "Mean probability of an expert action token", "higher"),
@@ -136,7 +139,7 @@ def markdown() -> str:
         "",
         "Written by `python -m rove.reporting.metrics`. A run logs these to `metrics.jsonl`, TensorBoard",
         "and, if asked, Weights & Biases. The step is the iteration, counted from 1;",
-        "of `sft/` metrics it is the optimizer step.",
+        "of `sft/` and `pointing/` metrics it is the optimizer step.",
     ]
     for group, title in GROUPS.items():
         lines += [

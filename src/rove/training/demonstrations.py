@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ def save(demonstrations: Demonstrations, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft.npz")
     arrays = {name: getattr(demonstrations, name).numpy() for name in _TENSORS}
+    if demonstrations.points is not None:
+        arrays["points"] = demonstrations.points.numpy()
     np.savez_compressed(draft, instruction=np.array(demonstrations.instruction), **arrays)
     draft.rename(path)
 
@@ -43,7 +45,8 @@ def load(path: Path) -> Demonstrations:
     with np.load(path, allow_pickle=False) as file:
         if missing := {"instruction", *_TENSORS} - set(file.files):
             raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
-        tensors = {name: torch.from_numpy(file[name]) for name in _TENSORS}
+        there = (*_TENSORS, "points") if "points" in file.files else _TENSORS
+        tensors = {name: torch.from_numpy(file[name]) for name in there}
         return Demonstrations(instruction=tuple(file["instruction"].tolist()), **tensors)
 
 
@@ -74,11 +77,13 @@ def collect(
     while successes < episodes:
         env.enqueue(sampler.take(max(0, env.num_envs - env.queued)))
         specs = env.specs
+        points = env.points() if isinstance(env, Grounder) else None
         actions, result = env.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
             seen = (observation.images[slot], observation.instruction[slot])
-            pending[slot].append((*seen, actions[slot], result.executed[slot]))
+            point = None if points is None else points[slot]
+            pending[slot].append((*seen, actions[slot], result.executed[slot], point))
         for record in result.finished:
             chunks = pending.pop(record.slot)
             failures += not record.success
@@ -92,37 +97,44 @@ def collect(
                 f"{failures + successes} episodes). Lower sft.noise, or look at the tasks."
             )
         observation = result.observation
-    images, instruction, actions, mask = zip(*rows, strict=True)
+    images, instruction, actions, mask, where = zip(*rows, strict=True)
     return Demonstrations(
         torch.stack(images),
         torch.arange(len(rows)),
         tuple(instruction),
         torch.stack(actions),
         torch.stack(mask),
+        torch.stack(where) if isinstance(env, Grounder) else None,
+    )
+
+
+def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """The rows of all parts, in order. Points are kept where all parts have them."""
+    offsets = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
+    points = [part.points for part in parts if part.points is not None]
+    return Demonstrations(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.frame + offset for part, offset in zip(parts, offsets, strict=False)]),
+        tuple(text for part in parts for text in part.instruction),
+        torch.cat([part.actions for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat(points) if len(points) == len(parts) else None,
     )
 
 
 def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[int], None]) -> Demonstrations:
-    """Where the things are in `pictures` scenes of the train split: see `Grounder.ground`.
+    """Where things are in `pictures` scenes of the train split: see `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy
-    trained from scratch this stands in for it. Nothing is simulated, and the answers have no noise.
+    trained from scratch this stands in for it. Nothing is simulated.
     """
     if not isinstance(env, Grounder):
         raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")
     sampler = EpisodeSampler(env.suite, seed + 1)  # other scenes than the demonstrations'
-    parts, frames = [], []
-    made = 0
-    while made < pictures:
-        part = env.ground(sampler.take(min(env.num_envs, pictures - made)))
-        parts.append(part)
-        frames.append(part.frame + made)
-        made += len(part.images)
-        on_picture(len(part.images))
-    return Demonstrations(
-        torch.cat([part.images for part in parts]),
-        torch.cat(frames),
-        tuple(text for part in parts for text in part.instruction),
-        torch.cat([part.actions for part in parts]),
-        torch.cat([part.mask for part in parts]),
-    )
+    parts = []
+    left = pictures
+    while left > 0:
+        parts.append(env.ground(sampler.take(min(env.num_envs, left))))
+        left -= len(parts[-1].images)
+        on_picture(len(parts[-1].images))
+    return _join(parts)

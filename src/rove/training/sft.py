@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,11 +15,13 @@ from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.errors import RoveError
 from rove.policies import registry as policies
-from rove.policies.base import Policy
+from rove.policies.base import Locator, Policy
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
+from rove.training.batches import batches
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.optim import Optimizer
+from rove.training.pointing import Pointing, learn_to_point, present
 from rove.types import Demonstrations
 
 
@@ -49,25 +49,26 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             statistics={suite.name: {"action": statistics(demonstrations)}},
             seed=run.seed,
         )
-        stages = [("sft", demonstrations, run.sft.steps, run.sft)]
+        pictures = None
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)
             pictures = ground(env, pictures=run.sft.grounding, seed=run.seed, on_picture=progress.advance)
-            # The answer comes at once, after a long while without progress: the rate stays up until then.
-            steady = replace(run.sft, optim=replace(run.sft.optim, schedule="constant"))
-            stages.insert(0, ("ground", pictures, run.sft.grounding_steps, steady))
-    before = 0
-    for name, data, steps, config in stages:
-        progress.phase(name, steps)
 
-        def on_step(step: int, metrics: dict[str, float], before: int = before) -> None:
-            progress.advance()
-            if step % 50 == 0:
-                log.log_sft(before + step, metrics)
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        progress.advance()
+        if step % 50 == 0:
+            log.log_sft(step, metrics)
 
-        bad = run.training.max_bad_steps
-        fit(policy, data, config, run.seed, steps=steps, max_bad_steps=bad, on_step=on_step)
-        before += steps
+    common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step}
+    pointing = None
+    if pictures is not None:
+        if not isinstance(policy, Locator):
+            raise RoveError(f"A {type(policy).__name__} cannot be taught to point; set sft.grounding to 0.")
+        pointing = Pointing(policy, pictures, run.seed)
+        progress.phase("point", run.sft.grounding_steps)
+        learn_to_point(policy, pointing, pictures, run.sft, run.seed, **common)
+    progress.phase("sft", run.sft.steps)
+    fit(policy, demonstrations, run.sft, run.seed, pointing=pointing, **common)
     return checkpoint.save_policy(target, policy)
 
 
@@ -95,29 +96,36 @@ def fit(
     config: SFTConfig,
     seed: int,
     *,
-    steps: int,
     max_bad_steps: int,
+    pointing: Pointing | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Train `policy` in place for `steps` optimizer steps.
+    """Train `policy` in place for `config.steps` optimizer steps.
 
-    Every pass over the demonstrations is a fresh permutation. The schedule runs over `steps`.
+    Every pass over the demonstrations is a fresh permutation. With `pointing`, which listens to `policy`,
+    its loss counts `config.pointing_weight` times beside that of the actions.
     """
     assert isinstance(policy, nn.Module)
-    optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
+    points = demonstrations.points
+    trained = policy if pointing is None else nn.ModuleList([policy, pointing])
+    optimizer = Optimizer(trained, config.optim, config.steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
-    batches = _batches(len(demonstrations), config.batch, seed)
+    rows_of = batches(len(demonstrations), config.batch, seed)
     policy.train()
-    while optimizer.steps < steps:
-        rows = torch.from_numpy(next(batches))
+    while optimizer.steps < config.steps:
+        rows = torch.from_numpy(next(rows_of))
         counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
         total = right = 0.0
         for part in rows.split(config.micro_batch):
             mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
             output = policy.evaluate(demonstrations.observation(part), tokens[part], temperature=1.0)
             loss = -(output.logprob.cpu() * mask).sum() / counted
-            loss.backward()
             total += loss.item()
+            if pointing is not None:
+                assert points is not None
+                named = int(present(points[rows]).sum())
+                loss = loss + config.pointing_weight * pointing.loss(points[part], named)
+            loss.backward()
             right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
         lr = optimizer.lr
         norm, _ = optimizer.step()
@@ -126,15 +134,3 @@ def fit(
             {"sft/loss": total, "sft/token_probability": right, "sft/grad_norm": norm, "sft/lr": lr},
         )
     policy.eval()
-
-
-def _batches(count: int, size: int, seed: int):
-    """Endless batches of row indices, int64 [size]; a remainder opens the next pass."""
-    left = np.empty(0, dtype=np.int64)
-    lap = 0
-    while True:
-        while len(left) < size:
-            left = np.concatenate([left, np.random.default_rng((seed, lap)).permutation(count)])
-            lap += 1
-        yield left[:size]
-        left = left[size:]

@@ -15,7 +15,7 @@ from torch import Tensor
 from rove.config.schema import TabletopConfig
 from rove.envs.base import TaskSuite
 from rove.envs.tabletop import progress, robot
-from rove.envs.tabletop.expert import APPROACH, approach, expert_action
+from rove.envs.tabletop.expert import expert_action
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
@@ -31,6 +31,9 @@ from rove.types import (
     Finals,
     Observation,
 )
+
+REQUESTS = 6
+"""Instructions a picture is asked about."""
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, rows [n]) -> actions [n, A]."""
@@ -132,36 +135,45 @@ class TabletopEnv:
                 self._elapsed[rows],
                 self._held_for[rows],
             )
-            disturbance = generator.normal(size=(len(rows), 3)) * noise * high[:3]
-            action[:, :3] += freedom[:, None] * disturbance
             actions[rows, c] = action = np.clip(action, low, high)
             # An episode that ends here is padded with "stay": what the policy should do when it is done.
             actions[rows, c + 1 :, -1] = action[:, -1:]
-            return action
+            if c == self.chunk - 1:
+                action[:, :3] += freedom[:, None] * noise * high[:3] * generator.normal(size=(len(rows), 3))
+            return np.clip(action, low, high)
 
         result = self._run(choose)
         return torch.from_numpy(actions.astype(np.float32)), result
 
-    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where every object and receptacle is; see `rove.envs.base.Grounder`.
+    def points(self) -> Tensor:
+        """Object, destination (none for a pick) and hand: see `rove.envs.base.Grounder`."""
+        where = torch.full((self.num_envs, 3, 2), torch.nan)
+        rows = self._running()
+        situation = self._worlds.situation(rows)
+        places = np.stack([situation.target, situation.destination, situation.gripper[:, :3]], axis=1)
+        places[situation.family == progress.PICK, 1] = np.nan
+        where[rows] = self._pixels(rows, places)
+        return where
 
-        Objects whose pick-up is held out as a task are left out.
-        """
+    def _pixels(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
+        """float32 [n, k, 2] of places [n, k, 3]."""
+        size = self._image_shape[1]
+        return torch.from_numpy((size * self._worlds.project(rows, places)).astype(np.float32))
+
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
+        """Where what could be asked for is; see `rove.envs.base.Grounder`."""
         images = self.reset(episodes).images[: len(episodes)]
-        frame, instruction, actions = [], [], []
+        frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):
-            pose = self._worlds.pose[slot]
-            for text, where in self._tasks.places(layout(episode)):
-                way = approach(pose, where)
+            rng = np.random.default_rng((episode.seed, slot))
+            for text, where in self._tasks.requests(layout(episode), REQUESTS, rng):
                 frame.append(slot)
                 instruction.append(text)
-                actions.append(way)
-        labels = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
+                places.append([*where, self._worlds.pose[slot][:3]])
+        points = self._pixels(np.array(frame), np.array(places))
+        actions = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
         mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)
-        steps = min(APPROACH, self.chunk)
-        labels[:, :steps] = torch.from_numpy(np.array(actions, np.float32))[:, None]
-        mask[:, :steps] = True
-        return Demonstrations(images, torch.tensor(frame), tuple(instruction), labels, mask)
+        return Demonstrations(images, torch.tensor(frame), tuple(instruction), actions, mask, points)
 
     def _checked(self, actions: Tensor) -> np.ndarray:
         expected = (self.num_envs, self.chunk, self.action_spec.dim)
@@ -234,7 +246,8 @@ class TabletopEnv:
         self.diverged += int(diverged.sum())
         reward = success.astype(np.float64)
         if self._shaped:
-            potential = np.where(terminated | diverged, 0.0, progress.potential(situation))
+            potential = np.where(terminated & ~success, -1.0, progress.potential(situation))
+            potential = np.where(success, 0.0, np.where(diverged, self._potential[rows], potential))
             reward += potential - self._potential[rows]
             self._potential[rows] = potential
         self._total_reward[rows] += reward

@@ -87,12 +87,6 @@ def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
     return np.where(inside(s, margin=0.022)[:, None], pose, want)
 
 
-def approach(pose: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """One of the APPROACH equal actions [5] in the plane from `pose` [4] to `where` [2], gripper open."""
-    low, high = np.array(robot.ACTION_SPEC.low), np.array(robot.ACTION_SPEC.high)
-    return np.clip([*(where - pose[:2]) / APPROACH, 0.0, 0.0, OPEN], low, high)
-
-
 def expert_action(
     s: Situation,
     pose: np.ndarray,

@@ -25,6 +25,19 @@ More than the hop of an object that is hit fast, less than any way of carrying i
 STACK_RADIUS = 0.024
 """Largest horizontal distance of the two centres of a stack."""
 
+GRASP = 0.010
+"""Fingertip height above the underside of what is grasped, metres."""
+CLEARANCE = 0.05
+"""Height above that at which the hand clears what stands on the table."""
+CARRY_CLEARANCE = 0.035
+"""Height above its destination at which what is carried clears it."""
+BEHIND = 0.045
+"""How far behind a target's centre the hand that pushes it is."""
+GRIP = 0.05
+"""What opening or closing the gripper counts for, as metres of way."""
+FULL_WAY = 0.8
+"""Metres of way that the potential counts as all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -89,16 +102,47 @@ def failed(s: Situation) -> np.ndarray:
 
 
 def potential(s: Situation) -> np.ndarray:
-    """[n], in [-1, 0]: minus what is left to do, half of it reaching the target, half moving it.
+    """[n], in [-1, 0]: minus what is left to do, as the way that the hand still has to go.
 
-    Rewards Phi(s') - Phi(s), with Phi = 0 where an episode terminates, leave the optimal policy as it is
-    (Ng, Harada and Russell 1999, theorem 1, undiscounted).
+    Rewards are Phi(s') - Phi(s), with Phi = 0 after success and -1 after failure: potential differences
+    (Ng, Harada and Russell 1999), with which a step is paid for what it brings, at once.
     """
-    grasp = s.target + np.array([0.0, 0.0, -sc.HALF_HEIGHT + 0.01])
-    reach = np.linalg.norm(s.gripper[:, :3] - grasp, axis=-1)
-    lift = np.maximum(LIFT_HEIGHT - s.height, 0.0)
-    goal = s.destination + np.array([0.0, 0.0, 1.0]) * s.half_height[:, None]
-    move = np.where(s.family == PICK, lift, np.linalg.norm(s.target - goal, axis=-1))
-    # Once the target is where it belongs, letting go of it costs nothing.
-    reach = np.where(s.held | (move < 0.03), 0.0, reach)
-    return -0.5 * (np.minimum(reach / 0.3, 1.0) + np.minimum(move / 0.3, 1.0))
+    return -np.clip(np.where(s.family == PUSH, _left_to_push(s), _left_to_carry(s)) / FULL_WAY, 0.0, 1.0)
+
+
+def _left_to_carry(s: Situation) -> np.ndarray:
+    """[n] metres: over the target, down, grasp it, lift, over the destination, down, let go."""
+    off = np.linalg.norm(s.gripper[:, :2] - s.target[:, :2], axis=-1)
+    low = s.height + GRASP
+    reach = np.maximum(off - 0.006, 0.0) + _descent(off, s.gripper[:, 2] - low, CLEARANCE)
+    ready = (off < 0.014) & (s.gripper[:, 2] < low + 0.014)
+    # A hand that closes too early has to open again.
+    grasp = reach + GRIP + np.where(s.open | ready, 0.0, GRIP)
+    shift = np.linalg.norm(s.target[:, :2] - s.destination[:, :2], axis=-1)
+    above = s.height - s.destination[:, 2]
+    carry = np.maximum(shift - 0.006, 0.0) + _descent(shift, above, CARRY_CLEARANCE)
+    carry = np.where(s.family == PICK, np.maximum(LIFT_HEIGHT - s.height, 0.0), carry)
+    placed = (s.family != PICK) & inside(s) & s.supported & (above < ON_TABLE)
+    release = np.where(s.open, 0.0, GRIP)
+    return np.where(placed, release, np.where(s.held, 0.0, grasp) + carry + GRIP * (s.family != PICK))
+
+
+def _left_to_push(s: Situation) -> np.ndarray:
+    """[n] metres: behind the target as seen from its destination, down, along the line."""
+    line = s.destination[:, :2] - s.target[:, :2]
+    shift = np.linalg.norm(line, axis=-1)
+    ahead = line / np.maximum(shift, 1e-6)[:, None]
+    off = np.linalg.norm(s.gripper[:, :2] - (s.target[:, :2] - BEHIND * ahead), axis=-1)
+    reach = np.maximum(off - 0.02, 0.0) + _descent(off - 0.014, s.gripper[:, 2] - GRASP, CLEARANCE)
+    reach = reach + np.where(s.open, GRIP, 0.0)
+    left = np.maximum(shift - 0.03, 0.0)
+    return np.where(left > 0, reach + left, 0.0)
+
+
+def _descent(off: np.ndarray, above: np.ndarray, clearance: float) -> np.ndarray:
+    """[n]: the way up and down of what is `above` its goal and `off` to the side of it, metres.
+
+    It has to be `clearance` above before it may come near: a funnel around the goal.
+    """
+    needed = clearance * np.clip((off - 0.012) / 0.03, 0.0, 1.0)
+    return np.maximum(above, needed) + np.maximum(needed - above, 0.0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rove.config.schema import TabletopConfig
+from rove.envs.tabletop.scene import HALF_HEIGHT
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
 
@@ -244,10 +245,14 @@ def _instruction(task_id: str, initial_state: int, variant: str) -> str:
     # unseen shape, whose name was never trained, can be asked for.
     noun = _choose(8, task_id, initial_state, "noun")
     generic = GENERIC_NOUNS[noun % 2] if noun < 4 or target.kind not in TRAINED_SHAPES else target.kind
-    words = {"o": f"{target.color} {generic}"}
-    if task.destination is not None:
-        preposition = "in" if task.destination.kind == "tray" else "on"
-        words |= {"t": task.destination.words, "d": f"{preposition} the {task.destination.words}"}
+    return _sentence(template, target, generic, task.destination)
+
+
+def _sentence(template: str, target: Thing, noun: str, destination: Thing | None) -> str:
+    words = {"o": f"{target.color} {noun}"}
+    if destination is not None:
+        preposition = "in" if destination.kind == "tray" else "on"
+        words |= {"t": destination.words, "d": f"{preposition} the {destination.words}"}
     return template.format(**words)
 
 
@@ -286,15 +291,36 @@ class TabletopSuite:
         """The instruction of an episode, a function of its task, initial state and variant."""
         return _instruction(episode.task, episode.initial_state, episode.variant)
 
-    def places(self, scene: Layout) -> list[tuple[str, np.ndarray]]:
-        """What a scene holds, as a request, and where it is, [2] metres; no held-out picks."""
+    def requests(self, scene: Layout, count: int, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+        """Things that could be asked for in a scene: `count` random instructions, of all families alike, and
+        where the object and its destination (NaN without one) are, [2, 3] metres. No held-out tasks."""
         objects = [
-            (TEMPLATES["pick"][0].format(o=thing.words), xy)
+            (thing, np.array([*xy, HALF_HEIGHT]))
             for thing, xy in zip(scene.objects, scene.object_xy, strict=True)
-            if f"pick/{thing.color}_{thing.kind}" not in UNSEEN_TASKS
         ]
-        receptacles = zip(scene.receptacles, scene.receptacle_xy, strict=True)
-        return objects + [(f"to the {thing.words}", xy) for thing, xy in receptacles]
+        receptacles = [
+            (thing, np.array([*xy, 0.0]))
+            for thing, xy in zip(scene.receptacles, scene.receptacle_xy, strict=True)
+        ]
+        supports = [(thing, np.array([*at[:2], 2 * HALF_HEIGHT])) for thing, at in objects]
+        found: list[tuple[str, np.ndarray]] = []
+        while len(found) < count:
+            family = FAMILIES[rng.integers(len(FAMILIES))]
+            valid = _DESTINATIONS.get(family, {}).values()
+            target, at = objects[rng.integers(len(objects))]
+            goals = [
+                (d, p)
+                for d, p in (supports if family == "stack" else receptacles)
+                if d in valid and d != target
+            ]
+            goal, there = goals[rng.integers(len(goals))] if goals else (None, np.full(3, np.nan))
+            names = [family, *(f"{thing.color}_{thing.kind}" for thing in (target, goal) if thing)]
+            if (goal is None) != (family == "pick") or "/".join(names) in UNSEEN_TASKS:
+                continue
+            template = TEMPLATES[family][rng.integers(len(TEMPLATES[family]))]
+            noun = (*GENERIC_NOUNS, target.kind, target.kind)[rng.integers(4)]
+            found.append((_sentence(template, target, noun, goal), np.stack([at, there])))
+        return found
 
     def initial_states(self, task: str, split: Split) -> range:
         """4,096 train states, 256 held-out ones, the same ids for every task."""

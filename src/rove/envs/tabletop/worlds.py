@@ -305,6 +305,13 @@ class Worlds:
         w, x, y, z = self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]].T
         return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
+    def project(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Where the cameras of `rows` see `places` [n, k, 3]: right and down, 0 to 1 [n, k, 2]."""
+        position, axes = self._look["cam_xpos"][rows], self._look["cam_xmat"][rows]
+        seen = np.einsum("nki,nij->nkj", places - position, axes[:, 0])
+        focal = 0.5 / np.tan(np.deg2rad(self.scene.model.cam_fovy[0]) / 2)
+        return 0.5 + focal * seen[..., :2] / -seen[..., 2:] * [1.0, -1.0]
+
     def frame(self, rows: np.ndarray) -> Frame:
         """How `rows` look now."""
         self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_POS.value)

@@ -289,6 +289,16 @@ class OpenVLA(nn.Module):
             return self._value(decoding.prompt_state(self.vlm, inputs, self.attention))
         return self._value(self._parallel(inputs))
 
+    @property
+    def projector(self) -> nn.Module:
+        """See `Locator`."""
+        return self.vlm.projector
+
+    def patches(self, observation: Observation) -> Tensor:
+        """Embeddings [B, n·P, D] of the P patches of n pictures, as the language model reads them."""
+        input_ids, attention_mask, pixel_values = self._inputs(observation)
+        return self.vlm.patches(input_ids, attention_mask, pixel_values)
+
     # --- the model apart from text and units ------------------------------------------------------
 
     def process_images(self, pictures: Tensor, center_crop: bool | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 from rove.config.schema import TowerConfig
 from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache, forward
-from rove.policies.openvla.vision import TOWERS, DinoTower, SiglipTower, make_film
+from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
@@ -88,6 +88,10 @@ class PrismaticVLM(nn.Module):
         """Patch features to embeddings, [B, P, width] -> [B, P, D]."""
         return self.projector(features)
 
+    def patches(self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor) -> Tensor:
+        """Embeddings [B, P, D] of the patches of all pictures, in view of the prompt where FiLM has it."""
+        return self.project(self.vision(pixel_values, self._summary(input_ids, attention_mask)))
+
     def prefix(
         self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +101,7 @@ class PrismaticVLM(nn.Module):
         it is masked all the same: the layout is then one for all rows, and position ids, which count
         attended entries, do not notice.
         """
-        patches = self.project(self.vision(pixel_values, self._summary(input_ids, attention_mask)))
+        patches = self.patches(input_ids, attention_mask, pixel_values)
         if attention_mask is None:
             tokens, valid = input_ids, None
         else:
@@ -147,7 +151,7 @@ def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
 
     Matrices are normal with variance 1 / fan-in. Embeddings have standard deviation 1, so that words and
     places start as loud as picture content. The rows of the action tokens vary smoothly from bin to bin:
-    what is learned of one bin then holds for its neighbours.
+    what is learned of one bin then holds for its neighbours. FiLM starts near the identity.
     """
     for part in vlm.modules():
         scale = "Norm" in type(part).__name__ or "LayerScale" in type(part).__name__
@@ -158,6 +162,10 @@ def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
                 embedding = isinstance(part, nn.Embedding) or name in _EMBEDDINGS
                 std = 1.0 if embedding else parameter[0].numel() ** -0.5
                 parameter.normal_(0.0, std, generator=generator)
+    for film in vlm.modules():
+        if isinstance(film, FiLM):
+            film.scale.weight *= 0.1
+            film.shift.weight *= 0.1
     for tower in vlm.towers:
         assert isinstance(tower, DinoTower | SiglipTower)
         place_evenly(tower.positions)

@@ -1,0 +1,135 @@
+"""Pointing: points lie on what they name, and a policy learns to find it from the instruction."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from rove.config.schema import LlamaConfig, OptimConfig, PolicyConfig, SFTConfig, TabletopConfig, TowerConfig
+from rove.envs import registry as envs
+from rove.envs.tabletop.layout import RGB
+from rove.errors import RoveError
+from rove.policies import registry as policies
+from rove.training.demonstrations import collect, ground, load, save
+from rove.training.pointing import Pointing, learn_to_point, present, spread
+
+SMALL = PolicyConfig(
+    towers=(TowerConfig(width=32, depth=3, heads=2, mlp=64),),
+    llama=LlamaConfig(width=32, depth=2, heads=2, mlp=64),
+    film=True,
+    placeholders="learned",
+)
+
+
+@pytest.fixture(scope="module")
+def env():
+    config = TabletopConfig(tasks="pick/red_cube,put/yellow_cube/black_tray")
+    with closing(envs.make(config, num_envs=16, chunk=4, autoreset="refill")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pictures(env):
+    return ground(env, pictures=192, seed=1, on_picture=lambda n: None)
+
+
+@pytest.fixture
+def policy(env):
+    return policies.build(
+        SMALL,
+        chunk=4,
+        action_spec=env.action_spec,
+        image_size=64,
+        vocabulary=env.suite.vocabulary,
+        statistics=None,
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize(("role", "color"), [(0, "red"), (1, "cyan")])
+def test_a_point_lies_on_what_it_names(pictures, role, color):
+    """Most things are not hidden: their points are on pixels of their colour."""
+    named = [color in text.split()[:: 1 - 2 * role][: 6 - 2 * role] for text in pictures.instruction]
+    rows = torch.tensor(named) & present(pictures.points)[:, role]
+    x, y = pictures.points[rows, role].round().long().unbind(-1)
+    seen = pictures.images[pictures.frame[rows], 0, y, x].float() / 255
+    off = (seen - torch.tensor(RGB[color])).norm(dim=-1)
+    assert len(off) > 50 and (off < 0.35).float().mean() > 0.7
+
+
+def test_a_pick_has_no_destination_all_else_has(pictures):
+    picks = ("pick up the", "lift the", "grab the", "take the")
+    for text, there in zip(pictures.instruction, present(pictures.points).tolist(), strict=True):
+        pick = text.startswith(picks) and not any(word in text for word in ("put", "place"))
+        assert there == [True, not pick, True]
+
+
+def test_demonstrations_know_their_points_and_keep_them_on_disk(env, tmp_path):
+    made = collect(env, episodes=8, noise=0.05, seed=1)
+    assert made.points is not None and made.points.shape == (len(made), 3, 2)
+    assert ((made.points > 0) & (made.points < 64) | made.points.isnan()).all()
+    for text, there in zip(made.instruction, (~made.points.isnan().any(-1)).tolist(), strict=True):
+        assert there == [True, "tray" in text.split(), True]
+    save(made, tmp_path / "d.npz")
+    torch.testing.assert_close(load(tmp_path / "d.npz").points, made.points, equal_nan=True)
+
+
+def test_spread_weights_give_the_point_back():
+    points = 4 + 56 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    weight = spread(points, size=64, side=8)
+    centres = (torch.arange(8) + 0.5) * 8
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).flatten(0, 1)
+    torch.testing.assert_close(weight.sum(-1), torch.ones(50))
+    torch.testing.assert_close(weight @ grid, points)
+
+
+def _learn(policy: nn.Module, pictures, steps: int) -> tuple[float, Pointing]:
+    losses: list[float] = []
+    config = SFTConfig(
+        batch=32, micro_batch=16, grounding=1, grounding_steps=steps, optim=OptimConfig(lr=3e-3, warmup=10)
+    )
+    pointing = Pointing(policy, pictures, seed=1)
+    learn_to_point(
+        policy,
+        pointing,
+        pictures,
+        config,
+        1,
+        max_bad_steps=0,
+        on_step=lambda step, metrics: losses.append(metrics["pointing/loss"]),
+    )
+    return sum(losses[-10:]) / 10, pointing
+
+
+def test_pointing_is_learned_from_the_instruction(policy, pictures):
+    """One instruction for all bounds what pictures alone can say: with the right ones the loss goes below."""
+    blind = replace(pictures, instruction=("lift the red cube",) * len(pictures))
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    right, _ = _learn(policy, pictures, steps=150)
+    policy.load_state_dict(start)
+    without, _ = _learn(policy, blind, steps=150)
+    assert right < without - 0.3
+
+
+def test_micro_batches_do_not_change_the_gradient(policy, env):
+    """In demonstrations the number of points differs from row to row."""
+    pictures = collect(env, episodes=24, noise=0.05, seed=1)
+    pointing = Pointing(policy, pictures, seed=1)
+    rows = torch.arange(24)
+    count = int(present(pictures.points[rows]).sum())
+    assert 48 < count < 72
+    grads = []
+    for size in (24, 8):
+        policy.zero_grad()
+        for part in rows.split(size):
+            policy.patches(pictures.observation(part))
+            pointing.loss(pictures.points[part], count).backward()
+        grads.append(policy.projector.fc1.weight.grad.clone())
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_pictures_without_points_are_refused(policy, pictures):
+    with pytest.raises(RoveError, match=r"sft\.grounding"):
+        Pointing(policy, replace(pictures, points=None), seed=1)
