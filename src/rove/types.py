@@ -177,13 +177,20 @@ class Demonstrations:
     points: Tensor | None = None
     """float32 [N, K, 2]: where in the first camera's picture each of the K things is that an instruction is
     about, in pixels (right, down) from its upper left corner; NaN where there is none. None: not known."""
+    state: Tensor | None = None
+    """float32 [F, P]: proprioception at each picture, see `Observation.state`."""
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def observation(self, rows: Tensor) -> Observation:
         """What the policy sees in the rows named, int64 [M]."""
-        return Observation(self.images[self.frame[rows]], tuple(self.instruction[i] for i in rows.tolist()))
+        frames = self.frame[rows]
+        return Observation(
+            self.images[frames],
+            tuple(self.instruction[i] for i in rows.tolist()),
+            None if self.state is None else self.state[frames],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,10 +28,12 @@ def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
     save(made, tmp_path / "d.npz")
     again = load(tmp_path / "d.npz")
     assert again.instruction == made.instruction
-    for name in ("images", "frame", "actions", "mask"):
+    for name in ("images", "frame", "actions", "mask", "state"):
         assert torch.equal(getattr(again, name), getattr(made, name))
     found = statistics(made)
-    assert np.all(np.array(found["q01"]) <= np.array(found["q99"]))
+    assert len(found["proprio"]["mean"]) == made.state.shape[1]
+    for spread in found.values():
+        assert np.all(np.array(spread["q01"]) <= np.array(spread["q99"]))
 
 
 def test_the_same_seed_demonstrates_the_same(env):

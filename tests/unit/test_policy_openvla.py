@@ -86,7 +86,7 @@ def test_a_row_does_not_depend_on_its_batch(config: PolicyConfig, observation: O
 
 def test_logprob_is_of_the_tempered_softmax_over_action_tokens(observation: Observation) -> None:
     policy = build(CONFIG)
-    ids, mask, pixels = policy._inputs(observation)
+    ids, mask, pixels, _ = policy._inputs(observation)
     logits = policy.action_logits(ids, mask, pixels)
     chunk = policy.act(observation, "greedy")
     output = policy.evaluate(observation, chunk.tokens)
@@ -101,7 +101,7 @@ def test_sampling_follows_the_distribution() -> None:
     rows = 4000
     observation = Observation(torch.zeros(rows, 1, 16, 16, 3, dtype=torch.uint8), ("stack",) * rows)
     tokens = policy.act(observation, "sample", noise(rows)).tokens
-    ids, mask, pixels = policy._inputs(observation.select([0]))
+    ids, mask, pixels, _ = policy._inputs(observation.select([0]))
     probability = (policy.action_logits(ids, mask, pixels)[0] / CONFIG.temperature).softmax(-1)
     first = policy.vlm.vocab_size - 256
     for c in range(C):
@@ -212,6 +212,30 @@ def test_learned_placeholders(observation: Observation, tmp_path) -> None:
     assert not torch.allclose(learned.logprob[:, 1:], zero[:, 1:], atol=1e-2)
     policy.save_pretrained(tmp_path)
     torch.testing.assert_close(registry.load(tmp_path).act(observation, "greedy").logprob, learned.logprob)
+
+
+STATISTICS = {
+    "s": {"action": {"q01": [-0.05, -1], "q99": [0.05, 1]}, "proprio": {"q01": [0, -2, 1], "q99": [1, 2, 3]}}
+}
+
+
+@EVERY_DECODING
+def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Observation, tmp_path) -> None:
+    policy = build(replace(config, proprio=True), statistics=STATISTICS)
+    state = torch.tensor([[0.2, 0.0, 1.5]]).expand(4, -1)
+    here = replace(observation, state=state)
+    tokens = policy.act(here, "sample", noise()).tokens
+    there = policy.evaluate(replace(here, state=state + 0.3), tokens).logprob
+    policy.save_pretrained(tmp_path)
+    again = OpenVLA.from_pretrained(tmp_path)
+    for one in (policy, again):
+        seen = one.evaluate(here, tokens).logprob
+        torch.testing.assert_close(seen, again.act(here, "sample", noise()).logprob)
+        assert (seen - there).abs().max() > 1e-3
+    with pytest.raises(RoveError, match="does not give"):
+        policy.act(observation, "greedy")
+    with pytest.raises(RoveError, match=r"policy\.proprio"):
+        build(replace(config, proprio=True))
 
 
 @pytest.mark.parametrize("tower", [SIGLIP, DINO], ids=["siglip", "dinov2"])

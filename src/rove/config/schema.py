@@ -84,6 +84,8 @@ class PolicyConfig:
     llama: LlamaConfig = LlamaConfig()
     film: bool = False
     """Scale and shift the vision towers' features by the instruction (FiLM, as in OpenVLA-OFT+)."""
+    proprio: bool = False
+    """Also read the robot's own state (OpenVLA-OFT's proprio projector)."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""

@@ -23,6 +23,7 @@ TINY = PolicyConfig(
     towers=(TowerConfig(width=64, depth=3, heads=2, mlp=256),),
     llama=LlamaConfig(width=64, depth=2, heads=2, mlp=128),
     film=True,
+    proprio=True,
     placeholders="learned",
 )
 """A third of a million weights: 300 training and 650 acting chunks a second on one 2.5 GHz core."""

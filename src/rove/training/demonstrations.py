@@ -15,18 +15,24 @@ from rove.errors import RoveError
 from rove.types import Demonstrations
 
 
-def statistics(demonstrations: Demonstrations) -> dict[str, list[float]]:
-    """Per action dimension, over the actions that count: q01, q99, min, max, mean, std."""
-    executed = demonstrations.actions[demonstrations.mask].double().numpy()
+def statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
+    """Of each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and, where there
+    is one, of the state ("proprio")."""
+    found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
+    return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
+
+
+def _spread(values: torch.Tensor) -> dict[str, list[float]]:
+    x = values.double().numpy()
     found = {
-        "q01": np.quantile(executed, 0.01, axis=0),
-        "q99": np.quantile(executed, 0.99, axis=0),
-        "min": executed.min(0),
-        "max": executed.max(0),
-        "mean": executed.mean(0),
-        "std": executed.std(0),
+        "q01": np.quantile(x, 0.01, axis=0),
+        "q99": np.quantile(x, 0.99, axis=0),
+        "min": x.min(0),
+        "max": x.max(0),
+        "mean": x.mean(0),
+        "std": x.std(0),
     }
-    return {name: values.tolist() for name, values in found.items()}
+    return {name: numbers.tolist() for name, numbers in found.items()}
 
 
 def save(demonstrations: Demonstrations, path: Path) -> None:
@@ -34,8 +40,9 @@ def save(demonstrations: Demonstrations, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft.npz")
     arrays = {name: getattr(demonstrations, name).numpy() for name in _TENSORS}
-    if demonstrations.points is not None:
-        arrays["points"] = demonstrations.points.numpy()
+    for name in _OPTIONAL:
+        if (values := getattr(demonstrations, name)) is not None:
+            arrays[name] = values.numpy()
     np.savez_compressed(draft, instruction=np.array(demonstrations.instruction), **arrays)
     draft.rename(path)
 
@@ -45,12 +52,13 @@ def load(path: Path) -> Demonstrations:
     with np.load(path, allow_pickle=False) as file:
         if missing := {"instruction", *_TENSORS} - set(file.files):
             raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
-        there = (*_TENSORS, "points") if "points" in file.files else _TENSORS
+        there = _TENSORS + tuple(name for name in _OPTIONAL if name in file.files)
         tensors = {name: torch.from_numpy(file[name]) for name in there}
         return Demonstrations(instruction=tuple(file["instruction"].tolist()), **tensors)
 
 
 _TENSORS = ("images", "frame", "actions", "mask")
+_OPTIONAL = ("points", "state")
 
 
 def collect(
@@ -83,7 +91,8 @@ def collect(
             assert spec is not None
             seen = (observation.images[slot], observation.instruction[slot])
             point = None if points is None else points[slot]
-            pending[slot].append((*seen, actions[slot], result.executed[slot], point))
+            state = None if observation.state is None else observation.state[slot]
+            pending[slot].append((*seen, actions[slot], result.executed[slot], point, state))
         for record in result.finished:
             chunks = pending.pop(record.slot)
             failures += not record.success
@@ -97,7 +106,7 @@ def collect(
                 f"{failures + successes} episodes). Lower sft.noise, or look at the tasks."
             )
         observation = result.observation
-    images, instruction, actions, mask, where = zip(*rows, strict=True)
+    images, instruction, actions, mask, where, states = zip(*rows, strict=True)
     return Demonstrations(
         torch.stack(images),
         torch.arange(len(rows)),
@@ -105,6 +114,7 @@ def collect(
         torch.stack(actions),
         torch.stack(mask),
         torch.stack(where) if isinstance(env, Grounder) else None,
+        None if observation.state is None else torch.stack(states),
     )
 
 

@@ -46,7 +46,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={suite.name: {"action": statistics(demonstrations)}},
+            statistics={suite.name: statistics(demonstrations)},
             seed=run.seed,
         )
         pictures = None

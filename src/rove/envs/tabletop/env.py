@@ -285,16 +285,19 @@ class TabletopEnv:
         """The rows named, which must be running."""
         specs = [self._specs[row] for row in rows]
         text = tuple(self.suite.instruction(spec) for spec in specs if spec is not None)
-        return Observation(torch.from_numpy(self._draw(rows)[:, None]), text)
+        state = torch.from_numpy(self._worlds.proprioception(rows))
+        return Observation(torch.from_numpy(self._draw(rows)[:, None]), text, state)
 
     def _observe(self) -> Observation:
         """All B slots; black and without an instruction where one idles."""
         images = np.zeros((self.num_envs, *self._image_shape), np.uint8)
+        state = np.zeros((self.num_envs, robot.STATE_DIM), np.float32)
         running = self._running()
         if len(running):
             images[running, 0] = self._draw(running)
+            state[running] = self._worlds.proprioception(running)
         text = tuple("" if spec is None else self.suite.instruction(spec) for spec in self._specs)
-        return Observation(torch.from_numpy(images), text)
+        return Observation(torch.from_numpy(images), text, torch.from_numpy(state))
 
     def record(self, slots: Sequence[int]) -> None:
         if not all(0 <= slot < self.num_envs for slot in slots):

@@ -20,6 +20,10 @@ ACTION_SPEC = ActionSpec(
 """Deltas of the commanded pose; a gripper value above zero opens, any other closes."""
 
 
+STATE_DIM = 5
+"""Of `Worlds.proprioception`."""
+
+
 def inverse(pose: np.ndarray, opening: np.ndarray) -> np.ndarray:
     """Joint targets [n, 6] for gripper poses [n, 4] and finger positions [n], elbow to the right.
 

@@ -300,6 +300,11 @@ class Worlds:
             open=self.open[rows],
         )
 
+    def proprioception(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, STATE_DIM]: the gripper's measured x, y, z [m], yaw [rad] and finger opening [m]."""
+        joints = self._qpos[rows][:, self.scene.arm_qpos]
+        return np.column_stack([robot.forward(joints), joints[:, -1]]).astype(np.float32)
+
     def target_yaw(self, rows: np.ndarray) -> np.ndarray:
         """Yaw [n] of the target objects, radians."""
         w, x, y, z = self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]].T

@@ -152,6 +152,7 @@ class Checkpoint:
             "temperature": 1.0,
             "placeholders": "zero",
             "film": False,
+            "proprio": False,
             "unnorm_key": None,
         }
         saved = {key: self.rove.get(key, value) for key, value in published.items()}

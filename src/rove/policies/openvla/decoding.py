@@ -1,6 +1,6 @@
 """How a chunk of tokens comes out of the language model: all at once, or one by one.
 
-    BOS | patches of every picture | prompt | suffix
+    BOS | patches of every picture | state, if read | prompt | suffix
 
 The suffix is the chunk's own tokens (autoregressive) or placeholders with zeroed embeddings (parallel;
 OpenVLA-OFT, Kim et al. 2025, section 4). The token at place j is read one position before its own, the
@@ -20,9 +20,9 @@ from rove.policies.openvla.vlm import PrismaticVLM
 
 Decoding = Literal["autoregressive", "parallel"]
 
-Inputs = tuple[Tensor, Tensor | None, Tensor]
-"""`input_ids` [B, L], padded on the left where `attention_mask` [B, L] is False (None: nowhere), and
-`pixel_values` [B, 3·towers·n, H, W]."""
+Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+"""`input_ids` [B, L], padded on the left where `attention_mask` [B, L] is False (None: nowhere),
+`pixel_values` [B, 3·towers·n, H, W], and the normalised `state` [B, P] where the model reads one."""
 
 
 def prompt_state(vlm: PrismaticVLM, inputs: Inputs, attention: Attention) -> Tensor:

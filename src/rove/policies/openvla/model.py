@@ -50,6 +50,7 @@ class OpenVLA(nn.Module):
         temperature: float,
         placeholders: Placeholders,
         film: bool,
+        proprio: bool,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
@@ -81,6 +82,7 @@ class OpenVLA(nn.Module):
                 f"The statistics {self.unnorm_key!r} have {self.normalizer.dim} action dimensions, "
                 f"the action spec has {action_spec.dim} ({', '.join(action_spec.names)})."
             )
+        self.state_normalizer = self._read_state(statistics[self.unnorm_key]) if proprio else None
         with torch.device("meta"):
             self.vlm = PrismaticVLM(
                 checkpoint.towers,
@@ -89,6 +91,7 @@ class OpenVLA(nn.Module):
                 vocab_size=checkpoint.vocab_size,
                 placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
                 film=film,
+                proprio=self.state_normalizer.dim if self.state_normalizer else 0,
             )
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
@@ -128,6 +131,7 @@ class OpenVLA(nn.Module):
             temperature=config.temperature,
             placeholders=config.placeholders,
             film=config.film,
+            proprio=config.proprio,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
@@ -176,6 +180,7 @@ class OpenVLA(nn.Module):
             temperature=temperature or settings["temperature"],
             placeholders=settings["placeholders"],
             film=settings["film"],
+            proprio=settings["proprio"],
             action_spec=action_spec or checkpoint.action_spec,
             statistics=statistics,
             unnorm_key=key,
@@ -211,6 +216,7 @@ class OpenVLA(nn.Module):
             "chunk": self.chunk,
             "temperature": self.temperature,
             "film": self.vlm.film is not None,
+            "proprio": self.state_normalizer is not None,
             "placeholders": "zero" if self.vlm.placeholders is None else "learned",
             "action_spec": asdict(self.action_spec),
             "unnorm_key": self.unnorm_key,
@@ -296,8 +302,8 @@ class OpenVLA(nn.Module):
 
     def patches(self, observation: Observation) -> Tensor:
         """Embeddings [B, n·P, D] of the P patches of n pictures, as the language model reads them."""
-        input_ids, attention_mask, pixel_values = self._inputs(observation)
-        return self.vlm.patches(input_ids, attention_mask, pixel_values)
+        ids, mask = self._prompt(observation)
+        return self.vlm.patches(ids, mask, self.process_images(observation.images))
 
     # --- the model apart from text and units ------------------------------------------------------
 
@@ -317,6 +323,7 @@ class OpenVLA(nn.Module):
         attention_mask: Tensor | None,
         pixel_values: Tensor,
         tokens: Tensor | None = None,
+        state: Tensor | None = None,
         return_hidden: Literal[False] = False,
     ) -> Tensor: ...
 
@@ -327,6 +334,7 @@ class OpenVLA(nn.Module):
         attention_mask: Tensor | None,
         pixel_values: Tensor,
         tokens: Tensor | None = None,
+        state: Tensor | None = None,
         *,
         return_hidden: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
@@ -337,6 +345,7 @@ class OpenVLA(nn.Module):
         attention_mask: Tensor | None,
         pixel_values: Tensor,
         tokens: Tensor | None = None,
+        state: Tensor | None = None,
         return_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """float32 [B, C, A, 256], column j being token id `vocab_size - 256 + j`, at temperature 1.
@@ -348,7 +357,7 @@ class OpenVLA(nn.Module):
         """
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
-        inputs = (input_ids, attention_mask, pixel_values)
+        inputs = (input_ids, attention_mask, pixel_values, state)
         if self.decoding == "autoregressive" and tokens is None:
             _, logits, hidden = decoding.one_by_one(self.vlm, inputs, self._count, 1.0, None)
         else:
@@ -374,12 +383,28 @@ class OpenVLA(nn.Module):
     def _count(self) -> int:
         return self.chunk * self.action_spec.dim
 
-    def _inputs(self, observation: Observation) -> Inputs:
+    def _read_state(self, statistics: Mapping[str, Any]) -> Normalizer:
+        if "proprio" not in statistics:
+            raise RoveError(
+                f"The policy reads the robot's state, but the statistics {self.unnorm_key!r} have none "
+                "('proprio'): the suite or its demonstrations lack it. Set policy.proprio false."
+            )
+        return Normalizer(statistics["proprio"])
+
+    def _prompt(self, observation: Observation) -> tuple[Tensor, Tensor | None]:
         if self.tokenizer is None:
             raise RoveError("The checkpoint has no tokenizer.json, so it cannot read instructions.")
         ids, mask = self.tokenizer(observation.instruction)
-        mask = None if mask is None else mask.to(self.device)
-        return ids.to(self.device), mask, self.process_images(observation.images)
+        return ids.to(self.device), None if mask is None else mask.to(self.device)
+
+    def _inputs(self, observation: Observation) -> Inputs:
+        state = None
+        if self.state_normalizer is not None:
+            if observation.state is None:
+                raise RoveError("The policy reads the robot's state, which this suite does not give.")
+            seen = self.state_normalizer.normalize(observation.state.to(self.device))
+            state = seen.clamp(-1.0, 1.0).to(self.vlm.lm_head.weight.dtype)
+        return *self._prompt(observation), self.process_images(observation.images), state
 
     def _parallel(self, inputs: Inputs) -> Tensor:
         return decoding.parallel(self.vlm, inputs, self._count, self.attention, self.checkpoint.stop_token)

@@ -19,7 +19,7 @@ _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "po
 
 
 class Projector(nn.Module):
-    """Patch features to token embeddings: two layers for one tower, three for two (hidden 4 x input)."""
+    """Patch features, or a state, to token embeddings: two layers, for two towers three (4 x as wide)."""
 
     def __init__(self, width: int, out: int, *, fused: bool) -> None:
         super().__init__()
@@ -45,16 +45,18 @@ class PrismaticVLM(nn.Module):
         vocab_size: int,
         placeholders: int = 0,
         film: bool = False,
+        proprio: int = 0,
     ) -> None:
         """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it.
 
         `placeholders` of the action positions have learned embeddings; with 0 all are zero. With `film` the
-        prompt modulates the towers.
+        prompt modulates the towers. `proprio` is the size of the robot's state, 0 where it is not read.
         """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
         width = sum(tower.width for tower in towers)
         self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
+        self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if proprio else None
         self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
         self.language_model = LlamaModel(llama)
         del self.language_model.rotary_emb
@@ -93,15 +95,22 @@ class PrismaticVLM(nn.Module):
         return self.project(self.vision(pixel_values, self._summary(input_ids, attention_mask)))
 
     def prefix(
-        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor,
+        state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, P + L, D] of BOS, patches and prompt, and where they are attended (None: all).
+        """Embeddings [B, P + L, D] of BOS, patches, state, prompt, and where they are attended (None: all).
 
         Prompts are padded on the left, before BOS. Here the padding moves behind the patches, where
         it is masked all the same: the layout is then one for all rows, and position ids, which count
         attended entries, do not notice.
         """
         patches = self.patches(input_ids, attention_mask, pixel_values)
+        if self.proprio_projector is not None:
+            assert state is not None
+            patches = torch.cat((patches, self.proprio_projector(state)[:, None]), dim=1)
         if attention_mask is None:
             tokens, valid = input_ids, None
         else:

@@ -24,6 +24,7 @@ _PREFIXES = {
     "value_head.": "value_head.",
     "placeholders": "vlm.placeholders",
     "film.": "vlm.film.",
+    "proprio_projector.": "vlm.proprio_projector.",
 }
 _TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
