@@ -130,6 +130,9 @@ class PolicyOutput:
     """float32 [B, C, A], nats."""
     value: Tensor | None
     """float32 [B, C] or [B, 1]; None without a critic."""
+    pointing: Tensor | None = None
+    """float32 [B, K, P]: logits of where among the P patches of the first picture (row by row, in a square)
+    each of K points is; None where the policy does not point."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,13 +13,15 @@ from rove.envs.tabletop.layout import RGB
 from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.training.demonstrations import collect, ground, load, save
-from rove.training.pointing import Pointing, learn_to_point, present, spread
+from rove.training.pointing import learn_to_point, pointing_loss, present, spread
+from rove.types import Observation
 
 SMALL = PolicyConfig(
     towers=(TowerConfig(width=32, depth=3, heads=2, mlp=64),),
     llama=LlamaConfig(width=32, depth=2, heads=2, mlp=64),
     film=True,
     placeholders="learned",
+    pointers=3,
 )
 
 
@@ -85,38 +87,58 @@ def test_spread_weights_give_the_point_back():
     torch.testing.assert_close(weight @ grid, points)
 
 
-def _learn(policy: nn.Module, pictures, steps: int) -> tuple[float, Pointing]:
+def _learn(policy: nn.Module, pictures, steps: int) -> float:
     losses: list[float] = []
     config = SFTConfig(
         batch=32, micro_batch=16, grounding=1, grounding_steps=steps, optim=OptimConfig(lr=3e-3, warmup=10)
     )
-    pointing = Pointing(policy, pictures, seed=1)
     learn_to_point(
         policy,
-        pointing,
         pictures,
         config,
         1,
         max_bad_steps=0,
         on_step=lambda step, metrics: losses.append(metrics["pointing/loss"]),
     )
-    return sum(losses[-10:]) / 10, pointing
+    return sum(losses[-10:]) / 10
 
 
 def test_pointing_is_learned_from_the_instruction(policy, pictures):
     """One instruction for all bounds what pictures alone can say: with the right ones the loss goes below."""
     blind = replace(pictures, instruction=("lift the red cube",) * len(pictures))
     start = {name: value.clone() for name, value in policy.state_dict().items()}
-    right, _ = _learn(policy, pictures, steps=150)
+    right = _learn(policy, pictures, steps=150)
     policy.load_state_dict(start)
-    without, _ = _learn(policy, blind, steps=150)
+    without = _learn(policy, blind, steps=150)
     assert right < without - 0.3
+
+
+def test_word_order_decides_what_goes_where(policy, pictures):
+    """FiLM alone reads the prompt here: as a bag of words it would point at the same places."""
+    observation = Observation(
+        pictures.images[:1].expand(2, -1, -1, -1, -1),
+        ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),
+    )
+    one, two = policy.point(observation)
+    assert (one - two).abs().max() > 1e-3
+
+
+def test_the_token_of_a_point_follows_the_picture(policy):
+    """A peak between two patches makes the token of the place between them."""
+    pointer = policy.vlm.pointer
+    logits = torch.full((3, 3, 64), -20.0)
+    logits[0, :, 27] = logits[1, :, 28] = logits[2, :, 27] = logits[2, :, 28] = 0.0
+    seen = []
+    pointer.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert pointer(logits).shape == (3, 3, SMALL.llama.width)
+    left, right, between = seen[0][:, 0]
+    torch.testing.assert_close(between, (left + right) / 2)
+    torch.testing.assert_close(right - left, torch.tensor([0.25, 0.0]))
 
 
 def test_micro_batches_do_not_change_the_gradient(policy, env):
     """In demonstrations the number of points differs from row to row."""
     pictures = collect(env, episodes=24, noise=0.05, seed=1)
-    pointing = Pointing(policy, pictures, seed=1)
     rows = torch.arange(24)
     count = int(present(pictures.points[rows]).sum())
     assert 48 < count < 72
@@ -124,12 +146,18 @@ def test_micro_batches_do_not_change_the_gradient(policy, env):
     for size in (24, 8):
         policy.zero_grad()
         for part in rows.split(size):
-            policy.patches(pictures.observation(part))
-            pointing.loss(pictures.points[part], count).backward()
-        grads.append(policy.projector.fc1.weight.grad.clone())
+            pointing_loss(
+                policy.point(pictures.observation(part)), pictures.points[part], 64, count
+            ).backward()
+        grads.append(policy.vlm.projector.fc1.weight.grad.clone())
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
 
 
-def test_pictures_without_points_are_refused(policy, pictures):
+def test_what_cannot_be_learned_is_refused(policy, pictures):
     with pytest.raises(RoveError, match=r"sft\.grounding"):
-        Pointing(policy, replace(pictures, points=None), seed=1)
+        learn_to_point(policy, replace(pictures, points=None), SFTConfig(), 1, max_bad_steps=0)
+    with pytest.raises(RoveError, match=r"policy\.pointers to 2"):
+        pointing_loss(torch.zeros(4, 3, 64), torch.zeros(4, 2, 2), 64, 8)
+    policy.vlm.pointer = None
+    with pytest.raises(RoveError, match=r"policy\.pointers"):
+        policy.point(pictures.observation(torch.tensor([0])))

@@ -86,7 +86,7 @@ def test_a_row_does_not_depend_on_its_batch(config: PolicyConfig, observation: O
 
 def test_logprob_is_of_the_tempered_softmax_over_action_tokens(observation: Observation) -> None:
     policy = build(CONFIG)
-    ids, mask, pixels, _ = policy._inputs(observation)
+    (ids, mask), pixels = policy._prompt(observation), policy.process_images(observation.images)
     logits = policy.action_logits(ids, mask, pixels)
     chunk = policy.act(observation, "greedy")
     output = policy.evaluate(observation, chunk.tokens)
@@ -101,7 +101,8 @@ def test_sampling_follows_the_distribution() -> None:
     rows = 4000
     observation = Observation(torch.zeros(rows, 1, 16, 16, 3, dtype=torch.uint8), ("stack",) * rows)
     tokens = policy.act(observation, "sample", noise(rows)).tokens
-    ids, mask, pixels, _ = policy._inputs(observation.select([0]))
+    one = observation.select([0])
+    (ids, mask), pixels = policy._prompt(one), policy.process_images(one.images)
     probability = (policy.action_logits(ids, mask, pixels)[0] / CONFIG.temperature).softmax(-1)
     first = policy.vlm.vocab_size - 256
     for c in range(C):
@@ -138,10 +139,10 @@ def test_causal_attention_does_not_look_ahead_and_bidirectional_does() -> None:
     observation = Observation(torch.full((1, 1, 16, 16, 3), 90, dtype=torch.uint8), ("stack",))
     for config, same in ((CONFIG, True), (BIDIRECTIONAL, False)):
         policy = build(config)
-        inputs = policy._inputs(observation)
-        short = policy.action_logits(*inputs)
+        (ids, mask), pixels = policy._prompt(observation), policy.process_images(observation.images)
+        short = policy.action_logits(ids, mask, pixels)
         policy.chunk = C + 4
-        long = policy.action_logits(*inputs)
+        long = policy.action_logits(ids, mask, pixels)
         assert torch.allclose(short[:, 0], long[:, 0], atol=1e-6) is same
 
 
@@ -221,7 +222,7 @@ STATISTICS = {
 
 @EVERY_DECODING
 def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Observation, tmp_path) -> None:
-    policy = build(replace(config, proprio=True), statistics=STATISTICS)
+    policy = build(replace(config, proprio=True, pointers=2), statistics=STATISTICS)
     state = torch.tensor([[0.2, 0.0, 1.5]]).expand(4, -1)
     here = replace(observation, state=state)
     tokens = policy.act(here, "sample", noise()).tokens

@@ -86,6 +86,9 @@ class PolicyConfig:
     """Scale and shift the vision towers' features by the instruction (FiLM, as in OpenVLA-OFT+)."""
     proprio: bool = False
     """Also read the robot's own state (OpenVLA-OFT's proprio projector)."""
+    pointers: int = 0
+    """Points in the picture that the policy picks out and reads as tokens before it acts, as a policy from
+    scratch learns to do by `sft.grounding`; 0: none."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""

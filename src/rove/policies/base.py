@@ -83,11 +83,8 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Locator(Protocol):
-    """Optional: a policy that can be taught to point before it acts; see `training.pointing`."""
+    """Optional: a policy that points at what an instruction is about before it acts."""
 
-    projector: nn.Module
-    """Its output is what `patches` answers, in every forward pass of the policy."""
-
-    def patches(self, observation: Observation) -> Tensor:
-        """Embeddings [B, n·P, D] of the P patches (row by row, in a square) of n pictures, differentiable."""
+    def point(self, observation: Observation) -> Tensor:
+        """`PolicyOutput.pointing` alone, differentiable; raises RoveError where the policy does not point."""
         ...

@@ -24,6 +24,7 @@ TINY = PolicyConfig(
     llama=LlamaConfig(width=64, depth=2, heads=2, mlp=128),
     film=True,
     proprio=True,
+    pointers=3,
     placeholders="learned",
 )
 """A third of a million weights: 300 training and 650 acting chunks a second on one 2.5 GHz core."""
@@ -41,7 +42,7 @@ def tabletop_grpo() -> Run:
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
             episodes=3000,
-            noise=0.05,
+            noise=0.3,
             steps=1200,
             batch=64,
             micro_batch=64,

@@ -1,12 +1,8 @@
-"""Pointing: a policy from scratch learns to point at what its instruction is about, before and while it
-learns to act.
+"""Pointing: where the things are that an instruction is about, learned patch by patch.
 
-    picture, instruction ─ towers, projector ─▶ patch embeddings ─ a vector per role ─▶ softmax over patches
-
-A published VLA starts from a vision-language model that finds what a sentence names; this stands in for it.
-The loss reaches the towers directly, where the action tokens of a demonstration have to discover, through
-the language model, that a picture matters at all: a few hundred steps do what tens of thousands of action
-labels did not.
+A policy from scratch that is shown actions alone needs many thousands before it finds what a sentence
+names: each says a little, about all of the policy at once. Asked for the place itself, under a loss over the
+patches of the picture, it finds it within a few hundred steps.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rove.config.schema import SFTConfig
@@ -26,42 +21,20 @@ from rove.training.optim import Optimizer
 from rove.types import Demonstrations
 
 
-class Pointing(nn.Module):
-    """K vectors, one a role (object, destination, hand): a patch is pointed at as far as it lies along one.
+def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -> Tensor:
+    """Cross-entropy, nats, of logits [B, K, P] against those of points [B, K, 2] that are there, in pixels of
+    a picture `size` wide, over `denominator`: how many there are in the whole batch.
 
-    It listens to the policy it is made for: after every forward pass of that, `loss` is about its picture.
-    The vectors are a scaffold, and are not saved with the policy.
+    Raises RoveError where policy and data differ in K.
     """
-
-    seen: Tensor
-
-    def __init__(self, policy: Locator, pictures: Demonstrations, seed: int) -> None:
-        """Raises RoveError where the pictures do not say where things are in them."""
-        super().__init__()
-        if pictures.points is None:
-            raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
-        self.views, self.size = pictures.images.shape[1:3]
-        policy.projector.register_forward_hook(self._see)
-        with torch.no_grad():
-            policy.patches(pictures.observation(torch.tensor([0])))
-        roles, width = pictures.points.shape[1], self.seen.shape[-1]
-        noise = torch.randn(roles, width, generator=torch.Generator().manual_seed(seed))
-        self.vectors = nn.Parameter((noise / math.sqrt(width)).to(self.seen.device))
-
-    def _see(self, module: nn.Module, inputs: tuple, patches: Tensor) -> None:
-        self.seen = patches
-
-    def loss(self, points: Tensor, denominator: int) -> Tensor:
-        """Cross-entropy, nats, of what the policy saw last against those of points [B, K, 2] in the first
-        camera's picture that are there, over `denominator`: how many there are in the whole batch."""
-        patches = self.seen[:, : self.seen.shape[1] // self.views]
-        # The direction of an embedding counts, not its length.
-        unit = F.rms_norm(patches, patches.shape[-1:])
-        there = present(points)
-        side = math.isqrt(patches.shape[1])
-        target = spread(points[there], self.size, side).to(patches.device)
-        logits = torch.einsum("kd,bpd->bkp", self.vectors, unit)[there.to(patches.device)].float()
-        return -(target * logits.log_softmax(-1)).sum() / denominator
+    if logits.shape[:2] != points.shape[:2]:
+        raise RoveError(
+            f"The policy has {logits.shape[1]} pointers, the pictures have {points.shape[1]} points each: "
+            f"set policy.pointers to {points.shape[1]}."
+        )
+    there = present(points)
+    target = spread(points[there], size, math.isqrt(logits.shape[-1])).to(logits.device)
+    return -(target * logits[there.to(logits.device)].log_softmax(-1)).sum() / denominator
 
 
 def present(points: Tensor) -> Tensor:
@@ -83,7 +56,6 @@ def spread(points: Tensor, size: int, side: int) -> Tensor:
 
 def learn_to_point(
     policy: Locator,
-    pointing: Pointing,
     pictures: Demonstrations,
     config: SFTConfig,
     seed: int,
@@ -91,20 +63,25 @@ def learn_to_point(
     max_bad_steps: int,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Train `policy` in place for `config.grounding_steps` optimizer steps, on pictures alone."""
-    assert isinstance(policy, nn.Module) and pictures.points is not None
-    steps = config.grounding_steps
-    optimizer = Optimizer(nn.ModuleList([policy, pointing]), config.optim, steps, max_bad_steps)
+    """Train `policy` in place for `config.grounding_steps` optimizer steps, on pictures alone.
+
+    Raises RoveError where these do not say where things are, or where the policy does not point.
+    """
+    assert isinstance(policy, nn.Module)
+    if pictures.points is None:
+        raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
+    steps, size = config.grounding_steps, pictures.images.shape[-2]
+    optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     rows_of = batches(len(pictures), config.batch, seed)
     policy.train()
     while optimizer.steps < steps:
         rows = torch.from_numpy(next(rows_of))
         total, count = 0.0, int(present(pictures.points[rows]).sum())
         for part in rows.split(config.micro_batch):
-            policy.patches(pictures.observation(part))
-            error = pointing.loss(pictures.points[part], count)
-            error.backward()
-            total += error.item()
+            logits = policy.point(pictures.observation(part))
+            loss = pointing_loss(logits, pictures.points[part], size, count)
+            loss.backward()
+            total += loss.item()
         norm, _ = optimizer.step()
         on_step(optimizer.steps, {"pointing/loss": total, "pointing/grad_norm": norm})
     policy.eval()

@@ -21,7 +21,7 @@ from rove.reporting.progress import Progress
 from rove.training.batches import batches
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.optim import Optimizer
-from rove.training.pointing import Pointing, learn_to_point, present
+from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.types import Demonstrations
 
 
@@ -60,15 +60,13 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             log.log_sft(step, metrics)
 
     common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step}
-    pointing = None
     if pictures is not None:
         if not isinstance(policy, Locator):
             raise RoveError(f"A {type(policy).__name__} cannot be taught to point; set sft.grounding to 0.")
-        pointing = Pointing(policy, pictures, run.seed)
         progress.phase("point", run.sft.grounding_steps)
-        learn_to_point(policy, pointing, pictures, run.sft, run.seed, **common)
+        learn_to_point(policy, pictures, run.sft, run.seed, **common)
     progress.phase("sft", run.sft.steps)
-    fit(policy, demonstrations, run.sft, run.seed, pointing=pointing, **common)
+    fit(policy, demonstrations, run.sft, run.seed, **common)
     return checkpoint.save_policy(target, policy)
 
 
@@ -97,18 +95,16 @@ def fit(
     seed: int,
     *,
     max_bad_steps: int,
-    pointing: Pointing | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
-    Every pass over the demonstrations is a fresh permutation. With `pointing`, which listens to `policy`,
-    its loss counts `config.pointing_weight` times beside that of the actions.
+    Every pass over the demonstrations is a fresh permutation. Where the policy points and the demonstrations
+    say where at, that counts `config.pointing_weight` times beside the actions.
     """
     assert isinstance(policy, nn.Module)
-    points = demonstrations.points
-    trained = policy if pointing is None else nn.ModuleList([policy, pointing])
-    optimizer = Optimizer(trained, config.optim, config.steps, max_bad_steps)
+    points, size = demonstrations.points, demonstrations.images.shape[-2]
+    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
     rows_of = batches(len(demonstrations), config.batch, seed)
     policy.train()
@@ -121,10 +117,10 @@ def fit(
             output = policy.evaluate(demonstrations.observation(part), tokens[part], temperature=1.0)
             loss = -(output.logprob.cpu() * mask).sum() / counted
             total += loss.item()
-            if pointing is not None:
-                assert points is not None
+            if output.pointing is not None and points is not None:
                 named = int(present(points[rows]).sum())
-                loss = loss + config.pointing_weight * pointing.loss(points[part], named)
+                pointed = pointing_loss(output.pointing, points[part], size, named)
+                loss = loss + config.pointing_weight * pointed
             loss.backward()
             right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
         lr = optimizer.lr

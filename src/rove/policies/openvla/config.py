@@ -153,6 +153,7 @@ class Checkpoint:
             "placeholders": "zero",
             "film": False,
             "proprio": False,
+            "pointers": 0,
             "unnorm_key": None,
         }
         saved = {key: self.rove.get(key, value) for key, value in published.items()}

@@ -1,6 +1,6 @@
 """How a chunk of tokens comes out of the language model: all at once, or one by one.
 
-    BOS | patches of every picture | state, if read | prompt | suffix
+    BOS | patches of every picture | points and state, if read | prompt | suffix
 
 The suffix is the chunk's own tokens (autoregressive) or placeholders with zeroed embeddings (parallel;
 OpenVLA-OFT, Kim et al. 2025, section 4). The token at place j is read one position before its own, the
@@ -16,62 +16,54 @@ from torch import Tensor
 
 from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache
-from rove.policies.openvla.vlm import PrismaticVLM
+from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 
 Decoding = Literal["autoregressive", "parallel"]
 
-Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
-"""`input_ids` [B, L], padded on the left where `attention_mask` [B, L] is False (None: nowhere),
-`pixel_values` [B, 3·towers·n, H, W], and the normalised `state` [B, P] where the model reads one."""
 
-
-def prompt_state(vlm: PrismaticVLM, inputs: Inputs, attention: Attention) -> Tensor:
+def prompt_state(vlm: PrismaticVLM, prefix: Prefix, attention: Attention) -> Tensor:
     """Hidden state [B, 1, D] at the last prompt token, with nothing after it."""
-    prefix, valid = vlm.prefix(*inputs)
-    return vlm.hidden(prefix, valid, outputs=1, attention=attention)
+    return vlm.hidden(prefix.embeddings, prefix.valid, outputs=1, attention=attention)
 
 
-def parallel(vlm: PrismaticVLM, inputs: Inputs, count: int, attention: Attention, stop: int) -> Tensor:
+def parallel(vlm: PrismaticVLM, prefix: Prefix, count: int, attention: Attention, stop: int) -> Tensor:
     """Hidden states [B, count, D] that predict `count` tokens, from one pass; `stop` is EOS."""
-    prefix, valid = vlm.prefix(*inputs)
+    before = prefix.embeddings
     # Under causal attention nothing is read at or after the last placeholder.
     read = count - (attention == "causal")
     if vlm.placeholders is None:
-        suffix = prefix.new_zeros(len(prefix), read, prefix.shape[2])
+        suffix = before.new_zeros(len(before), read, before.shape[2])
     else:
-        suffix = vlm.placeholders[:read].expand(len(prefix), -1, -1)
+        suffix = vlm.placeholders[:read].expand(len(before), -1, -1)
     if attention == "bidirectional":
-        end = vlm.language_model.embed_tokens(torch.full((len(prefix), 1), stop, device=prefix.device))
+        end = vlm.language_model.embed_tokens(torch.full((len(before), 1), stop, device=before.device))
         suffix = torch.cat((suffix, end), dim=1)
-    return _after_prompt(vlm, prefix, suffix, valid, attention)[:, :count]
+    return _after_prompt(vlm, prefix, suffix, attention)[:, :count]
 
 
-def teacher_forced(vlm: PrismaticVLM, inputs: Inputs, tokens: Tensor) -> Tensor:
+def teacher_forced(vlm: PrismaticVLM, prefix: Prefix, tokens: Tensor) -> Tensor:
     """Hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it, in one pass."""
-    prefix, valid = vlm.prefix(*inputs)
     suffix = vlm.language_model.embed_tokens(tokens[:, :-1])
-    return _after_prompt(vlm, prefix, suffix, valid, "causal")
+    return _after_prompt(vlm, prefix, suffix, "causal")
 
 
-def _after_prompt(
-    vlm: PrismaticVLM, prefix: Tensor, suffix: Tensor, valid: Tensor | None, attention: Attention
-) -> Tensor:
+def _after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
     """Hidden states from the last prompt token to the end of the suffix."""
-    extra = suffix.shape[1]
+    extra, valid = suffix.shape[1], prefix.valid
     if valid is not None:
         valid = torch.cat((valid, valid.new_ones(len(valid), extra)), dim=1)
-    embeddings = torch.cat((prefix, suffix), dim=1)
+    embeddings = torch.cat((prefix.embeddings, suffix), dim=1)
     return vlm.hidden(embeddings, valid, outputs=extra + 1, attention=attention)
 
 
 def one_by_one(
-    vlm: PrismaticVLM, inputs: Inputs, count: int, temperature: float, uniform: Tensor | None
+    vlm: PrismaticVLM, prefix: Prefix, count: int, temperature: float, uniform: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decode `count` tokens with a key-value cache, sampling where `uniform` [B, count] is given.
 
     Returns columns [B, count], logits [B, count, 256] at temperature 1, and hidden states [B, count, D].
     """
-    embeddings, valid = vlm.prefix(*inputs)
+    embeddings, valid = prefix.embeddings, prefix.valid
     cache = KVCache(embeddings.shape[1] + count - 1)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for j in range(count):

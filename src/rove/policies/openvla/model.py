@@ -22,10 +22,10 @@ from rove.policies.critic import ValueHead
 from rove.policies.openvla import bins, decoding, images
 from rove.policies.openvla.bins import BINS, Normalizer
 from rove.policies.openvla.config import Checkpoint, describe
-from rove.policies.openvla.decoding import Decoding, Inputs
+from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.tokenizer import PromptTokenizer, read_tokenizer, word_tokenizer
-from rove.policies.openvla.vlm import PrismaticVLM, initialize
+from rove.policies.openvla.vlm import Prefix, PrismaticVLM, initialize
 from rove.policies.openvla.weights import check_weights, from_reference, read_weights, to_reference
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
 
@@ -51,6 +51,7 @@ class OpenVLA(nn.Module):
         placeholders: Placeholders,
         film: bool,
         proprio: bool,
+        pointers: int,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
@@ -92,6 +93,7 @@ class OpenVLA(nn.Module):
                 placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
                 film=film,
                 proprio=self.state_normalizer.dim if self.state_normalizer else 0,
+                pointers=pointers,
             )
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
@@ -132,6 +134,7 @@ class OpenVLA(nn.Module):
             placeholders=config.placeholders,
             film=config.film,
             proprio=config.proprio,
+            pointers=config.pointers,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
@@ -181,6 +184,7 @@ class OpenVLA(nn.Module):
             placeholders=settings["placeholders"],
             film=settings["film"],
             proprio=settings["proprio"],
+            pointers=settings["pointers"],
             action_spec=action_spec or checkpoint.action_spec,
             statistics=statistics,
             unnorm_key=key,
@@ -217,6 +221,7 @@ class OpenVLA(nn.Module):
             "temperature": self.temperature,
             "film": self.vlm.film is not None,
             "proprio": self.state_normalizer is not None,
+            "pointers": 0 if self.vlm.pointer is None else len(self.vlm.pointer.queries),
             "placeholders": "zero" if self.vlm.placeholders is None else "learned",
             "action_spec": asdict(self.action_spec),
             "unnorm_key": self.unnorm_key,
@@ -248,14 +253,14 @@ class OpenVLA(nn.Module):
                 raise RoveError("act(mode='sample') needs noise; pass a SamplingNoise, or mode='greedy'.")
             uniform = noise.uniform(self._count, self.device)
         with torch.inference_mode():
-            inputs = self._inputs(observation)
+            prefix = self._prefix(observation)
             if self.decoding == "parallel":
-                hidden = self._parallel(inputs)
+                hidden = self._parallel(prefix)
                 logits = self.vlm.action_logits(hidden)
                 column = decoding.choose(logits, self.temperature, uniform)
             else:
                 column, logits, hidden = decoding.one_by_one(
-                    self.vlm, inputs, self._count, self.temperature, uniform
+                    self.vlm, prefix, self._count, self.temperature, uniform
                 )
             logp = (logits / self.temperature).log_softmax(dim=-1)
             value = None if self.value_head is None else self._value(hidden)
@@ -276,34 +281,34 @@ class OpenVLA(nn.Module):
     ) -> PolicyOutput:
         """See `Policy.evaluate`; `tokens` are action tokens."""
         tokens = tokens.to(self.device).flatten(1)
-        hidden = self._hidden(self._inputs(observation), tokens)
+        prefix = self._prefix(observation)
+        hidden = self._hidden(prefix, tokens)
         logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
         column = tokens - (self.vlm.vocab_size - BINS)
         return PolicyOutput(
             logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),
             entropy=self._chunked(-(logp.exp() * logp).sum(dim=-1)),
             value=None if self.value_head is None else self._value(hidden),
+            pointing=prefix.pointing,
         )
 
     def value(self, observation: Observation) -> Tensor:
         """See `Policy.value`."""
         if self.value_head is None:
             raise RoveError("This policy has no critic; set policy.value_head.")
-        inputs = self._inputs(observation)
+        prefix = self._prefix(observation)
         first = self.decoding == "autoregressive" or self.value_head.config.source == "first"
         if first and self.attention == "causal":
-            return self._value(decoding.prompt_state(self.vlm, inputs, self.attention))
-        return self._value(self._parallel(inputs))
+            return self._value(decoding.prompt_state(self.vlm, prefix, self.attention))
+        return self._value(self._parallel(prefix))
 
-    @property
-    def projector(self) -> nn.Module:
+    def point(self, observation: Observation) -> Tensor:
         """See `Locator`."""
-        return self.vlm.projector
-
-    def patches(self, observation: Observation) -> Tensor:
-        """Embeddings [B, n·P, D] of the P patches of n pictures, as the language model reads them."""
         ids, mask = self._prompt(observation)
-        return self.vlm.patches(ids, mask, self.process_images(observation.images))
+        logits = self.vlm.point(self.vlm.patches(ids, mask, self.process_images(observation.images)))
+        if logits is None:
+            raise RoveError("This policy does not point; set policy.pointers, or sft.grounding to 0.")
+        return logits
 
     # --- the model apart from text and units ------------------------------------------------------
 
@@ -357,11 +362,11 @@ class OpenVLA(nn.Module):
         """
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
-        inputs = (input_ids, attention_mask, pixel_values, state)
+        prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
         if self.decoding == "autoregressive" and tokens is None:
-            _, logits, hidden = decoding.one_by_one(self.vlm, inputs, self._count, 1.0, None)
+            _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
         else:
-            hidden = self._hidden(inputs, None if tokens is None else tokens.flatten(1))
+            hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
             logits = self.vlm.action_logits(hidden)
         return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
 
@@ -397,24 +402,24 @@ class OpenVLA(nn.Module):
         ids, mask = self.tokenizer(observation.instruction)
         return ids.to(self.device), None if mask is None else mask.to(self.device)
 
-    def _inputs(self, observation: Observation) -> Inputs:
+    def _prefix(self, observation: Observation) -> Prefix:
         state = None
         if self.state_normalizer is not None:
             if observation.state is None:
                 raise RoveError("The policy reads the robot's state, which this suite does not give.")
             seen = self.state_normalizer.normalize(observation.state.to(self.device))
             state = seen.clamp(-1.0, 1.0).to(self.vlm.lm_head.weight.dtype)
-        return *self._prompt(observation), self.process_images(observation.images), state
+        return self.vlm.prefix(*self._prompt(observation), self.process_images(observation.images), state)
 
-    def _parallel(self, inputs: Inputs) -> Tensor:
-        return decoding.parallel(self.vlm, inputs, self._count, self.attention, self.checkpoint.stop_token)
+    def _parallel(self, prefix: Prefix) -> Tensor:
+        return decoding.parallel(self.vlm, prefix, self._count, self.attention, self.checkpoint.stop_token)
 
-    def _hidden(self, inputs: Inputs, tokens: Tensor | None) -> Tensor:
+    def _hidden(self, prefix: Prefix, tokens: Tensor | None) -> Tensor:
         """Hidden states [B, C·A, D] that predict each token, given `tokens` [B, C·A]."""
         if self.decoding == "parallel":
-            return self._parallel(inputs)
+            return self._parallel(prefix)
         assert tokens is not None
-        return decoding.teacher_forced(self.vlm, inputs, tokens)
+        return decoding.teacher_forced(self.vlm, prefix, tokens)
 
     def _value(self, hidden: Tensor) -> Tensor:
         # Of tokens decoded one by one, only the first position has not seen the action it judges.

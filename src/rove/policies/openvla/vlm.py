@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache, forward
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
-_EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
+_EMBEDDINGS = ("placeholders", "roles", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
 
 class Projector(nn.Module):
@@ -33,6 +34,45 @@ class Projector(nn.Module):
         return x if self.fc3 is None else self.fc3(F.gelu(x))
 
 
+class Prefix(NamedTuple):
+    """What the action tokens follow."""
+
+    embeddings: Tensor
+    """[B, P + L, D]."""
+    valid: Tensor | None
+    """bool [B, P + L], where they are attended; None: everywhere."""
+    pointing: Tensor | None
+    """See `PolicyOutput.pointing`."""
+
+
+class Pointer(nn.Module):
+    """Picks out K points among the patches of a picture, and makes a token of each.
+
+    A point is the mean of patch centres under softmax weights, over the 3 x 3 patches around the likeliest:
+    with two candidates it is on one of them, not between.
+    """
+
+    def __init__(self, count: int, side: int, width: int) -> None:
+        super().__init__()
+        self.side = side
+        self.queries = nn.Parameter(torch.empty(count, width))
+        self.roles = nn.Parameter(torch.empty(count, width))
+        self.projector = Projector(2, width, fused=False)
+
+    def logits(self, patches: Tensor) -> Tensor:
+        """float32 [B, K, P] of patch embeddings [B, P, D]: their direction counts, not their length."""
+        unit = F.rms_norm(patches, patches.shape[-1:])
+        return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Tokens [B, K, D]; places are from -1 (left, upper border) to 1."""
+        line = (torch.arange(self.side, device=logits.device) + 0.5) * 2 / self.side - 1
+        centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)
+        near = (centres[logits.argmax(-1)][:, :, None] - centres).abs().amax(-1) < 3 / self.side
+        weight = logits.masked_fill(~near, -torch.inf).softmax(-1)
+        return self.projector((weight @ centres).to(self.roles.dtype)) + self.roles
+
+
 class PrismaticVLM(nn.Module):
     """Pixels and token embeddings in, hidden states and action logits out; knows no action and no text."""
 
@@ -46,16 +86,20 @@ class PrismaticVLM(nn.Module):
         placeholders: int = 0,
         film: bool = False,
         proprio: int = 0,
+        pointers: int = 0,
     ) -> None:
         """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it.
 
         `placeholders` of the action positions have learned embeddings; with 0 all are zero. With `film` the
-        prompt modulates the towers. `proprio` is the size of the robot's state, 0 where it is not read.
+        prompt modulates the towers. `proprio` is the size of the robot's state, 0 where it is not read;
+        `pointers` the number of points that are picked out in the first picture.
         """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
         width = sum(tower.width for tower in towers)
         self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
+        side = image_size // towers[0].patch
+        self.pointer = Pointer(pointers, side, llama.hidden_size) if pointers else None
         self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if proprio else None
         self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
         self.language_model = LlamaModel(llama)
@@ -100,14 +144,17 @@ class PrismaticVLM(nn.Module):
         attention_mask: Tensor | None,
         pixel_values: Tensor,
         state: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, P + L, D] of BOS, patches, state, prompt, and where they are attended (None: all).
+    ) -> Prefix:
+        """What the action tokens follow: BOS, patches, points, state and prompt.
 
         Prompts are padded on the left, before BOS. Here the padding moves behind the patches, where
         it is masked all the same: the layout is then one for all rows, and position ids, which count
         attended entries, do not notice.
         """
         patches = self.patches(input_ids, attention_mask, pixel_values)
+        logits = self.point(patches)
+        if self.pointer is not None:
+            patches = torch.cat((patches, self.pointer(logits)), dim=1)
         if self.proprio_projector is not None:
             assert state is not None
             patches = torch.cat((patches, self.proprio_projector(state)[:, None]), dim=1)
@@ -121,18 +168,31 @@ class PrismaticVLM(nn.Module):
             tokens = torch.cat((bos, input_ids[:, 1:]), dim=1)
             valid = torch.cat((keep.new_ones(len(keep), 1 + patches.shape[1]), rest), dim=1)
         embedded = self.language_model.embed_tokens(tokens)
-        return torch.cat((embedded[:, :1], patches, embedded[:, 1:]), dim=1), valid
+        return Prefix(torch.cat((embedded[:, :1], patches, embedded[:, 1:]), dim=1), valid, logits)
+
+    def point(self, patches: Tensor) -> Tensor | None:
+        """See `PolicyOutput.pointing`; of the patches of all pictures."""
+        if self.pointer is None:
+            return None
+        return self.pointer.logits(patches[:, : self.pointer.side**2])
 
     def _summary(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """What modulates the towers, [B, D]: the prompt's embeddings, summed and divided by the root of their
-        number, so that one word weighs the same in a long prompt; None where nothing reads it."""
+        """What modulates the towers, [B, D]; None where nothing reads it.
+
+        The prompt's embeddings, summed and divided by the root of their number, so that one word weighs the
+        same in a long prompt. A second sum, weighted from -1 at the first word to 1 at the last and turned
+        by half its channels, says in which order they come: "the red on the blue" is not its converse.
+        """
         if self.film is None:
             return None
         embedded = self.language_model.embed_tokens(input_ids)
         if attention_mask is None:
-            return embedded.sum(1) / embedded.shape[1] ** 0.5
-        weight = attention_mask[..., None].to(embedded.dtype)
-        return (embedded * weight).sum(1) / weight.sum(1).sqrt()
+            attention_mask = torch.ones_like(input_ids)
+        weight = attention_mask.to(embedded.dtype)
+        count = weight.sum(1, keepdim=True)
+        order = weight * (2 * (weight.cumsum(1) - 1) / (count - 1).clamp_min(1) - 1)
+        bag, ordered = (torch.einsum("bl,bld->bd", w, embedded) / count.sqrt() for w in (weight, order))
+        return bag + ordered.roll(ordered.shape[1] // 2, dims=1)
 
     def hidden(
         self,

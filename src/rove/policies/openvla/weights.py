@@ -25,6 +25,7 @@ _PREFIXES = {
     "placeholders": "vlm.placeholders",
     "film.": "vlm.film.",
     "proprio_projector.": "vlm.proprio_projector.",
+    "pointer.": "vlm.pointer.",
 }
 _TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
