@@ -97,6 +97,7 @@ def _log(path: Path, iterations: int) -> None:
     draw = random.Random(0)
     with Logger(path, tensorboard=False, wandb=False) as logger:
         for step in range(1, 301):
+            logger.log_sft(step, {"pointing/loss": 4.0 * math.exp(-step / 80) + 0.9 + draw.gauss(0, 0.05)})
             logger.log_sft(step, {"sft/loss": 4.0 * math.exp(-step / 80) + 0.9 + draw.gauss(0, 0.05)})
         for i in range(1, iterations + 1):
             success = round(64 * min(0.4 + 0.55 * (1 - math.exp(-i / 12)) + draw.gauss(0, 0.03), 1.0)) / 64

@@ -37,6 +37,12 @@ def test_import_needs_the_standard_library_only():
         (["--policy.temperature", ".5"], lambda r: r.policy.temperature, 0.5),
         (["--sft.optim.weight_decay", "1e-3"], lambda r: r.sft.optim.weight_decay, 1e-3),
         (["--training.optim.betas", "0.8,0.9"], lambda r: r.training.optim.betas, (0.8, 0.9)),
+        (
+            ["--training.freeze", "vlm.towers, vlm.film"],
+            lambda r: r.training.freeze,
+            ("vlm.towers", "vlm.film"),
+        ),
+        (["--training.freeze", ""], lambda r: r.training.freeze, ()),
         (["--training.optim.schedule", "cosine"], lambda r: r.training.optim.schedule, "cosine"),
         (["--training.max_minutes", "8"], lambda r: r.training.max_minutes, 8.0),
         (["--policy.checkpoint", "a/b.c"], lambda r: r.policy.checkpoint, "a/b.c"),

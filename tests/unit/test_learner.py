@@ -17,9 +17,10 @@ from rove.config.schema import (
     TrainingConfig,
     ValueHeadConfig,
 )
+from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.policies.base import SamplingNoise
-from rove.training.learner import Learner
+from rove.training.learner import Learner, freeze
 from rove.types import ActionSpec, Observation, TrainBatch
 
 SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-1.0, -1.0), (1.0, 1.0))
@@ -65,6 +66,21 @@ def make_learner(algorithm, policy, micro_batch: int, lr: float = 1e-3) -> Learn
     training = TrainingConfig(iterations=1, batch=N, micro_batch=micro_batch, optim=OptimConfig(lr=lr))
     run = Run("test", algorithm, training=training)
     return Learner(policy, algorithms.get(algorithm.kind), run, torch.device("cpu"))
+
+
+def test_what_is_frozen_stays_and_all_else_moves():
+    policy = make_policy(critic=True)
+    training = TrainingConfig(iterations=1, batch=N, micro_batch=N, freeze=("vlm.towers", "vlm.projector"))
+    learner = Learner(
+        policy, algorithms.get("ppo"), Run("test", PPO(), training=training), torch.device("cpu")
+    )
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    learner.update(make_batch(policy, normalized=False), 0)
+    moved = {name for name, value in policy.named_parameters() if not torch.equal(value, before[name])}
+    assert "vlm.lm_head.weight" in moved and any(name.startswith("value_head") for name in moved)
+    assert not any(name.startswith(training.freeze) for name in moved)
+    with pytest.raises(RoveError, match=r"training\.freeze.*Did you mean 'vlm\.towers'"):
+        freeze(policy, ("vlm.tower.",))
 
 
 @pytest.mark.parametrize("algorithm", [PPO(), GRPO(), GRPO(length_normalization=False)], ids=str)

@@ -120,7 +120,25 @@ def test_shaped_rewards_telescope() -> None:
     start = progress.potential(env._worlds.situation(np.arange(8)))
     for record in finish(env, noise=0.1):
         assert not record.truncated
-        assert record.total_reward == pytest.approx(record.success - start[record.slot], abs=1e-6)
+        end = 1.0 if record.success else -1.0
+        assert record.total_reward == pytest.approx(end - start[record.slot], abs=1e-6)
+
+
+def test_the_shaped_reward_never_charges_for_what_the_expert_does() -> None:
+    env = TabletopEnv(TabletopConfig(reward="shaped"), num_envs=16, chunk=CHUNK, autoreset="stop")
+    env.reset([EpisodeSpec(task, state) for task in DEMO_TASKS for state in (4, 5)])
+    while any(env.specs):
+        _, result = env.step_expert_chunk(0.0, np.random.default_rng(0))
+        assert result.reward.min() > -0.03
+
+
+def test_failing_costs_what_was_gained() -> None:
+    """Were the end of every episode worth the same, failing would pay for what was left to do."""
+    env = TabletopEnv(TabletopConfig(reward="shaped"), num_envs=1, chunk=CHUNK, autoreset="stop")
+    env.reset([EpisodeSpec("pick/red_cube", 4)])
+    env._worlds._qpos[0, env._worlds.scene.object_qpos[0, 0]] = 0.5  # the target is beyond reach
+    actions = torch.zeros(1, CHUNK, env.action_spec.dim)
+    assert env.step_chunk(actions).reward[0, 0] < -0.3
 
 
 # --- predicates -----------------------------------------------------------------------------------

@@ -191,6 +191,8 @@ class TrainingConfig:
     micro_batch: int = 256
     """Chunks a forward-backward pass sees; divides `batch`. Changes memory, not results."""
     optim: OptimConfig = OptimConfig()
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that RL leaves as they are, e.g. `vlm.towers`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast; weights and optimizer stay float32."""
     max_bad_steps: int = 5
@@ -251,8 +253,7 @@ class PlacementConfig:
     device: str = "auto"
     """"auto", "cpu" or "cuda": where policy and learner live."""
     threads: int = 1
-    """CPU threads for tensor work; 0 uses every core. A tiny policy is fastest on one: its operations are too
-    short to share, and simulation and rendering have threads of their own."""
+    """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from rove.evaluation import report as evaluation
 from rove.evaluation.report import NAMES
 from rove.evaluation.statistics import Rate, by, difference, family, task
 from rove.reporting import charts, log, video
-from rove.reporting.metrics import GROUPS, METRICS
+from rove.reporting.metrics import GROUPS, METRICS, WARM_UP
 from rove.reporting.style import CSS
 from rove.types import EvalReport
 
@@ -234,7 +234,7 @@ def _metrics(lines: Sequence[Mapping[str, Any]]) -> str:
     groups = []
     for group, title in GROUPS.items():
         cards = []
-        counter = "sft_step" if group == "sft" else "step"
+        counter = "sft_step" if group in WARM_UP else "step"
         for metric in (m for m in METRICS.values() if m.group == group):
             points = [
                 (line[counter], line[metric.name]) for line in lines if line.get(metric.name) is not None

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from rove.errors import RoveError
-from rove.reporting.metrics import check
+from rove.reporting.metrics import WARM_UP, check
 
 FILE = "metrics.jsonl"
 
@@ -120,5 +120,6 @@ def _wandb_run(directory: Path) -> Any:
     # A resumed run is a new one in the same group: wandb cannot take back the steps that were cut.
     run = wandb.init(project="rove", name=directory.name, group=directory.name, dir=directory)
     run.define_metric("*", step_metric="step")
-    run.define_metric("sft/*", step_metric="sft_step")
+    for group in WARM_UP:
+        run.define_metric(f"{group}/*", step_metric="sft_step")
     return run

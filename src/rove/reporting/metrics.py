@@ -29,6 +29,8 @@ class Metric:
         return self.name.partition("/")[0]
 
 
+WARM_UP = ("pointing", "sft")
+"""Groups whose step is the optimizer step of the warm-up, `sft_step` in `metrics.jsonl`."""
 GROUPS = {
     "rollout": "What the policy did while collecting, with sampled actions on training states",
     "train": "The update: means over the optimizer steps of an iteration",

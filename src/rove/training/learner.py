@@ -4,7 +4,7 @@ denominators, so how a batch is split changes memory, not the gradient."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -13,9 +13,23 @@ from torch import Tensor, nn
 
 from rove.algorithms import Algorithm
 from rove.config.schema import GRPO, PPO, Run
+from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
 from rove.training.optim import Optimizer
 from rove.types import TrainBatch
+
+
+def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
+    """Keep the parameters whose names begin so from being trained. Raises RoveError where none does."""
+    for beginning in beginnings:
+        found = [p for name, p in module.named_parameters() if name.startswith(beginning)]
+        if not found:
+            parts = {".".join(name.split(".")[:2]) for name, _ in module.named_parameters()}
+            raise RoveError(
+                f"training.freeze: no parameter begins with {beginning!r}. {nearest(beginning, parts)}"
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 class Learner:
@@ -27,6 +41,7 @@ class Learner:
         self.config: PPO | GRPO = run.algorithm
         self.training, self.seed = run.training, run.seed
         self.head: nn.Module | None = policy.value_head
+        freeze(policy, run.training.freeze)
         steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
         self.reference = None
