@@ -76,6 +76,7 @@ def test_sound_runs_pass_unchanged(run):
             "but sft.grounding_steps = 50",
             "--sft.grounding 64 --sft.grounding_steps 51",
         ),
+        (GRPO_RUN, "--policy.pointers 3", "nothing teaches them where to point", "--policy.pointers 0"),
         (
             GRPO_RUN,
             "--sft.pointing_weight 1",

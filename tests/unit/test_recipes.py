@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -28,8 +29,9 @@ def test_every_recipe_is_sound(name, tmp_path):
 
 def test_what_ships():
     assert {"demo", "tabletop_all", "tabletop_grpo", "tabletop_ppo"} <= set(NAMES)
-    assert isinstance(recipes.get("demo").build().algorithm, GRPO)
-    assert isinstance(recipes.get("tabletop_ppo").build().algorithm, PPO)
+    ppo = recipes.get("tabletop_ppo").build()
+    assert isinstance(ppo.algorithm, PPO) and recipes.get("demo").build() == replace(ppo, name="demo")
+    assert isinstance(recipes.get("tabletop_grpo").build().algorithm, GRPO)
     assert recipes.get("tabletop_all").build().env.tasks == "train"
 
 

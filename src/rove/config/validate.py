@@ -54,6 +54,7 @@ _AT_LEAST_ZERO = (
     "sft.grounding",
     "sft.grounding_steps",
     "sft.pointing_weight",
+    "policy.pointers",
     "evaluation.every",
     "evaluation.episodes",
     "evaluation.variant_episodes",
@@ -263,6 +264,11 @@ def _start(run: Run) -> Problems:
         yield (
             f"sft.grounding = {run.sft.grounding} pictures, but sft.grounding_steps = "
             f"{run.sft.grounding_steps}: set both, or --sft.grounding 0 --sft.grounding_steps 0."
+        )
+    if run.sft and run.policy.checkpoint is None and run.policy.pointers and not run.sft.grounding:
+        yield (
+            f"policy.pointers = {run.policy.pointers}, but sft.grounding = 0: nothing teaches them where to "
+            "point; set --policy.pointers 0, or --sft.grounding and --sft.grounding_steps."
         )
 
 
