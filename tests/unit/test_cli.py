@@ -56,7 +56,7 @@ def test_each_command_has_help(name, capsys):
         ("train demo --rollout.num_envs x", "expected an integer"),
         ("train demo --rollout.num_envs", "--rollout.num_envs needs a value"),
         ("train demo --seed --name x", "--seed needs a value"),
-        ("train demo --algorithm.group_size 7", "does not divide rollout.num_envs"),
+        ("train tabletop_grpo --algorithm.group_size 7", "does not divide rollout.num_envs"),
         ("train demo --resum x", "Unknown option --resum. Did you mean '--resume'"),
         ("train demo again", "Unrecognized arguments: again"),
         ("sft demo --sft none", "nothing to start from"),
@@ -119,7 +119,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_recipes_are_listed_with_their_summaries(capsys):
     assert cli.main(["recipes"]) == 0
-    assert "PPO on the same eight tasks" in capsys.readouterr().out
+    assert "GRPO on the same eight tasks" in capsys.readouterr().out
 
 
 def test_show_prints_settings_that_can_be_typed_back(capsys):
@@ -134,7 +134,7 @@ def test_show_prints_settings_that_can_be_typed_back(capsys):
 
 
 def test_show_says_what_is_wrong(capsys):
-    assert cli.main(["show", "demo", "--algorithm.kind", "ppo"]) == 2
+    assert cli.main(["show", "tabletop_grpo", "--algorithm.kind", "ppo"]) == 2
     assert "PPO needs a critic" in capsys.readouterr().err
 
 
