@@ -47,3 +47,11 @@ def test_cursor_is_the_whole_state():
     resumed = EpisodeSampler(Suite(), 1)
     resumed.cursor = sampler.cursor
     assert resumed.take(5) == sampler.take(5)
+
+
+def test_streams_draw_different_episodes():
+    rollouts, demonstrations = (EpisodeSampler(Suite(), 1, stream=stream).take(60) for stream in (0, 1))
+    shared = {(e.task, e.initial_state) for e in rollouts} & {
+        (e.task, e.initial_state) for e in demonstrations
+    }
+    assert rollouts != demonstrations and len(shared) < 30

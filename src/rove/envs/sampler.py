@@ -9,16 +9,17 @@ from rove.types import EpisodeSpec
 
 
 class EpisodeSampler:
-    """Episode number k is a function of (seed, k) alone; the cursor is the whole state.
+    """Episode number k is a function of (seed, stream, k) alone; the cursor is the whole state.
 
     Every pass over the tasks is a fresh permutation, so tasks are seen equally often; the initial state
     is uniform over the train split. Groups of `group_size` consecutive episodes share task and initial
-    state and differ in the seed of their sampling noise.
+    state and differ in the seed of their sampling noise. What a run draws for different ends comes from
+    different streams, so that RL does not start on the very episodes of the demonstrations.
     """
 
-    def __init__(self, suite: TaskSuite, seed: int, group_size: int = 1) -> None:
+    def __init__(self, suite: TaskSuite, seed: int, group_size: int = 1, stream: int = 0) -> None:
         self.suite = suite
-        self.seed = seed
+        self.key = (seed, stream)
         self.group_size = group_size
         self.cursor = 0
 
@@ -31,8 +32,8 @@ class EpisodeSampler:
     def _episode(self, number: int) -> EpisodeSpec:
         group = number // self.group_size
         lap, place = divmod(group, len(self.suite.tasks))
-        order = np.random.default_rng((self.seed, lap)).permutation(len(self.suite.tasks))
+        order = np.random.default_rng((*self.key, lap)).permutation(len(self.suite.tasks))
         task = self.suite.tasks[order[place]]
         states = self.suite.initial_states(task, "train")
-        draw = np.random.default_rng((self.seed, lap, place)).integers(len(states))
+        draw = np.random.default_rng((*self.key, lap, place)).integers(len(states))
         return EpisodeSpec(task, states[int(draw)], seed=number)

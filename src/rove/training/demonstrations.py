@@ -76,7 +76,7 @@ def collect(
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
-    sampler, generator = EpisodeSampler(env.suite, seed), np.random.default_rng(seed)
+    sampler, generator = EpisodeSampler(env.suite, seed, stream=1), np.random.default_rng(seed)
     pending: dict[int, list[tuple]] = defaultdict(list)
     rows: list[tuple] = []
     successes = failures = 0
@@ -140,7 +140,7 @@ def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[in
     """
     if not isinstance(env, Grounder):
         raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")
-    sampler = EpisodeSampler(env.suite, seed + 1)  # other scenes than the demonstrations'
+    sampler = EpisodeSampler(env.suite, seed, stream=2)
     parts = []
     left = pictures
     while left > 0:
