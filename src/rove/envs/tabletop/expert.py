@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rove.envs.tabletop import robot
-from rove.envs.tabletop.progress import PICK, PUSH, PUT, Situation, inside
+from rove.envs.tabletop.progress import GRASP, PICK, PUSH, PUT, Situation, inside
 
-GRASP = 0.010
-"""Fingertip height above the underside of what is grasped, metres."""
 HOVER = 0.075
 """Fingertip height at which the hand clears every object that stands on the table."""
 OVER = 0.060
