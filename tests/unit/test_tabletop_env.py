@@ -132,6 +132,18 @@ def test_the_shaped_reward_never_charges_for_what_the_expert_does() -> None:
         assert result.reward.min() > -0.03
 
 
+def test_noise_moves_the_expert_and_leaves_what_it_wanted() -> None:
+    """Only the last action of a chunk is pushed, so that the first chunk is asked for alike."""
+    chunks, pictures = [], []
+    for noise in (0.0, 0.5):
+        env = TabletopEnv(TabletopConfig(), num_envs=8, chunk=4, autoreset="stop")
+        env.reset([EpisodeSpec(task, 4) for task in DEMO_TASKS])
+        actions, result = env.step_expert_chunk(noise, np.random.default_rng(0))
+        chunks.append(actions)
+        pictures.append(result.observation.images)
+    assert torch.equal(*chunks) and not torch.equal(*pictures)
+
+
 def test_failing_costs_what_was_gained() -> None:
     """Were the end of every episode worth the same, failing would pay for what was left to do."""
     env = TabletopEnv(TabletopConfig(reward="shaped"), num_envs=1, chunk=CHUNK, autoreset="stop")

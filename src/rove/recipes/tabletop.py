@@ -28,10 +28,10 @@ TINY = PolicyConfig(
     pointers=3,
     placeholders="learned",
 )
-"""A third of a million weights: 450 training and 1,300 acting chunks a second on one 2.5 GHz core."""
+"""A third of a million weights."""
 
 SIGHT = ("vlm.towers", "vlm.film", "vlm.projector", "vlm.pointer.queries", "vlm.language_model.embed_tokens")
-"""What sees. Rewards say nothing about it that pointing has not taught, and their noise would undo that."""
+"""What sees. It has learned from where things are; what rewards say of it is mostly noise."""
 
 
 @recipe
@@ -60,7 +60,7 @@ def tabletop_ppo() -> Run:
             micro_batch=128,
             freeze=SIGHT,
             # The gradient of a few hundred chunks is mostly noise, and Adam's steps are as long as the rate
-            # whatever it is: ten times as fast undoes the warm-up.
+            # whatever it is.
             optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
             max_minutes=8,
         ),

@@ -104,8 +104,9 @@ def failed(s: Situation) -> np.ndarray:
 def potential(s: Situation) -> np.ndarray:
     """[n], in [-1, 0]: minus what is left to do, as the way that the hand still has to go.
 
-    Rewards are Phi(s') - Phi(s), with Phi = 0 after success and -1 after failure: potential differences
-    (Ng, Harada and Russell 1999), with which a step is paid for what it brings, at once.
+    Rewards are Phi(s') - Phi(s), as in Ng, Harada and Russell (1999): a step is paid for what it brings, at
+    once. Unlike theirs, which is the same after every end, Phi is 0 after success and -1 after failure: a
+    discounted policy would else be paid for failing, which ends all that is left to do.
     """
     return -np.clip(np.where(s.family == PUSH, _left_to_push(s), _left_to_carry(s)) / FULL_WAY, 0.0, 1.0)
 
