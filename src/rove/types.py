@@ -108,7 +108,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActionChunk:
-    """What `Policy.act` answers."""
+    """What `Policy.act` answers; [B, G, C, A] where it says [B, C, A], if G samples were asked for."""
 
     actions: Tensor
     """float32 [B, C, A], in the environment's units."""
@@ -125,7 +125,7 @@ class PolicyOutput:
     """What `Policy.evaluate` answers: the same function of the same inputs as `act`."""
 
     logprob: Tensor
-    """float32 [B, C, A]."""
+    """float32 [B, C, A], or as the tokens that were given, [B, G, C, A]; so is the entropy."""
     entropy: Tensor
     """float32 [B, C, A], nats."""
     value: Tensor | None
@@ -197,6 +197,20 @@ class Demonstrations:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Branches:
+    """The G chunks that were tried from each state of a rollout; the first of them was carried on."""
+
+    tokens: Tensor
+    """int64 [T, B, G, C, A]."""
+    logprob: Tensor
+    """float32 [T, B, G, C, A]."""
+    reward: Tensor
+    """float32 [T, B, G, C]."""
+    executed: Tensor
+    """bool [T, B, G, C]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
     """A rollout of T chunks in B slots, as collected, before any algorithm has looked at it."""
 
@@ -222,6 +236,8 @@ class Trajectory:
     finished: tuple[EpisodeRecord, ...]
     version: int
     """Version of the weights that acted."""
+    branches: Branches | None = None
+    """What else was tried; None unless the rollout branches."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -272,7 +288,10 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
-    """N chunks to train on; rows in which nothing counts are not in it."""
+    """N chunks to train on; rows in which nothing counts are not in it.
+
+    With G chunks tried from each state a row is a state: [N, G, ...] where it says [N, ...].
+    """
 
     observation: Observation
     tokens: Tensor

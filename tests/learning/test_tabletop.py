@@ -24,7 +24,7 @@ def policy(tmp_path_factory):
     """The demo's policy after a warm-up on more demonstrations, so that there is something to lose."""
     run = recipes.get("demo").build()
     assert run.sft is not None
-    run = replace(run, sft=replace(run.sft, episodes=2000))
+    run = replace(run, sft=replace(run.sft, episodes=800, steps=450))
     directory = tmp_path_factory.mktemp("tabletop")
     host.prepare(2)
     with Logger(directory, tensorboard=False, wandb=False) as log, Progress("test", 1) as progress:

@@ -97,7 +97,7 @@ def test_an_unset_optional_section_starts_from_its_defaults():
         (["--policy.towers.1.width", "8"], "Did you mean --policy.towers.0.width"),
         (["--policy.towers.x.width", "8"], "Did you mean --policy.towers.0.width"),
         (["--seed.x", "8"], "Unknown setting --seed.x"),
-        (["--algorithm.gamma", "0.9"], "with --algorithm.kind ppo only.*algorithm is 'grpo'"),
+        (["--algorithm.lam", "0.9"], "with --algorithm.kind ppo only.*algorithm is 'grpo'"),
         (["--algorithm.kind", "pppo"], "Did you mean 'ppo'"),
         (["--policy.decoding", "paralel"], "policy.decoding = 'paralel'. Did you mean 'parallel'"),
         (["--rollout.num_envs", "many"], "rollout.num_envs = 'many': expected an integer"),

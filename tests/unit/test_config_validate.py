@@ -14,9 +14,10 @@ from rove.errors import RoveError
 
 GRPO_RUN = Run(name="grpo", algorithm=GRPO(), env=TabletopConfig(horizon=32))
 PPO_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "ppo", "--policy.value_head.level", "action"])
+VINE_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "vine"])
 
 
-@pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN])
+@pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN, VINE_RUN])
 def test_sound_runs_pass_unchanged(run):
     before = config.to_dict(run)
     validate(run)
@@ -46,6 +47,10 @@ def test_sound_runs_pass_unchanged(run):
             "level = 'action', but .*advantage_level = 'chunk'",
             0,
         ),
+        (VINE_RUN, "--algorithm.branches 1", "nothing to compare", "--algorithm.branches 8"),
+        (VINE_RUN, "--algorithm.spread_floor -1", "expected a number at least 0", None),
+        (VINE_RUN, "--policy.value_head.level action", "vine sampling has no critic", 0),
+        (GRPO_RUN, "--sft.smoothing -1", "expected a number at least 0", "--sft.smoothing 0"),
         (PPO_RUN, "--algorithm.critic_warmup 100", "never train", "--algorithm.critic_warmup 99"),
         (PPO_RUN, "--algorithm.ratio_level chunk", "one ratio a chunk", None),
         (

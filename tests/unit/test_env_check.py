@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from tests.point_env import PointEnv, PointSuite
 
-from rove.envs.base import VectorEnv
+from rove.envs.base import Brancher, VectorEnv
 from rove.envs.check import CHECKS, check_env
 from rove.envs.playthrough import Envs
 from rove.types import EpisodeSpec
@@ -217,6 +218,25 @@ class IgnoresFinals(PointEnv):
         return super().step_chunk(actions)
 
 
+class Tries(PointEnv):
+    """Keeps the contract."""
+
+    def try_chunks(self, actions):
+        results = [deepcopy(self).step_chunk(actions[:, g]) for g in range(actions.shape[1])]
+        return tuple(torch.stack([getattr(r, name) for r in results], 1) for name in ("reward", "executed"))
+
+
+class TryingLeavesATrace(PointEnv):
+    def try_chunks(self, actions):
+        results = [self.step_chunk(actions[:, g]) for g in range(actions.shape[1])]
+        return tuple(torch.stack([getattr(r, name) for r in results], 1) for name in ("reward", "executed"))
+
+
+class TriesSomethingElse(Tries):
+    def try_chunks(self, actions):
+        return super().try_chunks(-actions)
+
+
 class ClosesOnce(PointEnv):
     closed = False
 
@@ -259,12 +279,16 @@ BREACHES = {
     AcceptsAnyVariant: "bad_episodes",
     RecordsOneFrameAChunk: "record",
     IgnoresFinals: "finals",
+    TryingLeavesATrace: "tries",
+    TriesSomethingElse: "tries",
     ClosesOnce: "close",
 }
 
 
 def test_an_environment_that_keeps_the_contract_passes():
     assert isinstance(PointEnv(2, "stop"), VectorEnv)
+    assert isinstance(Tries(2, "stop"), Brancher)
+    assert [result for result in check_env(Tries) if not result.ok] == []
     results = check_env(PointEnv)
     assert [result for result in results if not result.ok] == []
     assert [result.name for result in results] == [check.__name__ for check in CHECKS]

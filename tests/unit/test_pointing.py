@@ -123,15 +123,17 @@ def test_word_order_decides_what_goes_where(policy, pictures):
     assert (one - two).abs().max() > 1e-3
 
 
-def test_the_token_of_a_point_follows_the_picture(policy):
-    """A peak between two patches makes the token of the place between them."""
+def test_what_is_read_of_a_point_follows_the_picture(policy):
+    """A peak between two patches is read as the place between them, with the robot's state beside it."""
     pointer = policy.vlm.pointer
     logits = torch.full((3, 3, 64), -20.0)
     logits[0, :, 27] = logits[1, :, 28] = logits[2, :, 27] = logits[2, :, 28] = 0.0
     seen = []
     pointer.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    assert pointer(logits).shape == (3, 3, SMALL.llama.width)
-    left, right, between = seen[0][:, 0]
+    state = torch.rand(3, pointer.projector.fc1.in_features - 6)
+    assert pointer(logits, state).shape == (3, 1, SMALL.llama.width)
+    torch.testing.assert_close(seen[0][:, 6:], state)
+    left, right, between = seen[0][:, :2]
     torch.testing.assert_close(between, (left + right) / 2)
     torch.testing.assert_close(right - left, torch.tensor([0.25, 0.0]))
 

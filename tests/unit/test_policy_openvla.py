@@ -13,7 +13,7 @@ from rove.config.schema import LlamaConfig, PolicyConfig, TowerConfig, ValueHead
 from rove.errors import RoveError
 from rove.policies import registry
 from rove.policies.base import Policy, SamplingNoise
-from rove.policies.openvla import OpenVLA
+from rove.policies.openvla import OpenVLA, bins
 from rove.types import ActionSpec, Observation
 
 C, A = 3, 2
@@ -72,6 +72,37 @@ def test_act_and_evaluate_agree(config: PolicyConfig, observation: Observation) 
     torch.testing.assert_close(output.value, chunk.value, atol=1e-5, rtol=0)
     torch.testing.assert_close(policy.value(observation), chunk.value, atol=1e-5, rtol=0)
     assert chunk.value.std() > 1e-3
+
+
+@EVERY_DECODING
+def test_many_samples_of_a_row_are_as_single_ones(config: PolicyConfig, observation: Observation) -> None:
+    policy = build(config)
+    one, many = (policy.act(observation, "sample", noise(), samples) for samples in (None, 5))
+    for name in ("actions", "tokens", "logprob"):
+        assert torch.equal(getattr(many, name)[:, 0].flatten(), getattr(one, name).flatten()) or (
+            torch.testing.assert_close(getattr(many, name)[:, 0], getattr(one, name)) is None
+        ), name
+    assert many.tokens.shape == (4, 5, C, A) and many.value.shape == one.value.shape
+    assert (many.tokens[:, 1] != many.tokens[:, 0]).any()
+    together = policy.evaluate(observation, many.tokens)
+    torch.testing.assert_close(together.logprob, many.logprob, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.value, many.value, atol=1e-5, rtol=1e-5)
+    for g in range(5):
+        alone = policy.evaluate(observation, many.tokens[:, g])
+        torch.testing.assert_close(together.logprob[:, g], alone.logprob, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.entropy[:, g], alone.entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_smoothing_spreads_a_label_over_its_neighbours() -> None:
+    logp = torch.randn(7, 256, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    column = torch.tensor([[0], [3], [100], [101], [200], [254], [255]])
+    torch.testing.assert_close(bins.smooth(logp, column, 1e-3), logp.gather(-1, column))
+    flat = torch.full((7, 256), -5.0)
+    torch.testing.assert_close(bins.smooth(flat, column, 4.0), torch.full((7, 1), -5.0))  # weights sum to 1
+    ramp = torch.arange(256.0).expand(7, -1)
+    middle = bins.smooth(ramp, column, 2.0)
+    torch.testing.assert_close(middle[2:5], column[2:5].float())
+    assert middle[0] > 0 and middle[-1] < 255  # nothing lies beyond the ends
 
 
 @EVERY_DECODING

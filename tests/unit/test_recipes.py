@@ -9,7 +9,7 @@ import pytest
 
 from rove import recipes
 from rove.config import load
-from rove.config.schema import GRPO, PPO
+from rove.config.schema import GRPO, PPO, Vine
 from rove.config.validate import validate
 from rove.errors import RoveError
 
@@ -28,9 +28,10 @@ def test_every_recipe_is_sound(name, tmp_path):
 
 
 def test_what_ships():
-    assert {"demo", "tabletop_all", "tabletop_grpo", "tabletop_ppo"} <= set(NAMES)
-    ppo = recipes.get("tabletop_ppo").build()
-    assert isinstance(ppo.algorithm, PPO) and recipes.get("demo").build() == replace(ppo, name="demo")
+    assert {"demo", "tabletop_all", "tabletop_grpo", "tabletop_ppo", "tabletop_vine"} <= set(NAMES)
+    vine = recipes.get("tabletop_vine").build()
+    assert isinstance(vine.algorithm, Vine) and recipes.get("demo").build() == replace(vine, name="demo")
+    assert isinstance(recipes.get("tabletop_ppo").build().algorithm, PPO)
     assert isinstance(recipes.get("tabletop_grpo").build().algorithm, GRPO)
     assert recipes.get("tabletop_all").build().env.tasks == "train"
 

@@ -1,6 +1,6 @@
 """Reinforcement learning as pure functions on tensors. Imports torch and `rove.types`, nothing else of ours.
 
-`ppo.py` and `grpo.py` say which functions, in what order; each is an `Algorithm`.
+`ppo.py`, `grpo.py` and `vine.py` say which functions, in what order; each is an `Algorithm`.
 """
 
 from rove.algorithms.registry import Algorithm, get, register

@@ -80,6 +80,26 @@ def group_relative(score: Tensor, group_size: int) -> Tensor:
     return (centred / (std + 1e-6)).flatten()
 
 
+def branch_relative(reward: Tensor, executed: Tensor, *, gamma: float, floor: float) -> tuple[Tensor, Tensor]:
+    """What each action of G chunks tried from one state brought, beside what the others' brought.
+
+    reward: float [..., G, C]; executed: bool, the same shape. The discounted rewards from an action to the
+    end of its chunk, minus their mean over the tries that still acted then, over their standard deviation
+    (unbiased) plus `floor`, in units of reward: tries that end alike but for less than that say little.
+    Returns the advantage [..., G, C], zero where nothing was executed, and the standard deviation at the
+    first action, [...].
+    """
+    to_go = torch.zeros_like(reward)
+    ahead = torch.zeros_like(reward[..., 0])
+    for c in reversed(range(reward.shape[-1])):
+        ahead = to_go[..., c] = reward[..., c] + gamma * ahead
+    count = executed.sum(-2, keepdim=True)
+    mean = (to_go * executed).sum(-2, keepdim=True) / count.clamp_min(1)
+    centred = (to_go - mean) * executed
+    std = (centred.square().sum(-2, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+    return centred / (std + floor), std[..., 0, 0]
+
+
 def normalize(advantage: Tensor, mask: Tensor) -> Tensor:
     """(A − mean)/(std + 1e-5) with the unbiased statistics of the masked entries; every entry is transformed.
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rove.algorithms import grpo, ppo
+from rove.algorithms import grpo, ppo, vine
 from rove.types import PolicyOutput, TrainBatch, Trajectory
 
 
@@ -40,7 +40,7 @@ class Algorithm(Protocol):
         ...
 
 
-_ALGORITHMS: dict[str, Algorithm] = {"ppo": ppo, "grpo": grpo}
+_ALGORITHMS: dict[str, Algorithm] = {"ppo": ppo, "grpo": grpo, "vine": vine}
 
 
 def register(kind: str, algorithm: Algorithm) -> None:

@@ -149,7 +149,29 @@ class GRPO:
     epochs: int = 1
 
 
-AlgorithmConfig = PPO | GRPO
+@dataclass(frozen=True, slots=True)
+class Vine:
+    """Several chunks tried from each state, one of them carried on (vine sampling); no critic.
+
+    For environments that can put everything back (`Brancher`) and rewards that come at once.
+    """
+
+    kind: Literal["vine"] = "vine"
+    branches: int = 8
+    """G, chunks tried from each state."""
+    gamma: float = 0.97
+    """Per action, up to the end of the chunk."""
+    spread_floor: float = 0.05
+    """Added to the standard deviation that advantages are divided by, in units of reward."""
+    ratio_level: Literal["token", "action"] = "action"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float | None = None
+    entropy_coef: float = 0.0
+    epochs: int = 1
+
+
+AlgorithmConfig = PPO | GRPO | Vine
 
 # --- the rest -----------------------------------------------------------------------------------
 
@@ -220,6 +242,9 @@ class SFTConfig:
     pointing_weight: float = 0.3
     """Of the pointing loss, beside that of the actions, while the demonstrations are learned; read where
     `grounding` is not 0."""
+    smoothing: float = 0.0
+    """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
+    a bin then counts for its neighbours too; 0: the bin alone."""
     batch: int = 64
     """Chunks."""
     micro_batch: int = 64
@@ -261,7 +286,7 @@ class Run:
     """Everything `rove train` needs."""
 
     name: str
-    algorithm: PPO | GRPO
+    algorithm: AlgorithmConfig
     seed: int = 1
     env: TabletopConfig = TabletopConfig()
     policy: PolicyConfig = PolicyConfig()

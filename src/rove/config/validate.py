@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from rove.config.load import decode, to_dict
-from rove.config.schema import GRPO, PPO, OptimConfig, Run, SFTConfig
+from rove.config.schema import GRPO, PPO, OptimConfig, Run, SFTConfig, Vine
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -54,6 +54,8 @@ _AT_LEAST_ZERO = (
     "sft.grounding",
     "sft.grounding_steps",
     "sft.pointing_weight",
+    "sft.smoothing",
+    "algorithm.spread_floor",
     "policy.pointers",
     "evaluation.every",
     "evaluation.episodes",
@@ -214,6 +216,16 @@ def _grpo(run: Run) -> Problems:
         )
 
 
+def _vine(run: Run) -> Problems:
+    algorithm = run.algorithm
+    if not isinstance(algorithm, Vine):
+        return
+    if algorithm.branches < 2:
+        yield f"algorithm.branches = {algorithm.branches}: nothing to compare; set at least 2, e.g. 8."
+    if run.policy.value_head is not None:
+        yield "policy.value_head is set, but vine sampling has no critic: set --policy.value_head none."
+
+
 def _ppo(run: Run) -> Problems:
     algorithm, head = run.algorithm, run.policy.value_head
     if not isinstance(algorithm, PPO):
@@ -311,6 +323,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _model_sizes,
     _schedules,
     _grpo,
+    _vine,
     _ppo,
     _decoding,
     _start,

@@ -122,6 +122,19 @@ class VectorEnv(Protocol):
 
 
 @runtime_checkable
+class Brancher(VectorEnv, Protocol):
+    """Optional: an environment that can try something and put everything back."""
+
+    def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What `step_chunk` would answer to each of G chunks, float [B, G, C, A], from where things stand.
+
+        Returns reward, float32 [B, G, C], and executed, bool [B, G, C]. Afterwards everything is as it was:
+        nothing is rendered, recorded, refilled or counted. Raises as `step_chunk` does.
+        """
+        ...
+
+
+@runtime_checkable
 class Demonstrator(VectorEnv, Protocol):
     """Optional: an environment that comes with a scripted expert."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from rove.envs import check_results
+from rove.envs.base import Brancher
 from rove.envs.check_results import require_tensor
 from rove.envs.playthrough import (
     NUM_ENVS,
@@ -295,6 +296,24 @@ def record(envs: Envs) -> None:
     require(unrecorded.result.frames == {}, "frames go on after record(())")
 
 
+def tries(envs: Envs) -> None:
+    """`try_chunks`, where there is one, answers what `step_chunk` would, and leaves no trace."""
+    env = envs.refill
+    if not isinstance(env, Brancher):
+        return
+    observation = env.reset(envs.episodes[:NUM_ENVS])
+    env.enqueue(envs.episodes[NUM_ENVS:])
+    chosen = actions(env)
+    reward, executed = env.try_chunks(torch.stack([chosen.flip(1), chosen], dim=1))
+    shape = (NUM_ENVS, 2, env.chunk)
+    require(reward.shape == shape == executed.shape, f"reward and executed must be {shape} [B, G, C]")
+    steps = resume(env, observation)
+    _require_same(transcript(envs.refilled), transcript(steps), "after trying")
+    first = steps[0].result
+    agrees = torch.equal(first.reward, reward[:, 1]) and torch.equal(first.executed, executed[:, 1])
+    require(agrees, "step_chunk answers otherwise than try_chunks did")
+
+
 def finals(envs: Envs) -> None:
     """`finals` chooses whose last observation is given: "none", "truncated" (the default) or "ended"."""
     env = envs.refill
@@ -340,6 +359,7 @@ CHECKS = (
     bad_episodes,
     record,
     finals,
+    tries,
     close,
 )
 """In this order; a check's name is its function's, and what it demands the first line of its docstring."""

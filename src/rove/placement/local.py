@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rove.algorithms import Algorithm
-from rove.config.schema import GRPO, PPO, Run
+from rove.config.schema import GRPO, PPO, Run, Vine
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.envs.sampler import EpisodeSampler
@@ -61,6 +61,7 @@ class LocalExecutor:
             chunks=run.rollout.chunks,
             seed=run.seed,
             bootstrap=run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None,
+            branches=run.algorithm.branches if isinstance(run.algorithm, Vine) else 1,
         )
         self.learner = Learner(self.policy, algorithm, run, device)
 

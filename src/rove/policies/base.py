@@ -55,16 +55,31 @@ class Policy(Protocol):
     value_head: nn.Module | None
     """The critic; None without one."""
 
-    def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
-        """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it."""
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
+        """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it.
+
+        With `samples` = G that many for each row, [B, G, C, A]; the first is the one drawn without.
+        """
         ...
 
     def evaluate(
-        self, observation: Observation, tokens: Tensor, temperature: float | None = None
+        self,
+        observation: Observation,
+        tokens: Tensor,
+        temperature: float | None = None,
+        smoothing: float = 0.0,
     ) -> PolicyOutput:
-        """Log-probability, entropy and value of given tokens (int64 [B, C, A]), differentiable.
+        """Log-probability, entropy and value of given tokens, differentiable.
 
-        At the policy's own sampling temperature, as `act` reports them, unless another is given.
+        Tokens are int64 [B, C, A], or [B, G, C, A] with G chunks for each row. At the policy's own sampling
+        temperature, as `act` reports them, unless another is given. With `smoothing`, a number of bins, the
+        log-probability is a Gaussian-weighted mean over the bins around each token, for imitation.
         """
         ...
 

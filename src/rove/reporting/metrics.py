@@ -68,6 +68,9 @@ _DECLARED = (
     Metric("train/explained_variance", "1", "1 − Var(returns − value) / Var(returns)", "higher"),
     Metric("train/advantage_mean", "reward", "Mean advantage before normalisation"),
     Metric("train/advantage_std", "reward", "Standard deviation of the advantage before normalisation"),
+    Metric(
+        "train/branch_spread", "reward", "Standard deviation of the returns of chunks tried from one state"
+    ),
     Metric("train/return_mean", "reward", "Mean target of the critic"),
     Metric("train/grad_norm", "1", "Global gradient norm before clipping"),
     Metric("train/lr", "1", "Learning rate of the last optimizer step"),

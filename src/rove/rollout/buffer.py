@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rove.types import ActionChunk, ChunkResult, EpisodeRecord, Observation, Trajectory
+from rove.types import ActionChunk, Branches, ChunkResult, EpisodeRecord, Observation, Trajectory
 
 
 class RolloutBuffer:
@@ -20,6 +20,7 @@ class RolloutBuffer:
         self._states: Tensor | None = None
         self._texts: list[tuple[str, ...]] = []
         self._value: Tensor | None = None
+        self._branches: Branches | None = None
         self.tokens = torch.zeros(t, b, c, a, dtype=torch.long)
         self.logprob = torch.zeros(t, b, c, a)
         self.reward = torch.zeros(t, b, c)
@@ -45,6 +46,24 @@ class RolloutBuffer:
             if self._value is None:
                 self._value = torch.zeros(self.size + 1, self.reward.shape[1], chunk.value.shape[1])
             self._value[t, rows] = chunk.value.cpu()
+
+    def put_branches(
+        self, t: int, rows: Tensor, chunk: ActionChunk, reward: Tensor, executed: Tensor
+    ) -> None:
+        """Store all that was tried at chunk t: tokens and log-probs of `rows` [R, G, C, A], and what came of
+        each in all slots [B, G, C]."""
+        g = reward.shape[1]
+        if self._branches is None:
+            t_, b, c, a = self.tokens.shape
+            self._branches = Branches(
+                tokens=torch.zeros(t_, b, g, c, a, dtype=torch.long),
+                logprob=torch.zeros(t_, b, g, c, a),
+                reward=torch.zeros(t_, b, g, c),
+                executed=torch.zeros(t_, b, g, c, dtype=torch.bool),
+            )
+        self._branches.tokens[t, rows] = chunk.tokens.cpu()
+        self._branches.logprob[t, rows] = chunk.logprob.cpu()
+        self._branches.reward[t], self._branches.executed[t] = reward, executed
 
     def put_result(self, t: int, result: ChunkResult) -> None:
         """Store what came of chunk t."""
@@ -87,4 +106,5 @@ class RolloutBuffer:
             executed=self.executed,
             finished=tuple(self._finished),
             version=version,
+            branches=self._branches,
         )

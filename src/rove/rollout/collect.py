@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rove.envs.base import VectorEnv
+from rove.envs.base import Brancher, VectorEnv
 from rove.envs.sampler import EpisodeSampler
+from rove.errors import RoveError
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import RolloutBuffer
 from rove.timing import Stopwatch
@@ -30,6 +31,7 @@ class Collector:
     """Steps one environment with one policy; an episode in flight goes on in the next rollout.
 
     `bootstrap` says which ends are followed by the value of their last observation; None without a critic.
+    `branches` chunks are tried in each state, and the first of them carried on.
     """
 
     def __init__(
@@ -41,7 +43,15 @@ class Collector:
         chunks: int,
         seed: int,
         bootstrap: Literal["truncated", "always"] | None,
+        branches: int = 1,
     ) -> None:
+        """Raises RoveError where chunks are to be tried in an environment that cannot."""
+        if branches > 1 and not isinstance(env, Brancher):
+            raise RoveError(
+                f"The environment of {env.suite.name!r} cannot try chunks and put everything back, as vine "
+                "sampling does; choose --algorithm ppo or grpo."
+            )
+        self.branches = branches
         self.env, self.policy, self.sampler = env, policy, sampler
         self.chunks, self.seed = chunks, seed
         self.critic = bootstrap is not None
@@ -62,12 +72,17 @@ class Collector:
             if not len(rows):
                 break
             with watch("inference"):
-                chunk = act_rows(self.policy, env, observation, rows, self.seed)
+                chunk = act_rows(self.policy, env, observation, rows, self.seed, self._samples)
+            tried, chunk = chunk, first(chunk) if self._samples else chunk
             buffer.put_action(t, observation, rows, chunk)
             with watch("simulation"):
                 self._refill()
+                others = self._try(tried, rows)
                 result = env.step_chunk(scatter(chunk.actions, rows, env))
             buffer.put_result(t, result)
+            if others is not None:
+                came = zip((result.reward, result.executed), others, strict=True)
+                buffer.put_branches(t, rows, tried, *(torch.cat((x[:, None], y), 1) for x, y in came))
             if self.critic and result.final_observation is not None:
                 finals.append((t, result.final_slots))
                 final_observations.append(result.final_observation)
@@ -78,6 +93,17 @@ class Collector:
             with watch("inference"):
                 self._bootstrap(buffer, observation, finals, final_observations)
         return buffer.trajectory(version)
+
+    @property
+    def _samples(self) -> int | None:
+        return self.branches if self.branches > 1 else None
+
+    def _try(self, tried: ActionChunk, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Reward and executed, [B, G - 1, C], of all tries but the first."""
+        if self._samples is None:
+            return None
+        assert isinstance(self.env, Brancher)
+        return self.env.try_chunks(scatter(tried.actions[:, 1:], rows, self.env))
 
     def _begin(self, watch: Stopwatch) -> Observation:
         if self.observation is not None and self.env.autoreset == "refill":
@@ -111,7 +137,12 @@ def running(env: VectorEnv) -> Tensor:
 
 
 def act_rows(
-    policy: Policy, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
+    policy: Policy,
+    env: VectorEnv,
+    observation: Observation,
+    rows: Tensor,
+    seed: int | None,
+    samples: int | None = None,
 ) -> ActionChunk:
     """Act for the running slots only; without a seed, greedily. R rows."""
     seen = observation if len(rows) == env.num_envs else observation.select(rows)
@@ -121,13 +152,20 @@ def act_rows(
         specs = env.specs
         episode = torch.tensor([spec.seed for b in rows.tolist() if (spec := specs[b]) is not None])
         chunk = env.elapsed[rows] // env.chunk
-        return policy.act(seen, "sample", SamplingNoise(seed, episode, chunk))
+        noise = SamplingNoise(seed, episode, chunk)
+        # Only what branches asks for samples, so that a policy need not know of them.
+        return policy.act(seen, "sample", noise, samples) if samples else policy.act(seen, "sample", noise)
 
 
 def scatter(actions: Tensor, rows: Tensor, env: VectorEnv) -> Tensor:
-    """[R, C, A] of the running slots → [B, C, A], zeros elsewhere."""
+    """[R, ...] of the running slots → [B, ...], zeros elsewhere."""
     if len(rows) == env.num_envs:
         return actions
     full = torch.zeros(env.num_envs, *actions.shape[1:], dtype=actions.dtype)
     full[rows] = actions.cpu()
     return full
+
+
+def first(tried: ActionChunk) -> ActionChunk:
+    """The first of the G samples of each row."""
+    return ActionChunk(tried.actions[:, 0], tried.tokens[:, 0], tried.logprob[:, 0], tried.value)

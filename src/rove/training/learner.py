@@ -38,7 +38,7 @@ class Learner:
     def __init__(self, policy: Policy, algorithm: Algorithm, run: Run, device: torch.device) -> None:
         assert isinstance(policy, nn.Module)
         self.policy, self.algorithm, self.device = policy, algorithm, device
-        self.config: PPO | GRPO = run.algorithm
+        self.config = run.algorithm
         self.training, self.seed = run.training, run.seed
         self.head: nn.Module | None = policy.value_head
         freeze(policy, run.training.freeze)

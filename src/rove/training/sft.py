@@ -114,7 +114,9 @@ def fit(
         total = right = 0.0
         for part in rows.split(config.micro_batch):
             mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
-            output = policy.evaluate(demonstrations.observation(part), tokens[part], temperature=1.0)
+            output = policy.evaluate(
+                demonstrations.observation(part), tokens[part], temperature=1.0, smoothing=config.smoothing
+            )
             loss = -(output.logprob.cpu() * mask).sum() / counted
             total += loss.item()
             if output.pointing is not None and points is not None:

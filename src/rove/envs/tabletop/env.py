@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ REQUESTS = 6
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, rows [n]) -> actions [n, A]."""
+
+
+class Played(NamedTuple):
+    """What happened in a chunk, [B, C] each; see `ChunkResult`."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    success: np.ndarray
+    executed: np.ndarray
+
+
+_COUNTS = ("elapsed", "streak", "held_for", "potential", "total_reward")
+"""What is kept of each slot's episode beside its world."""
 
 
 class TabletopEnv:
@@ -118,6 +132,20 @@ class TabletopEnv:
         values = self._checked(actions)
         return self._run(lambda c, rows: values[rows, c])
 
+    def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `rove.envs.base.Brancher`."""
+        before, worlds = self._counts(), self._worlds.state_dict()
+        tried = []
+        for g in range(actions.shape[1]):
+            values = self._checked(actions[:, g])
+            tried.append(self._play(lambda c, rows, values=values: values[rows, c]))
+            self._worlds.restore(worlds)
+            self._set_counts(before)
+        reward, executed = (
+            np.stack([getattr(played, name) for played in tried], axis=1) for name in ("reward", "executed")
+        )
+        return torch.from_numpy(reward), torch.from_numpy(executed)
+
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """Let the scripted expert act for one chunk, closed loop; see `rove.envs.base.Demonstrator`."""
         spec = self.action_spec
@@ -198,10 +226,34 @@ class TabletopEnv:
         return values
 
     def _run(self, choose: ActionSource) -> ChunkResult:
+        frames: dict[int, list[np.ndarray]] = {slot: [] for slot in self._recorded}
+        played = self._play(choose, lambda rows: self._film(rows, frames))
+        self._worlds.wake(self._running())
+        terminated, truncated = played.terminated, played.truncated
+        wanted = {"none": terminated & False, "truncated": truncated, "ended": truncated | terminated}
+        final_slots = np.flatnonzero(wanted[self.finals].any(1))
+        final = self._observation(final_slots) if len(final_slots) else None
+        finished = self._finish(terminated, truncated, played.success)
+        return ChunkResult(
+            observation=self._observe(),
+            reward=torch.from_numpy(played.reward),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            success=torch.from_numpy(played.success),
+            executed=torch.from_numpy(played.executed),
+            final_slots=torch.from_numpy(final_slots),
+            final_observation=final,
+            finished=finished,
+            frames={slot: torch.from_numpy(np.stack(f)) for slot, f in frames.items() if f},
+        )
+
+    def _play(
+        self, choose: ActionSource, on_action: Callable[[np.ndarray], None] = lambda rows: None
+    ) -> Played:
+        """One chunk in every running slot, physics alone; a slot whose episode ends stays as it ended."""
         shape = (self.num_envs, self.chunk)
         reward = np.zeros(shape, np.float32)
         terminated, truncated, success, executed = (np.zeros(shape, bool) for _ in range(4))
-        frames: dict[int, list[np.ndarray]] = {slot: [] for slot in self._recorded}
         rows = self._running()
         for c in range(self.chunk):
             if not len(rows):
@@ -210,25 +262,9 @@ class TabletopEnv:
             reward[rows, c], success[rows, c], terminated[rows, c], truncated[rows, c] = self._step(
                 rows, choose(c, rows)
             )
-            self._film(rows, frames)
+            on_action(rows)
             rows = rows[~(terminated[rows, c] | truncated[rows, c])]
-        self._worlds.wake(self._running())
-        wanted = {"none": executed & False, "truncated": truncated, "ended": truncated | terminated}
-        final_slots = np.flatnonzero(wanted[self.finals].any(1))
-        final = self._observation(final_slots) if len(final_slots) else None
-        finished = self._finish(terminated, truncated, success)
-        return ChunkResult(
-            observation=self._observe(),
-            reward=torch.from_numpy(reward),
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-            success=torch.from_numpy(success),
-            executed=torch.from_numpy(executed),
-            final_slots=torch.from_numpy(final_slots),
-            final_observation=final,
-            finished=finished,
-            frames={slot: torch.from_numpy(np.stack(f)) for slot, f in frames.items() if f},
-        )
+        return Played(reward, terminated, truncated, success, executed)
 
     def _step(
         self, rows: np.ndarray, actions: np.ndarray
@@ -317,13 +353,17 @@ class TabletopEnv:
             "specs": [None if spec is None else astuple(spec) for spec in self._specs],
             "queue": [astuple(spec) for spec in self._queue],
             "worlds": {name: torch.from_numpy(v) for name, v in self._worlds.state_dict().items()},
-            "elapsed": torch.from_numpy(self._elapsed.copy()),
-            "streak": torch.from_numpy(self._streak.copy()),
-            "held_for": torch.from_numpy(self._held_for.copy()),
-            "potential": torch.from_numpy(self._potential.copy()),
-            "total_reward": torch.from_numpy(self._total_reward.copy()),
-            "diverged": self.diverged,
+            **self._counts(),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        counts = {name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _COUNTS}
+        return counts | {"diverged": self.diverged}
+
+    def _set_counts(self, counts: Mapping[str, Any]) -> None:
+        for name in _COUNTS:
+            getattr(self, f"_{name}")[...] = counts[name].numpy()
+        self.diverged = counts["diverged"]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
         if len(state["specs"]) != self.num_envs:
@@ -334,9 +374,7 @@ class TabletopEnv:
         self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
         running = {slot: spec for slot, spec in enumerate(self._specs) if spec is not None}
         self._worlds.load_state_dict({name: v.numpy() for name, v in state["worlds"].items()}, running)
-        for name in ("elapsed", "streak", "held_for", "potential", "total_reward"):
-            getattr(self, f"_{name}")[...] = state[name].numpy()
-        self.diverged = state["diverged"]
+        self._set_counts(state)
         return self._observe()
 
     def close(self) -> None:

@@ -341,6 +341,10 @@ class Worlds:
         """Restore the worlds that run `episodes`."""
         for row, episode in episodes.items():
             self._dress(row, setup(episode.task, episode.initial_state, episode.variant))
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` gave while the same episodes ran."""
         self._batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         self._batch.state[...] = state["physics"]
         self.pose[...], self.open[...], self._contacts[...] = state["pose"], state["open"], state["contacts"]

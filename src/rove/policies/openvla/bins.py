@@ -35,6 +35,19 @@ def detokenize(tokens: Tensor, vocab_size: int) -> Tensor:
     return centres[(vocab_size - tokens - 1).clamp(0, BINS - 2)]
 
 
+def smooth(logp: Tensor, column: Tensor, width: float) -> Tensor:
+    """[..., G]: the mean of `logp` [..., 256] around each of `column` [..., G], under Gaussian weights of a
+    standard deviation of `width` bins.
+
+    Its negative is a cross-entropy that knows the order of the bins: a histogram loss (Farebrother et al.
+    2024, "Stop Regressing", section 3.1).
+    """
+    place = torch.arange(BINS, device=logp.device)
+    weight = torch.exp(-0.5 * ((place - column[..., None]) / width) ** 2)
+    weight = weight / weight.sum(dim=-1, keepdim=True)
+    return (weight * logp[..., None, :]).sum(dim=-1)
+
+
 def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
     """Statistics that map [-1, 1] onto the bounds of `spec`, for a policy that has seen no data."""
     action = {"q01": list(spec.low), "q99": list(spec.high), "mask": [True] * spec.dim}

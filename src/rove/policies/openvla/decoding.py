@@ -69,7 +69,7 @@ def one_by_one(
     for j in range(count):
         hidden = vlm.hidden(embeddings, valid, outputs=1, attention="causal", cache=cache)
         logits = vlm.action_logits(hidden)
-        column = choose(logits, temperature, None if uniform is None else uniform[:, j : j + 1])
+        column = choose(logits, temperature, None if uniform is None else uniform[:, j, None, None])[..., 0]
         steps.append((column, logits, hidden))
         embeddings = vlm.language_model.embed_tokens(column + vlm.vocab_size - BINS)
         if valid is not None:
@@ -79,10 +79,11 @@ def one_by_one(
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
-    """Columns [B, N] from logits [B, N, 256]: the largest, or by inverse CDF from `uniform` [B, N]."""
+    """Columns [B, N, G] from logits [B, N, 256]: the largest, G = 1, or by inverse CDF from `uniform`
+    [B, N, G]."""
     if uniform is None:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1, keepdim=True)
     cdf = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
     # Rounding leaves the last entry beside 1; scaling by it keeps every draw inside.
-    threshold = uniform.to(cdf.dtype)[..., None] * cdf[..., -1:]
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp_max(BINS - 1)
+    threshold = (uniform.to(cdf.dtype) * cdf[..., -1:]).contiguous()
+    return torch.searchsorted(cdf, threshold, right=True).clamp_max(BINS - 1)

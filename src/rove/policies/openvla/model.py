@@ -245,26 +245,39 @@ class OpenVLA(nn.Module):
 
     # --- the Policy contract ----------------------------------------------------------------------
 
-    def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
         """See `Policy.act`. Raises RoveError where `mode` is "sample" and there is no noise."""
         uniform = None
         if mode == "sample":
             if noise is None:
                 raise RoveError("act(mode='sample') needs noise; pass a SamplingNoise, or mode='greedy'.")
-            uniform = noise.uniform(self._count, self.device)
+            uniform = noise.uniform((samples or 1) * self._count, self.device).unflatten(1, (-1, self._count))
         with torch.inference_mode():
             prefix = self._prefix(observation)
             if self.decoding == "parallel":
                 hidden = self._parallel(prefix)
                 logits = self.vlm.action_logits(hidden)
-                column = decoding.choose(logits, self.temperature, uniform)
+                column = decoding.choose(logits, self.temperature, None if uniform is None else uniform.mT)
             else:
                 column, logits, hidden = decoding.one_by_one(
-                    self.vlm, prefix, self._count, self.temperature, uniform
+                    self.vlm,
+                    prefix.repeat(samples) if samples else prefix,
+                    self._count,
+                    self.temperature,
+                    None if uniform is None else uniform.flatten(0, 1),
                 )
+                column = column[..., None]
             logp = (logits / self.temperature).log_softmax(dim=-1)
             value = None if self.value_head is None else self._value(hidden)
-            tokens = self._chunked(column + self.vlm.vocab_size - BINS)
+            if value is not None:
+                value = value[:: len(value) // len(observation)]  # the samples of a row have one value
+            tokens = self._chunked(column + self.vlm.vocab_size - BINS, samples)
             actions = self.unnormalize(self.detokenize(tokens)).float()
             # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
             actions = actions.clamp(self.low, self.high)
@@ -272,23 +285,37 @@ class OpenVLA(nn.Module):
         return ActionChunk(
             actions=actions.clone(),
             tokens=tokens.clone(),
-            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)).clone(),
+            logprob=self._chunked(logp.gather(-1, column), samples).clone(),
             value=None if value is None else value.clone(),
         )
 
     def evaluate(
-        self, observation: Observation, tokens: Tensor, temperature: float | None = None
+        self,
+        observation: Observation,
+        tokens: Tensor,
+        temperature: float | None = None,
+        smoothing: float = 0.0,
     ) -> PolicyOutput:
         """See `Policy.evaluate`; `tokens` are action tokens."""
-        tokens = tokens.to(self.device).flatten(1)
+        samples = tokens.shape[1] if tokens.ndim == 4 else None
+        column = tokens.to(self.device).flatten(-2) - (self.vlm.vocab_size - BINS)  # [B, N] or [B, G, N]
         prefix = self._prefix(observation)
-        hidden = self._hidden(prefix, tokens)
+        if self.decoding == "parallel":
+            hidden = self._parallel(prefix)
+            column = column.view(len(column), -1, self._count).mT
+        else:
+            column = column.view(-1, self._count)
+            given = column + self.vlm.vocab_size - BINS
+            hidden = decoding.teacher_forced(self.vlm, prefix.repeat(samples) if samples else prefix, given)
+            column = column[..., None]
         logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
-        column = tokens - (self.vlm.vocab_size - BINS)
+        taken = bins.smooth(logp, column, smoothing) if smoothing else logp.gather(-1, column)
+        entropy = -(logp.exp() * logp).sum(dim=-1, keepdim=True).expand_as(column)
+        value = None if self.value_head is None else self._value(hidden)
         return PolicyOutput(
-            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),
-            entropy=self._chunked(-(logp.exp() * logp).sum(dim=-1)),
-            value=None if self.value_head is None else self._value(hidden),
+            logprob=self._chunked(taken, samples),
+            entropy=self._chunked(entropy, samples),
+            value=None if value is None else value[:: len(value) // len(observation)],
             pointing=prefix.pointing,
         )
 
@@ -366,9 +393,14 @@ class OpenVLA(nn.Module):
         if self.decoding == "autoregressive" and tokens is None:
             _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
         else:
-            hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
+            hidden = (
+                self._parallel(prefix)
+                if tokens is None or self.decoding == "parallel"
+                else (decoding.teacher_forced(self.vlm, prefix, tokens.flatten(1)))
+            )
             logits = self.vlm.action_logits(hidden)
-        return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
+        logits = logits.unflatten(1, (self.chunk, self.action_spec.dim))
+        return (logits, hidden) if return_hidden else logits
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """int64 [B, C, A] token ids of actions [B, C, A] in the units of the statistics."""
@@ -414,18 +446,12 @@ class OpenVLA(nn.Module):
     def _parallel(self, prefix: Prefix) -> Tensor:
         return decoding.parallel(self.vlm, prefix, self._count, self.attention, self.checkpoint.stop_token)
 
-    def _hidden(self, prefix: Prefix, tokens: Tensor | None) -> Tensor:
-        """Hidden states [B, C·A, D] that predict each token, given `tokens` [B, C·A]."""
-        if self.decoding == "parallel":
-            return self._parallel(prefix)
-        assert tokens is not None
-        return decoding.teacher_forced(self.vlm, prefix, tokens)
-
     def _value(self, hidden: Tensor) -> Tensor:
         # Of tokens decoded one by one, only the first position has not seen the action it judges.
         assert self.value_head is not None
         return self.value_head(hidden[:, :1] if self.decoding == "autoregressive" else hidden)
 
-    def _chunked(self, x: Tensor) -> Tensor:
-        """[B, C·A, ...] -> [B, C, A, ...]."""
-        return x.unflatten(1, (self.chunk, self.action_spec.dim))
+    def _chunked(self, x: Tensor, samples: int | None) -> Tensor:
+        """[B, C·A, G] or [B·G, C·A, 1] -> [B, G, C, A]; without `samples`, [B, C·A, 1] -> [B, C, A]."""
+        rows = x.mT.reshape(-1, samples or 1, self.chunk, self.action_spec.dim)
+        return rows if samples else rows.squeeze(1)

@@ -16,15 +16,15 @@ from rove.policies.openvla.bins import BINS
 from rove.policies.openvla.language import Attention, KVCache, forward
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
-_EMBEDDINGS = ("placeholders", "roles", "cls_token", "mask_token", "register_tokens", "position_embeddings")
+_EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
 
 class Projector(nn.Module):
     """Patch features, or a state, to token embeddings: two layers, for two towers three (4 x as wide)."""
 
-    def __init__(self, width: int, out: int, *, fused: bool) -> None:
+    def __init__(self, width: int, out: int, *, fused: bool, hidden: int | None = None) -> None:
         super().__init__()
-        hidden = 4 * width if fused else out
+        hidden = hidden or (4 * width if fused else out)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, out)
         self.fc3 = nn.Linear(out, out) if fused else None
@@ -44,33 +44,43 @@ class Prefix(NamedTuple):
     pointing: Tensor | None
     """See `PolicyOutput.pointing`."""
 
+    def repeat(self, count: int) -> Prefix:
+        """Every row `count` times over, one after the other."""
+
+        def rows(part: Tensor) -> Tensor:
+            return part.repeat_interleave(count, dim=0)
+
+        valid = None if self.valid is None else rows(self.valid)
+        return Prefix(rows(self.embeddings), valid, None if self.pointing is None else rows(self.pointing))
+
 
 class Pointer(nn.Module):
-    """Picks out K points among the patches of a picture, and makes a token of each.
+    """Picks out K points among the patches of a picture, and makes one token of all and the robot's state.
 
     A point is the mean of patch centres under softmax weights, over the 3 x 3 patches around the likeliest:
-    with two candidates it is on one of them, not between.
+    with two candidates it is on one of them, not between. Read together, the ways from the hand to the
+    points are a layer away; from tokens of their own they would have to be put together by attention.
     """
 
-    def __init__(self, count: int, side: int, width: int) -> None:
+    def __init__(self, count: int, side: int, proprio: int, width: int) -> None:
         super().__init__()
         self.side = side
         self.queries = nn.Parameter(torch.empty(count, width))
-        self.roles = nn.Parameter(torch.empty(count, width))
-        self.projector = Projector(2, width, fused=False)
+        self.projector = Projector(2 * count + proprio, width, fused=False, hidden=4 * width)
 
     def logits(self, patches: Tensor) -> Tensor:
         """float32 [B, K, P] of patch embeddings [B, P, D]: their direction counts, not their length."""
         unit = F.rms_norm(patches, patches.shape[-1:])
         return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Tokens [B, K, D]; places are from -1 (left, upper border) to 1."""
+    def forward(self, logits: Tensor, state: Tensor | None) -> Tensor:
+        """A token [B, 1, D] of the points, from -1 (left, upper border) to 1, and of `state` [B, P]."""
         line = (torch.arange(self.side, device=logits.device) + 0.5) * 2 / self.side - 1
         centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)
         near = (centres[logits.argmax(-1)][:, :, None] - centres).abs().amax(-1) < 3 / self.side
         weight = logits.masked_fill(~near, -torch.inf).softmax(-1)
-        return self.projector((weight @ centres).to(self.roles.dtype)) + self.roles
+        read = (weight @ centres).flatten(1).to(self.queries.dtype)
+        return self.projector(read if state is None else torch.cat((read, state), dim=1))[:, None]
 
 
 class PrismaticVLM(nn.Module):
@@ -99,8 +109,9 @@ class PrismaticVLM(nn.Module):
         width = sum(tower.width for tower in towers)
         self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
         side = image_size // towers[0].patch
-        self.pointer = Pointer(pointers, side, llama.hidden_size) if pointers else None
-        self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if proprio else None
+        self.pointer = Pointer(pointers, side, proprio, llama.hidden_size) if pointers else None
+        alone = proprio and not pointers
+        self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if alone else None
         self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
         self.language_model = LlamaModel(llama)
         del self.language_model.rotary_emb
@@ -154,7 +165,7 @@ class PrismaticVLM(nn.Module):
         patches = self.patches(input_ids, attention_mask, pixel_values)
         logits = self.point(patches)
         if self.pointer is not None:
-            patches = torch.cat((patches, self.pointer(logits)), dim=1)
+            patches = torch.cat((patches, self.pointer(logits, state)), dim=1)
         if self.proprio_projector is not None:
             assert state is not None
             patches = torch.cat((patches, self.proprio_projector(state)[:, None]), dim=1)

@@ -1,0 +1,100 @@
+"""Vine sampling (Schulman et al. 2015, "Trust Region Policy Optimization", section 5.2): several chunks are
+tried from each state, and one of them is carried on.
+
+    rounds ─ returns within the chunk ─ compare the G from one state ─▶ rows of states ─▶ TrainBatch ─▶ loss
+
+What G chunks bring from one and the same state differs by what was done and by nothing else: comparing them
+needs no critic, and has a fraction of the noise of comparing episodes. The comparison looks no further than
+the chunk's end, so it is for rewards that come at once, such as potential differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rove.algorithms import batching, losses
+from rove.algorithms.advantages import branch_relative
+from rove.types import PolicyOutput, TrainBatch, Trajectory
+
+if TYPE_CHECKING:
+    from rove.config.schema import Vine
+
+
+def wants_more(rounds: Sequence[Trajectory], config: Vine, num_envs: int) -> bool:
+    """One rollout an iteration."""
+    return not rounds
+
+
+def prepare(rounds: Sequence[Trajectory], config: Vine) -> tuple[TrainBatch, dict[str, float]]:
+    """The states in which anything was done as rows, each with its G tries; see `branch_relative`.
+
+    Raises ValueError where a rollout tried nothing.
+    """
+    parts = [_rows(trajectory, config) for trajectory in rounds]
+    batch = batching.cat([part for part, _ in parts])
+    spread = torch.cat([spread for _, spread in parts])
+    return batch, {"train/branch_spread": float(spread.mean()) if len(spread) else 0.0}
+
+
+def loss(
+    output: PolicyOutput,
+    batch: TrainBatch,
+    config: Vine,
+    *,
+    denominator: float,
+    value_denominator: float = 1.0,
+    reference: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate − entropy_coef · entropy over all tries; see `Algorithm.loss`.
+
+    `value_denominator` and `reference` are not used: there is no critic and no KL term.
+    """
+    mask = batch.mask.flatten(0, 1)
+    policy, metrics = losses.policy_loss(
+        output.logprob.flatten(0, 1),
+        batch.logprob.flatten(0, 1),
+        batch.advantage.flatten(0, 1),
+        mask,
+        level=config.ratio_level,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        denominator=denominator,
+    )
+    entropy = losses.token_mean(
+        output.entropy.flatten(0, 1), mask, level=config.ratio_level, denominator=denominator
+    )
+    total = policy - config.entropy_coef * entropy if config.entropy_coef else policy
+    return total, metrics | {"entropy": entropy.detach()}
+
+
+def _rows(trajectory: Trajectory, config: Vine) -> tuple[TrainBatch, Tensor]:
+    """Rows of one rollout, and by how much the returns of their tries differ, [N]."""
+    tried = trajectory.branches
+    if tried is None:
+        raise ValueError(
+            "vine sampling compares branches, but the rollout has none: collect with branches > 1"
+        )
+    advantage, spread = branch_relative(
+        tried.reward, tried.executed, gamma=config.gamma, floor=config.spread_floor
+    )
+    kept = tried.executed.any(-1).any(-1).flatten().nonzero().squeeze(1)
+
+    def rows(x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[kept]
+
+    batch = TrainBatch(
+        observation=trajectory.observation.select(kept),
+        tokens=rows(tried.tokens),
+        logprob=rows(tried.logprob),
+        advantage=rows(advantage),
+        mask=rows(tried.executed),
+        returns=None,
+        value=None,
+        episode_length=None,
+    )
+    return batch, rows(spread)
