@@ -45,8 +45,10 @@ def test_statistics_key() -> None:
     assert bins.choose_key(statistics, "bridge_no_noops") == "bridge"
     with pytest.raises(RoveError, match="Did you mean 'bridge'"):
         bins.choose_key(statistics, "bridgge")
+    assert bins.choose_key(statistics, None) is None
+    assert bins.choose_key({"bridge": {}}, None) == "bridge"
     with pytest.raises(RoveError, match="bridge, libero_spatial_no_noops"):
-        bins.choose_key(statistics, None)
+        raise bins.no_key(statistics)
 
 
 def test_word_tokenizer() -> None:

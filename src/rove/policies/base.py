@@ -82,6 +82,24 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Regressor(Protocol):
+    """Optional: a policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head."""
+
+    @property
+    def regresses(self) -> bool:
+        """Whether this one does; then it can act greedily and be imitated, but not trained by RL."""
+        ...
+
+    def regress(self, observation: Observation) -> Tensor:
+        """Normalised actions, float32 [B, C, A], differentiable."""
+        ...
+
+    def normalize(self, actions: Tensor) -> Tensor:
+        """float32 [..., A] of actions in the units of `action_spec`, as `regress` gives them."""
+        ...
+
+
+@runtime_checkable
 class Locator(Protocol):
     """Optional: a policy that points at what an instruction is about before it acts."""
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rove.policies.openvla.bins import BINS
+from rove.policies.openvla.config import BINS
 from rove.policies.openvla.language import Attention, KVCache
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 

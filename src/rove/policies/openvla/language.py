@@ -7,12 +7,13 @@ rotary table and the mask are made once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -109,6 +110,13 @@ def _layer(
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
+def recomputed(function: Callable[..., Any], wanted: bool, *inputs: Any) -> Any:
+    """`function(*inputs)`; where `wanted`, nothing that it computes is kept for the backward pass."""
+    if wanted and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
+
+
 def forward(
     model: LlamaModel,
     embeddings: Tensor,
@@ -117,12 +125,13 @@ def forward(
     valid: Tensor | None = None,
     attention: Attention = "causal",
     cache: KVCache | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
 
     `embeddings` is [B, S, D]; `valid`, bool [B, L], marks the attended entries (None: all), and position
     ids count them. With a `cache`, the S positions follow those stored, L counts both, and the pass is
-    causal.
+    causal. With `recompute`, a layer's activations are made anew in the backward pass instead of kept.
     """
     past = 0 if cache is None else cache.length
     new = embeddings.shape[1]
@@ -145,7 +154,7 @@ def forward(
             elif causal:
                 everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
                 mask = attention_mask(everything, attention, count)
-        x = _layer(layer, index, x, rope, mask, causal, count, cache)
+        x = recomputed(_layer, recompute, layer, index, x, rope, mask, causal, count, cache)
     if cache is not None:
         cache.length = length
     return model.norm(x)

@@ -1,35 +1,34 @@
-"""OpenVLA (Kim et al. 2024) and OpenVLA-OFT with discrete tokens (Kim et al. 2025) as one policy.
+"""OpenVLA (Kim et al. 2024) and OpenVLA-OFT (Kim et al. 2025) as one policy.
 
 Tiny models and the published 7B ones are configurations of this class.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rove.config.schema import PolicyConfig, ValueHeadConfig
+from rove.config.schema import LoraConfig, PolicyConfig, ValueHeadConfig
 from rove.errors import RoveError
 from rove.policies.base import SamplingNoise
 from rove.policies.critic import ValueHead
-from rove.policies.openvla import bins, decoding, images
-from rove.policies.openvla.bins import BINS, Normalizer
-from rove.policies.openvla.config import Checkpoint, describe
+from rove.policies.openvla import bins, decoding, images, loading
+from rove.policies.openvla.bins import Normalizer
+from rove.policies.openvla.config import BINS, Checkpoint, describe
 from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.heads import L1Head, refuse_rl
 from rove.policies.openvla.language import Attention
-from rove.policies.openvla.tokenizer import PromptTokenizer, read_tokenizer, word_tokenizer
+from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM, initialize
-from rove.policies.openvla.weights import check_weights, from_reference, read_weights, to_reference
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
 
 Placeholders = Literal["zero", "learned"]
+Head = Literal["discrete", "l1"]
 
 
 class OpenVLA(nn.Module):
@@ -46,44 +45,50 @@ class OpenVLA(nn.Module):
         *,
         decoding: Decoding,
         attention: Attention,
+        head: Head,
         chunk: int,
         temperature: float,
         placeholders: Placeholders,
         film: bool,
         proprio: bool,
         pointers: int,
+        num_images: int | None,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
         value_head: ValueHeadConfig | None,
         tokenizer: PromptTokenizer | None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
 
         Raises RoveError where the settings do not fit each other.
         """
         super().__init__()
-        if decoding == "autoregressive" and attention == "bidirectional":
-            raise RoveError(
-                "Autoregressive decoding needs attention='causal', or a token would see itself; "
-                "bidirectional attention goes with decoding='parallel'."
-            )
+        _check_modes(decoding, attention, head, value_head)
         self.checkpoint = checkpoint
         self.decoding: Decoding = decoding
         self.attention: Attention = attention
         self.chunk = chunk
         self.temperature = temperature
+        self.num_images = num_images
         self.action_spec = action_spec
         self.statistics = dict(statistics)
         self.unnorm_key = bins.choose_key(statistics, unnorm_key)
         self.tokenizer = tokenizer
-        self.normalizer = Normalizer(statistics[self.unnorm_key]["action"])
-        if self.normalizer.dim != action_spec.dim:
+        self.lora: LoraConfig | None = None
+        self.base: str | None = None
+        """The checkpoint that holds the weights which adapters are beside; None: they are only here."""
+        self.trainable: frozenset[str] = frozenset()
+        """Parameters of `vlm` that are trained where there are no adapters."""
+        chosen = {} if self.unnorm_key is None else statistics[self.unnorm_key]
+        self.normalizer = Normalizer(chosen["action"]) if chosen else None
+        if self.normalizer is not None and self.normalizer.dim != action_spec.dim:
             raise RoveError(
                 f"The statistics {self.unnorm_key!r} have {self.normalizer.dim} action dimensions, "
                 f"the action spec has {action_spec.dim} ({', '.join(action_spec.names)})."
             )
-        self.state_normalizer = self._read_state(statistics[self.unnorm_key]) if proprio else None
+        self.state_normalizer = self._read_state(chosen) if proprio else None
         with torch.device("meta"):
             self.vlm = PrismaticVLM(
                 checkpoint.towers,
@@ -97,6 +102,8 @@ class OpenVLA(nn.Module):
             )
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
+            self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
+        self.vlm.gradient_checkpointing = gradient_checkpointing
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (
             ("mean", 255 * torch.tensor(mean).flatten()),
@@ -118,33 +125,42 @@ class OpenVLA(nn.Module):
         statistics: Mapping[str, Any] | None,
         seed: int,
     ) -> Self:
-        """A new policy with random float32 weights; the same seed gives the same weights.
+        """A policy as `config` says: read from its checkpoint, or new, with random float32 weights.
 
-        `vocabulary` lists the words that instructions use; `statistics` is like `dataset_statistics.json`,
-        and None maps [-1, 1] onto the bounds of `action_spec`. Raises RoveError where sizes do not fit.
+        The same seed gives the same weights. `vocabulary` lists the words that instructions use;
+        `statistics` is like `dataset_statistics.json`, and None maps [-1, 1] onto the bounds of
+        `action_spec`. A checkpoint keeps its own vocabulary, and its statistics and action spec unless
+        `statistics` are given, those of data that it is to be trained on. Raises RoveError where sizes do not
+        fit.
         """
+        if config.checkpoint is not None:
+            return loading.from_config(cls, config, chunk, action_spec, statistics, seed)
         tokenizer = word_tokenizer(vocabulary)
         checkpoint = describe(config, image_size=image_size, words=tokenizer.get_vocab_size())
         policy = cls(
             checkpoint,
             decoding=config.decoding,
             attention=config.attention,
+            head=config.head,
             chunk=chunk,
             temperature=config.temperature,
             placeholders=config.placeholders,
             film=config.film,
             proprio=config.proprio,
             pointers=config.pointers,
+            num_images=None,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
             value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
+            gradient_checkpointing=config.gradient_checkpointing,
         )
         generator = torch.Generator().manual_seed(seed)
         initialize(policy.vlm.to_empty(device="cpu"), generator)
-        if policy.value_head is not None:
-            policy.value_head.to_empty(device="cpu").initialize(generator)
+        for head in (policy.value_head, policy.action_head):
+            if head is not None:
+                head.to_empty(device="cpu").initialize(generator)
         return policy
 
     @classmethod
@@ -156,87 +172,56 @@ class OpenVLA(nn.Module):
         attention: Attention | None = None,
         unnorm_key: str | None = None,
         value_head: ValueHeadConfig | Literal["saved"] | None = "saved",
+        lora: LoraConfig | Literal["saved"] | None = "saved",
+        head: Head | None = None,
         temperature: float | None = None,
         chunk: int | None = None,
         action_spec: ActionSpec | None = None,
+        statistics: Mapping[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Read a checkpoint directory. What is None is as saved, or as published for others' checkpoints.
+        """Read a checkpoint: a directory, or a name on the Hugging Face hub.
 
-        A `value_head` other than the saved one starts anew, from `seed`. Raises RoveError, naming the
-        key, where weights are missing, left over, misshapen or unreadable.
+        What is None is as saved, or as published for others' checkpoints. A `value_head` other than the saved
+        one starts anew, from `seed`. `lora` puts adapters beside the weights; saved ones go on where they
+        are the same, and are merged into the weights otherwise. `statistics` replace those of the
+        checkpoint, together with `action_spec`: see `build`. Weights are converted to `dtype` and moved to
+        `device` one by one. Raises RoveError, naming the key or the file, where weights are missing, left
+        over, misshapen, unreadable, or would execute code.
         """
-        directory = Path(path)
-        checkpoint = Checkpoint.read(directory)
-        settings = checkpoint.settings(decoding)
-        head = checkpoint.value_head if value_head == "saved" else value_head
-        statistics = bins.read_statistics(directory, checkpoint.norm_stats)
-        key = bins.choose_key(statistics, unnorm_key or settings["unnorm_key"])
-        tokenizer = read_tokenizer(directory)
-        policy = cls(
-            checkpoint,
-            decoding=settings["decoding"],
-            attention=attention or settings["attention"],
-            chunk=chunk or settings["chunk"],
-            temperature=temperature or settings["temperature"],
-            placeholders=settings["placeholders"],
-            film=settings["film"],
-            proprio=settings["proprio"],
-            pointers=settings["pointers"],
-            action_spec=action_spec or checkpoint.action_spec,
+        return loading.load(
+            cls,
+            path,
+            decoding=decoding,
+            attention=attention,
+            unnorm_key=unnorm_key,
+            value_head=value_head,
+            lora=lora,
+            head=head,
+            temperature=temperature,
+            chunk=chunk,
+            action_spec=action_spec,
             statistics=statistics,
-            unnorm_key=key,
-            value_head=head,
-            tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
+            gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
+            dtype=dtype,
+            device=torch.device(device),
         )
-        state = read_weights(directory)
-        if head != checkpoint.value_head:
-            state = {name: value for name, value in state.items() if not name.startswith("value_head.")}
-            if policy.value_head is not None:
-                policy.value_head.to_empty(device="cpu").initialize(torch.Generator().manual_seed(seed))
-                state |= policy.value_head.state_dict(prefix="value_head.")
-        policy.load_reference(state, dtype, source=str(directory))
-        return policy.to(device)
 
-    def load_reference(self, state: Mapping[str, Tensor], dtype: torch.dtype, *, source: str) -> None:
-        """Take over weights in the published key layout; `source` is named where they do not fit."""
-        towers = self.checkpoint.towers
-        check_weights(state, to_reference(self.state_dict(), towers), source)
-        trainable = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
-        ours = {name: value.to(dtype) for name, value in from_reference(state, towers).items()}
-        self.load_state_dict(ours, assign=True)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(trainable[name])
+    def save_pretrained(self, directory: Path | str, *, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write a checkpoint directory: config, weights in the published layout, tokenizer, statistics.
 
-    def save_pretrained(self, directory: Path | str) -> None:
-        """Write config, weights (published key layout), tokenizer, statistics and image settings."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "decoding": self.decoding,
-            "attention": self.attention,
-            "chunk": self.chunk,
-            "temperature": self.temperature,
-            "film": self.vlm.film is not None,
-            "proprio": self.state_normalizer is not None,
-            "pointers": 0 if self.vlm.pointer is None else len(self.vlm.pointer.queries),
-            "placeholders": "zero" if self.vlm.placeholders is None else "learned",
-            "action_spec": asdict(self.action_spec),
-            "unnorm_key": self.unnorm_key,
-            "value_head": None if self.value_head is None else asdict(self.value_head.config),
-        }
-        self.checkpoint.with_settings(settings).write(directory)
-        state = to_reference(self.state_dict(), self.checkpoint.towers)
-        save_file(
-            {key: value.cpu().contiguous() for key, value in state.items()},
-            directory / "model.safetensors",
-            metadata={"format": "pt"},
-        )
-        (directory / "dataset_statistics.json").write_text(json.dumps(self.statistics, indent=1) + "\n")
-        if self.tokenizer is not None:
-            self.tokenizer.save(directory)
+        With adapters whose base is a checkpoint, those and the heads alone, and where it is: see `merge`.
+        """
+        loading.save(self, Path(directory), max_shard_bytes)
+
+    def merge(self) -> Self:
+        """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
+        loading.merge(self)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -249,11 +234,14 @@ class OpenVLA(nn.Module):
         """See `Policy.act`. Raises RoveError where `mode` is "sample" and there is no noise."""
         uniform = None
         if mode == "sample":
+            refuse_rl(self.action_head)
             if noise is None:
                 raise RoveError("act(mode='sample') needs noise; pass a SamplingNoise, or mode='greedy'.")
             uniform = noise.uniform(self._count, self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._precision():
             prefix = self._prefix(observation)
+            if self.action_head is not None:
+                return self._regressed(self.action_head(self._parallel(prefix)))
             if self.decoding == "parallel":
                 hidden = self._parallel(prefix)
                 logits = self.vlm.action_logits(hidden)
@@ -265,9 +253,7 @@ class OpenVLA(nn.Module):
             logp = (logits / self.temperature).log_softmax(dim=-1)
             value = None if self.value_head is None else self._value(hidden)
             tokens = self._chunked(column + self.vlm.vocab_size - BINS)
-            actions = self.unnormalize(self.detokenize(tokens)).float()
-            # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
-            actions = actions.clamp(self.low, self.high)
+            actions = self._in_units(self.detokenize(tokens))
         # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
         return ActionChunk(
             actions=actions.clone(),
@@ -279,28 +265,31 @@ class OpenVLA(nn.Module):
     def evaluate(
         self, observation: Observation, tokens: Tensor, temperature: float | None = None
     ) -> PolicyOutput:
-        """See `Policy.evaluate`; `tokens` are action tokens."""
+        """See `Policy.evaluate`; `tokens` are action tokens. Raises RoveError with an L1 head."""
+        refuse_rl(self.action_head)
         tokens = tokens.to(self.device).flatten(1)
-        prefix = self._prefix(observation)
-        hidden = self._hidden(prefix, tokens)
-        logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
-        column = tokens - (self.vlm.vocab_size - BINS)
-        return PolicyOutput(
-            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),
-            entropy=self._chunked(-(logp.exp() * logp).sum(dim=-1)),
-            value=None if self.value_head is None else self._value(hidden),
-            pointing=prefix.pointing,
-        )
+        with self._precision():
+            prefix = self._prefix(observation)
+            hidden = self._hidden(prefix, tokens)
+            logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
+            column = tokens - (self.vlm.vocab_size - BINS)
+            return PolicyOutput(
+                logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),
+                entropy=self._chunked(-(logp.exp() * logp).sum(dim=-1)),
+                value=None if self.value_head is None else self._value(hidden),
+                pointing=prefix.pointing,
+            )
 
     def value(self, observation: Observation) -> Tensor:
         """See `Policy.value`."""
         if self.value_head is None:
             raise RoveError("This policy has no critic; set policy.value_head.")
-        prefix = self._prefix(observation)
         first = self.decoding == "autoregressive" or self.value_head.config.source == "first"
-        if first and self.attention == "causal":
-            return self._value(decoding.prompt_state(self.vlm, prefix, self.attention))
-        return self._value(self._parallel(prefix))
+        with self._precision():
+            prefix = self._prefix(observation)
+            if first and self.attention == "causal":
+                return self._value(decoding.prompt_state(self.vlm, prefix, self.attention))
+            return self._value(self._parallel(prefix))
 
     def point(self, observation: Observation) -> Tensor:
         """See `Locator`."""
@@ -309,6 +298,22 @@ class OpenVLA(nn.Module):
         if logits is None:
             raise RoveError("This policy does not point; set policy.pointers, or sft.grounding to 0.")
         return logits
+
+    @property
+    def regresses(self) -> bool:
+        """See `Regressor`: whether actions come from the L1 head."""
+        return self.action_head is not None
+
+    def regress(self, observation: Observation) -> Tensor:
+        """See `Regressor`."""
+        if self.action_head is None:
+            raise RoveError("This policy has no regression head; set policy.head to l1.")
+        with self._precision():
+            return self.action_head(self._parallel(self._prefix(observation)))
+
+    def normalize(self, actions: Tensor) -> Tensor:
+        """See `Regressor`."""
+        return self._statistics().normalize(actions.to(self.device)).float()
 
     # --- the model apart from text and units ------------------------------------------------------
 
@@ -319,7 +324,10 @@ class OpenVLA(nn.Module):
         """
         crop = self.checkpoint.center_crop if center_crop is None else center_crop
         size = self.checkpoint.image_size
-        return images.process(pictures.to(self.device), size, self.mean, self.std, center_crop=crop)
+        how = self.checkpoint.interpolation
+        return images.process(
+            pictures.to(self.device), size, self.mean, self.std, center_crop=crop, interpolation=how
+        )
 
     @overload
     def action_logits(
@@ -362,31 +370,52 @@ class OpenVLA(nn.Module):
         """
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
-        prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
-        if self.decoding == "autoregressive" and tokens is None:
-            _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
-        else:
-            hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
-            logits = self.vlm.action_logits(hidden)
+        with self._precision():
+            prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
+            if self.decoding == "autoregressive" and tokens is None:
+                _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
+            else:
+                hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
+                logits = self.vlm.action_logits(hidden)
         return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """int64 [B, C, A] token ids of actions [B, C, A] in the units of the statistics."""
-        return bins.tokenize(self.normalizer.normalize(actions.to(self.device)), self.vlm.vocab_size)
+        return bins.tokenize(self._statistics().normalize(actions.to(self.device)), self.vlm.vocab_size)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         """float64 [B, C, A] in (-1, 1)."""
         return bins.detokenize(tokens, self.vlm.vocab_size)
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
-        """float64 [B, C, A] in the units of the statistics."""
-        return self.normalizer.unnormalize(normalized)
+        """float64 [B, C, A] in the units of the statistics; raises RoveError where none are chosen."""
+        return self._statistics().unnormalize(normalized)
 
     # --- inside -----------------------------------------------------------------------------------
 
     @property
     def _count(self) -> int:
         return self.chunk * self.action_spec.dim
+
+    def _statistics(self) -> Normalizer:
+        if self.normalizer is None:
+            raise bins.no_key(self.statistics)
+        return self.normalizer
+
+    def _precision(self) -> AbstractContextManager:
+        # Adapters are float32 for the optimizer's sake; their arithmetic is the weights'.
+        if self.lora is not None and self.vlm.lm_head.weight.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _in_units(self, normalized: Tensor) -> Tensor:
+        # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
+        return self.unnormalize(normalized).float().clamp(self.low, self.high)
+
+    def _regressed(self, normalized: Tensor) -> ActionChunk:
+        actions = self._in_units(normalized)
+        tokens = bins.tokenize(normalized, self.vlm.vocab_size)
+        return ActionChunk(actions.clone(), tokens.clone(), torch.zeros_like(actions).clone(), None)
 
     def _read_state(self, statistics: Mapping[str, Any]) -> Normalizer:
         if "proprio" not in statistics:
@@ -398,7 +427,11 @@ class OpenVLA(nn.Module):
 
     def _prompt(self, observation: Observation) -> tuple[Tensor, Tensor | None]:
         if self.tokenizer is None:
-            raise RoveError("The checkpoint has no tokenizer.json, so it cannot read instructions.")
+            raise RoveError(
+                "The checkpoint has no tokenizer.json, so it cannot read instructions. Where it has a "
+                "tokenizer.model, transformers.AutoTokenizer.from_pretrained(directory).save_pretrained("
+                "directory) converts it."
+            )
         ids, mask = self.tokenizer(observation.instruction)
         return ids.to(self.device), None if mask is None else mask.to(self.device)
 
@@ -408,7 +441,7 @@ class OpenVLA(nn.Module):
             if observation.state is None:
                 raise RoveError("The policy reads the robot's state, which this suite does not give.")
             seen = self.state_normalizer.normalize(observation.state.to(self.device))
-            state = seen.clamp(-1.0, 1.0).to(self.vlm.lm_head.weight.dtype)
+            state = seen.clamp(-1.0, 1.0).float()
         return self.vlm.prefix(*self._prompt(observation), self.process_images(observation.images), state)
 
     def _parallel(self, prefix: Prefix) -> Tensor:
@@ -429,3 +462,17 @@ class OpenVLA(nn.Module):
     def _chunked(self, x: Tensor) -> Tensor:
         """[B, C·A, ...] -> [B, C, A, ...]."""
         return x.unflatten(1, (self.chunk, self.action_spec.dim))
+
+
+def _check_modes(
+    decoding: Decoding, attention: Attention, head: Head, value_head: ValueHeadConfig | None
+) -> None:
+    if decoding == "autoregressive" and attention == "bidirectional":
+        raise RoveError(
+            "Autoregressive decoding needs attention='causal', or a token would see itself; "
+            "bidirectional attention goes with decoding='parallel'."
+        )
+    if head == "l1" and decoding == "autoregressive":
+        raise RoveError("The L1 head reads all actions at once: it goes with decoding='parallel'.")
+    if head == "l1" and value_head is not None:
+        refuse_rl(nn.Identity())

@@ -9,9 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from rove.errors import RoveError
-from rove.policies.openvla.bins import BINS
-from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.config import BINS, Checkpoint
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """Ids 0 to 3 of a word-level vocabulary; <s> and </s> have Llama's own ids."""
@@ -67,11 +65,4 @@ class PromptTokenizer:
 def read_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint directory; None where it has none."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    if (directory / "tokenizer.model").is_file():
-        raise RoveError(
-            f"{directory} has only tokenizer.model. Convert it to tokenizer.json with "
-            "transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)."
-        )
-    return None
+    return Tokenizer.from_file(str(path)) if path.is_file() else None
