@@ -93,6 +93,8 @@ class PolicyConfig:
     unnorm_key: str | None = None
     """The data set whose statistics un-normalise a checkpoint's actions; None: the one saved with it, or the
     only one."""
+    center_crop: bool | None = None
+    """Cut the centre out of every picture, as after random crops; None: as the checkpoint says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a checkpoint's weights in memory. Adapters and critic are always float32."""
     lora: LoraConfig | None = None
@@ -294,7 +296,7 @@ class Run:
     rollout: RolloutConfig = RolloutConfig()
     training: TrainingConfig = TrainingConfig()
     sft: SFTConfig | None = SFTConfig()
-    """Warm-up before RL; None starts from `policy.checkpoint`."""
+    """Warm-up before RL, of `policy.checkpoint` where that is set; None starts from it as it is."""
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     placement: PlacementConfig = PlacementConfig()

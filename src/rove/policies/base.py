@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
+from rove.findings import Finding
+from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -78,6 +79,15 @@ class Policy(Protocol):
 
     def save_pretrained(self, directory: Path) -> None:
         """Write a self-contained checkpoint directory that the registry can load."""
+        ...
+
+
+@runtime_checkable
+class Preflighted(Protocol):
+    """Optional: a policy that can check whether it fits a suite."""
+
+    def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
+        """One finding a check: "pass", "warn" or "fail"; `rl`: the policy is to be trained by RL."""
         ...
 
 

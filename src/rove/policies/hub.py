@@ -11,10 +11,10 @@ _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*_checkpoint.pt"]
 """All that is read; a repository's Python files are not even fetched."""
 
 
-def locate(name: Path | str) -> Path:
+def locate(name: Path | str, *, download: bool = True) -> Path:
     """The directory of the checkpoint `name`; "owner/name" is downloaded once, unless it is a directory here.
 
-    Raises RoveError where it is neither.
+    Raises RoveError where it is neither, or where it is not here yet and `download` is False.
     """
     directory = Path(name)
     if directory.is_dir():
@@ -25,7 +25,7 @@ def locate(name: Path | str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=_FILES))
+        return Path(snapshot_download(str(name), allow_patterns=_FILES, local_files_only=not download))
     except (HfHubHTTPError, OSError) as error:
         raise RoveError(
             f"{name!r} is no directory here, and could not be had from the Hugging Face hub "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rove.config.schema import PolicyConfig
+from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
 from rove.policies import hub
 from rove.policies.base import Policy
@@ -64,9 +64,19 @@ def build(
     )
 
 
-def load(directory: Path | str) -> Policy:
-    """The policy that a checkpoint (a directory, or a name on the hub) holds, as it was saved."""
-    return _policy_class(_kind(directory)).from_pretrained(directory)
+def load(directory: Path | str, **settings: Any) -> Policy:
+    """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`."""
+    return _policy_class(_kind(directory)).from_pretrained(directory, **settings)
+
+
+def memory(run: Run) -> str | None:
+    """What the run's policy needs on the device that holds it, in words; None where its class cannot say."""
+    if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
+        kind = run.policy.kind
+    else:
+        kind = _kind(run.policy.checkpoint)
+    say = getattr(_policy_class(kind), "memory", None)
+    return None if say is None else say(run)
 
 
 def _kind(checkpoint: Path | str) -> str:

@@ -100,9 +100,9 @@ class Checkpoint:
         return tuple((tuple(m), tuple(s)) for m, s in zip(means, stds, strict=True))
 
     @property
-    def center_crop(self) -> bool:
-        """Whether the centre of every picture is cut out, as after training with random crops."""
-        return bool(self.rove.get("center_crop", self.config.get("center_crop", False)))
+    def center_crop(self) -> bool | None:
+        """Whether the centre of every picture is cut out; None where the files do not say."""
+        return self.rove.get("center_crop", self.config.get("center_crop"))
 
     @property
     def interpolation(self) -> str:

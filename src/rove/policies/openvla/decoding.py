@@ -38,16 +38,16 @@ def parallel(vlm: PrismaticVLM, prefix: Prefix, count: int, attention: Attention
     if attention == "bidirectional":
         end = vlm.language_model.embed_tokens(torch.full((len(before), 1), stop, device=before.device))
         suffix = torch.cat((suffix, end), dim=1)
-    return _after_prompt(vlm, prefix, suffix, attention)[:, :count]
+    return after_prompt(vlm, prefix, suffix, attention)[:, :count]
 
 
 def teacher_forced(vlm: PrismaticVLM, prefix: Prefix, tokens: Tensor) -> Tensor:
     """Hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it, in one pass."""
     suffix = vlm.language_model.embed_tokens(tokens[:, :-1])
-    return _after_prompt(vlm, prefix, suffix, "causal")
+    return after_prompt(vlm, prefix, suffix, "causal")
 
 
-def _after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
+def after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
     """Hidden states from the last prompt token to the end of the suffix."""
     extra, valid = suffix.shape[1], prefix.valid
     if valid is not None:

@@ -55,6 +55,7 @@ def from_config(
         chunk=chunk,
         action_spec=None if statistics is None else action_spec,
         statistics=statistics,
+        center_crop=config.center_crop,
         gradient_checkpointing=config.gradient_checkpointing,
         seed=seed,
         dtype=DTYPES[config.dtype],
@@ -82,6 +83,7 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
         unnorm_key=key,
         value_head=head,
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
+        center_crop=wanted["center_crop"],
         gradient_checkpointing=wanted["gradient_checkpointing"],
     )
     weights = Weights(base, overlay=None if directory == base else directory)
@@ -234,6 +236,7 @@ def _saved_settings(policy: OpenVLA) -> dict[str, Any]:
         "pointers": 0 if vlm.pointer is None else len(vlm.pointer.queries),
         "placeholders": "zero" if vlm.placeholders is None else "learned",
         "num_images": policy.num_images,
+        **({} if policy.center_crop is None else {"center_crop": policy.center_crop}),
         "action_spec": asdict(policy.action_spec),
         "unnorm_key": policy.unnorm_key,
         "value_head": None if policy.value_head is None else asdict(policy.value_head.config),

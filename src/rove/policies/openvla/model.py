@@ -13,11 +13,12 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor, nn
 
-from rove.config.schema import LoraConfig, PolicyConfig, ValueHeadConfig
+from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
+from rove.findings import Finding
 from rove.policies.base import SamplingNoise
 from rove.policies.critic import ValueHead
-from rove.policies.openvla import bins, decoding, images, loading
+from rove.policies.openvla import bins, decoding, images, loading, preflight
 from rove.policies.openvla.bins import Normalizer
 from rove.policies.openvla.config import BINS, Checkpoint, describe
 from rove.policies.openvla.decoding import Decoding
@@ -25,7 +26,7 @@ from rove.policies.openvla.heads import L1Head, refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM, initialize
-from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
+from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 Placeholders = Literal["zero", "learned"]
 Head = Literal["discrete", "l1"]
@@ -53,6 +54,7 @@ class OpenVLA(nn.Module):
         proprio: bool,
         pointers: int,
         num_images: int | None,
+        center_crop: bool | None,
         action_spec: ActionSpec,
         statistics: Mapping[str, Any],
         unnorm_key: str | None,
@@ -72,6 +74,7 @@ class OpenVLA(nn.Module):
         self.chunk = chunk
         self.temperature = temperature
         self.num_images = num_images
+        self.center_crop = checkpoint.center_crop if center_crop is None else center_crop
         self.action_spec = action_spec
         self.statistics = dict(statistics)
         self.unnorm_key = bins.choose_key(statistics, unnorm_key)
@@ -149,6 +152,7 @@ class OpenVLA(nn.Module):
             proprio=config.proprio,
             pointers=config.pointers,
             num_images=None,
+            center_crop=config.center_crop,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
             unnorm_key=None,
@@ -178,6 +182,7 @@ class OpenVLA(nn.Module):
         chunk: int | None = None,
         action_spec: ActionSpec | None = None,
         statistics: Mapping[str, Any] | None = None,
+        center_crop: bool | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -205,6 +210,7 @@ class OpenVLA(nn.Module):
             chunk=chunk,
             action_spec=action_spec,
             statistics=statistics,
+            center_crop=center_crop,
             gradient_checkpointing=gradient_checkpointing,
             seed=seed,
             dtype=dtype,
@@ -217,6 +223,13 @@ class OpenVLA(nn.Module):
         With adapters whose base is a checkpoint, those and the heads alone, and where it is: see `merge`.
         """
         loading.save(self, Path(directory), max_shard_bytes)
+
+    @staticmethod
+    def memory(run: Run) -> str:
+        """What a run of this policy needs on the device that holds it, before anything is loaded."""
+        from rove.policies.openvla.memory import estimate
+
+        return str(estimate(run))
 
     def merge(self) -> Self:
         """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
@@ -299,6 +312,10 @@ class OpenVLA(nn.Module):
             raise RoveError("This policy does not point; set policy.pointers, or sft.grounding to 0.")
         return logits
 
+    def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
+        """See `Preflighted`."""
+        return preflight.examine(self, conventions, rl=rl)
+
     @property
     def regresses(self) -> bool:
         """See `Regressor`: whether actions come from the L1 head."""
@@ -322,7 +339,7 @@ class OpenVLA(nn.Module):
 
         `center_crop=None` does as the checkpoint's config says.
         """
-        crop = self.checkpoint.center_crop if center_crop is None else center_crop
+        crop = bool(self.center_crop if center_crop is None else center_crop)
         size = self.checkpoint.image_size
         how = self.checkpoint.interpolation
         return images.process(
