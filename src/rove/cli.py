@@ -48,10 +48,11 @@ def _show(args: argparse.Namespace, settings: list[str]) -> None:
     for key, value in load.leaves(run):
         print(f"{key} = {value}")
     validate(run)
-    from rove.policies import registry as policies
+    if run.policy.checkpoint is not None:
+        from rove.policies import registry as policies
 
-    if memory := policies.memory(run):
-        print(f"\n{memory}")
+        if memory := policies.memory(run):
+            print(f"\n{memory}")
 
 
 def _train(args: argparse.Namespace, settings: list[str]) -> None:

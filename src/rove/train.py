@@ -45,7 +45,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
         with Interrupt() as interrupt, Progress(run.name, run.training.iterations) as progress:
             progress.message(f"plan: {plan}")
-            if memory := policies.memory(run):
+            if run.policy.checkpoint is not None and (memory := policies.memory(run)):
                 progress.message(memory)
             saved = checkpoint.latest(directory / "checkpoints") if resume else None
             start = saved / "policy" if saved else warm_up(run, directory, log, progress, plan.device)

@@ -1,7 +1,7 @@
 """The published 7B checkpoint: LoRA in bfloat16 on one large GPU, warmed up on demonstrations, then RL.
 
-OpenVLA decodes token by token, OpenVLA-OFT a chunk at once; both start from the same weights. For a checkpoint
-that already knows the suite, leave the warm-up out and name its data set:
+OpenVLA decodes token by token, OpenVLA-OFT a chunk at once; both start from the same weights. For a
+checkpoint that already knows the suite, leave the warm-up out and name its data set:
 
     rove train openvla_oft_grpo --sft none --policy.checkpoint OWNER/NAME --policy.unnorm_key KEY
 """

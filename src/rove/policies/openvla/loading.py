@@ -57,6 +57,7 @@ def from_config(
         statistics=statistics,
         center_crop=config.center_crop,
         gradient_checkpointing=config.gradient_checkpointing,
+        compile_rollouts=config.compile,
         seed=seed,
         dtype=DTYPES[config.dtype],
     )
@@ -85,6 +86,7 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
         center_crop=wanted["center_crop"],
         gradient_checkpointing=wanted["gradient_checkpointing"],
+        compile_rollouts=wanted["compile_rollouts"],
     )
     weights = Weights(base, overlay=None if directory == base else directory)
     new = ["value_head."] if head != checkpoint.value_head else []

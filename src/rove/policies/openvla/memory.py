@@ -59,8 +59,8 @@ class Memory:
         }
         listed = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
         return (
-            f"{self.parameters / 1e6:,.0f} M parameters, {self.trained / 1e6:,.1f} M trained; memory per device "
-            f"about {self.total / GIB:.1f} GiB ({listed})"
+            f"{self.parameters / 1e6:,.0f} M parameters, {self.trained / 1e6:,.1f} M trained; memory per "
+            f"device about {self.total / GIB:.1f} GiB ({listed})"
         )
 
 
@@ -88,12 +88,8 @@ def skeleton(run: Run, action_dim: int = 7) -> OpenVLA:
     """The policy of `run` on the meta device: every shape and dtype, and no memory."""
     config = run.policy
     checkpoint = _checkpoint(run)
-    spec = ActionSpec(
-        tuple(f"a{i}" for i in range(action_dim)),
-        ("1",) * action_dim,
-        (-1.0,) * action_dim,
-        (1.0,) * action_dim,
-    )
+    names = tuple(f"joint_{i}" for i in range(action_dim))
+    spec = ActionSpec(names, ("1",) * action_dim, (-1.0,) * action_dim, (1.0,) * action_dim)
     statistics: dict[str, Any] = bins.statistics_of_bounds(spec)
     statistics["bounds"]["proprio"] = {"q01": [0.0] * 8, "q99": [1.0] * 8}
     new = config.checkpoint is None

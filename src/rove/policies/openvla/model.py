@@ -20,6 +20,7 @@ from rove.policies.base import SamplingNoise
 from rove.policies.critic import ValueHead
 from rove.policies.openvla import bins, decoding, images, loading, preflight
 from rove.policies.openvla.bins import Normalizer
+from rove.policies.openvla.compiled import Compiled, padded
 from rove.policies.openvla.config import BINS, Checkpoint, describe
 from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.heads import L1Head, refuse_rl
@@ -61,6 +62,7 @@ class OpenVLA(nn.Module):
         value_head: ValueHeadConfig | None,
         tokenizer: PromptTokenizer | None,
         gradient_checkpointing: bool = False,
+        compile_rollouts: bool = False,
     ) -> None:
         """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
 
@@ -107,6 +109,7 @@ class OpenVLA(nn.Module):
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
             self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
         self.vlm.gradient_checkpointing = gradient_checkpointing
+        self.compile_rollouts = compile_rollouts
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (
             ("mean", 255 * torch.tensor(mean).flatten()),
@@ -159,6 +162,7 @@ class OpenVLA(nn.Module):
             value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
             gradient_checkpointing=config.gradient_checkpointing,
+            compile_rollouts=config.compile,
         )
         generator = torch.Generator().manual_seed(seed)
         initialize(policy.vlm.to_empty(device="cpu"), generator)
@@ -184,6 +188,7 @@ class OpenVLA(nn.Module):
         statistics: Mapping[str, Any] | None = None,
         center_crop: bool | None = None,
         gradient_checkpointing: bool = False,
+        compile_rollouts: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -212,6 +217,7 @@ class OpenVLA(nn.Module):
             statistics=statistics,
             center_crop=center_crop,
             gradient_checkpointing=gradient_checkpointing,
+            compile_rollouts=compile_rollouts,
             seed=seed,
             dtype=dtype,
             device=torch.device(device),
@@ -245,34 +251,50 @@ class OpenVLA(nn.Module):
 
     def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
         """See `Policy.act`. Raises RoveError where `mode` is "sample" and there is no noise."""
-        uniform = None
         if mode == "sample":
             refuse_rl(self.action_head)
             if noise is None:
                 raise RoveError("act(mode='sample') needs noise; pass a SamplingNoise, or mode='greedy'.")
-            uniform = noise.uniform(self._count, self.device)
+        else:
+            noise = None
+        rows = len(observation)
+        if self.compile_rollouts:
+            if self.vlm.compiled is None:
+                self.vlm.compiled = Compiled(self.device)
+            observation, noise = padded(observation, noise)
+        uniform = None if noise is None else noise.uniform(self._count, self.device)
         with torch.inference_mode(), self._precision():
-            prefix = self._prefix(observation)
-            if self.action_head is not None:
-                return self._regressed(self.action_head(self._parallel(prefix)))
-            if self.decoding == "parallel":
-                hidden = self._parallel(prefix)
-                logits = self.vlm.action_logits(hidden)
-                column = decoding.choose(logits, self.temperature, uniform)
-            else:
-                column, logits, hidden = decoding.one_by_one(
-                    self.vlm, prefix, self._count, self.temperature, uniform
-                )
-            logp = (logits / self.temperature).log_softmax(dim=-1)
-            value = None if self.value_head is None else self._value(hidden)
-            tokens = self._chunked(column + self.vlm.vocab_size - BINS)
-            actions = self._in_units(self.detokenize(tokens))
+            chunk = self._act(self._prefix(observation), uniform)
         # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
         return ActionChunk(
-            actions=actions.clone(),
-            tokens=tokens.clone(),
-            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)).clone(),
-            value=None if value is None else value.clone(),
+            actions=chunk.actions[:rows].clone(),
+            tokens=chunk.tokens[:rows].clone(),
+            logprob=chunk.logprob[:rows].clone(),
+            value=None if chunk.value is None else chunk.value[:rows].clone(),
+        )
+
+    def _act(self, prefix: Prefix, uniform: Tensor | None) -> ActionChunk:
+        if self.action_head is not None:
+            normalized = self.action_head(self._parallel(prefix))
+            actions = self._in_units(normalized)
+            tokens = bins.tokenize(normalized, self.vlm.vocab_size)
+            return ActionChunk(actions, tokens, torch.zeros_like(actions), None)
+        if self.decoding == "parallel":
+            hidden = self._parallel(prefix)
+            logits = self.vlm.action_logits(hidden)
+            column = decoding.choose(logits, self.temperature, uniform)
+        else:
+            column, logits, hidden = decoding.one_by_one(
+                self.vlm, prefix, self._count, self.temperature, uniform
+            )
+        logp = (logits / self.temperature).log_softmax(dim=-1)
+        tokens = self._chunked(column + self.vlm.vocab_size - BINS)
+        return ActionChunk(
+            actions=self._in_units(self.detokenize(tokens)),
+            tokens=tokens,
+            logprob=self._chunked(logp.gather(-1, column[..., None]).squeeze(-1)),
+            # Of the hidden states that chose the actions: prompt and pictures are seen once for both.
+            value=None if self.value_head is None else self._value(hidden),
         )
 
     def evaluate(
@@ -429,11 +451,6 @@ class OpenVLA(nn.Module):
         # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
         return self.unnormalize(normalized).float().clamp(self.low, self.high)
 
-    def _regressed(self, normalized: Tensor) -> ActionChunk:
-        actions = self._in_units(normalized)
-        tokens = bins.tokenize(normalized, self.vlm.vocab_size)
-        return ActionChunk(actions.clone(), tokens.clone(), torch.zeros_like(actions).clone(), None)
-
     def _read_state(self, statistics: Mapping[str, Any]) -> Normalizer:
         if "proprio" not in statistics:
             raise RoveError(
@@ -449,7 +466,8 @@ class OpenVLA(nn.Module):
                 "tokenizer.model, transformers.AutoTokenizer.from_pretrained(directory).save_pretrained("
                 "directory) converts it."
             )
-        ids, mask = self.tokenizer(observation.instruction)
+        lazy = self.vlm.compiled is not None and torch.is_inference_mode_enabled()
+        ids, mask = self.tokenizer(observation.instruction, multiple=16 if lazy else 1)
         return ids.to(self.device), None if mask is None else mask.to(self.device)
 
     def _prefix(self, observation: Observation) -> Prefix:

@@ -115,13 +115,9 @@ def gripper(policy: OpenVLA, conventions: Conventions) -> Finding:
         seen = float(normalizer.q01[place]), float(normalizer.q99[place])
         span = max(high - low, 1e-6)
         if abs(seen[0] - low) > 0.25 * span or abs(seen[1] - high) > 0.25 * span:
-            detail = f"its data span [{seen[0]:g}, {seen[1]:g}], but the policy's convention says [{low:g}, {high:g}]"
-            return Finding(
-                "gripper",
-                "fail",
-                detail,
-                "correct the bounds and the gripper of action_spec (config.json, rove)",
-            )
+            detail = f"its data span [{seen[0]:g}, {seen[1]:g}], the policy's convention [{low:g}, {high:g}]"
+            fix = "correct the bounds and the gripper of action_spec (config.json, rove)"
+            return Finding("gripper", "fail", detail, fix)
     turned = spec.gripper != conventions.action_spec.gripper
     return Finding("gripper", "pass", f"{spec.gripper}, {'mirrored' if turned else 'as it is'} for the suite")
 

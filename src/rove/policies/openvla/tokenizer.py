@@ -47,10 +47,13 @@ class PromptTokenizer:
             self._cache[instruction] = ids
         return ids
 
-    def __call__(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """`input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded."""
+    def __call__(self, instructions: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor | None]:
+        """`input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded.
+
+        L is the next multiple of `multiple`.
+        """
         rows = [self.encode(text) for text in instructions]
-        longest = max(map(len, rows))
+        longest = -(-max(map(len, rows)) // multiple) * multiple
         ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         if bool((lengths == longest).all()):

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from rove.config.schema import TowerConfig
 from rove.policies.openvla import lora
+from rove.policies.openvla.compiled import Compiled
 from rove.policies.openvla.config import BINS
-from rove.policies.openvla.language import Attention, KVCache, forward
+from rove.policies.openvla.language import Attention, KVCache, forward, step
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "roles", "cls_token", "mask_token", "register_tokens", "position_embeddings")
@@ -108,6 +109,7 @@ class PrismaticVLM(nn.Module):
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
         self.gradient_checkpointing = False
+        self.compiled: Compiled | None = None
         self.placeholders = (
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
         )
@@ -124,10 +126,17 @@ class PrismaticVLM(nn.Module):
         if self.film is not None:
             assert text is not None
             films, text = list(self.film), text.repeat_interleave(len(pictures) // len(text), dim=0)
-        parts = [
-            tower(view, film, text, self.gradient_checkpointing)
-            for tower, view, film in zip(self.towers, views, films, strict=True)
-        ]
+        if self.compiled is not None and torch.is_inference_mode_enabled():
+            run = self.compiled.tower
+            parts = [
+                run(tower, view, film, text).clone()
+                for tower, view, film in zip(self.towers, views, films, strict=True)
+            ]
+        else:
+            parts = [
+                tower(view, film, text, self.gradient_checkpointing)
+                for tower, view, film in zip(self.towers, views, films, strict=True)
+            ]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return features.view(len(pixel_values), -1, features.shape[-1])
 
@@ -206,6 +215,13 @@ class PrismaticVLM(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm at the last `outputs` positions; see `language.forward`."""
+        # What fills a cache runs once for many steps; what is trained is not captured.
+        compiled = self.compiled if cache is None and torch.is_inference_mode_enabled() else None
+        if compiled is not None:
+            run = compiled.forward
+            return run(
+                self.language_model, embeddings, outputs=outputs, valid=valid, attention=attention
+            ).clone()
         return forward(
             self.language_model,
             embeddings,
@@ -215,6 +231,21 @@ class PrismaticVLM(nn.Module):
             cache=cache,
             recompute=self.gradient_checkpointing,
         )
+
+    def cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
+        """Room for `capacity` entries of `batch` rows; where rollouts are compiled, the same each time."""
+        if self.compiled is None:
+            return KVCache(self.language_model, batch, capacity, like)
+        return self.compiled.cache(self.language_model, batch, capacity, like)
+
+    def step(
+        self, embedding: Tensor, cache: KVCache, slot: Tensor, position: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Hidden state [B, 1, D] after one more token; see `language.step`."""
+        run = step if self.compiled is None else self.compiled.step
+        # A captured graph gives out the same memory at every step.
+        hidden = run(self.language_model, embedding, cache.layers, slot, position, valid)
+        return hidden if self.compiled is None else hidden.clone()
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""
