@@ -14,6 +14,7 @@ from pathlib import Path
 from rove import algorithms, checkpoint, host, rundir
 from rove.config.schema import Run
 from rove.config.validate import validate
+from rove.errors import RoveError
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
@@ -35,6 +36,10 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
     that was never stopped. Raises RoveError on a configuration that cannot work, before anything is made.
     """
     validate(run)
+    if run.policy.head == "l1":
+        raise RoveError(
+            "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
+        )
     plan = make_plan(run, Inventory.here())
     host.prepare(plan.threads)
     directory = directory or rundir.default(run)

@@ -102,6 +102,8 @@ def merge(model: nn.Module) -> None:
         base.weight.copy_(base.weight.float() + delta(layer).float())
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, base)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
