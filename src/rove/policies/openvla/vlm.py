@@ -138,7 +138,7 @@ class PrismaticVLM(nn.Module):
                 for tower, view, film in zip(self.towers, views, films, strict=True)
             ]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return features.view(len(pixel_values), -1, features.shape[-1])
+        return features.reshape(len(pixel_values), -1, features.shape[-1])
 
     def project(self, features: Tensor) -> Tensor:
         """Patch features to embeddings, [B, P, width] -> [B, P, D]."""
