@@ -81,6 +81,35 @@ def test_resize_is_that_of_pil() -> None:
     assert np.abs(pixels[1, :3].permute(1, 2, 0).numpy() - expected).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["bicubic", "lanczos"])
+def test_other_devices_resize_as_pil_does(name: str) -> None:
+    """What a GPU runs; exact but where an intermediate rounds the other way."""
+    raw = pictures(256)[0]
+    chosen = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}[name]
+    expected = np.stack([np.asarray(Image.fromarray(one.numpy()).resize((224, 224), chosen)) for one in raw])
+    channels = raw.permute(0, 3, 1, 2)
+    ours = images.resize_by_matrix(channels, 224, name).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - expected).max() <= 1 and (ours != expected).mean() < 0.01
+    here = images.process(
+        raw[None], 224, torch.zeros(3), torch.ones(3), center_crop=False, interpolation=name
+    )
+    here = here.view(2, 3, 224, 224).permute(0, 2, 3, 1).numpy()
+    assert np.abs(here - expected).max() <= 1
+
+
+def test_center_crop_comes_after_the_resize_and_rounds() -> None:
+    """`crop_and_resize` of a 0.9 share of the area, bilinear with corners aligned, as the reference does."""
+    raw = pictures(256)
+    size, side = 224, 0.9**0.5
+    resized = images.process(raw, size, torch.zeros(3), torch.ones(3), center_crop=False)
+    cropped = images.process(raw, size, torch.zeros(3), torch.ones(3), center_crop=True)
+    place = (1 - side) / 2 * (size - 1) + torch.arange(size) * side
+    low, part = place.floor().long(), place - place.floor()
+    lines = resized[:, :, low] * (1 - part[:, None]) + resized[:, :, low + 1] * part[:, None]
+    expected = lines[..., low] * (1 - part) + lines[..., low + 1] * part
+    assert (cropped - expected).abs().max() <= 0.51
+
+
 def test_center_crop_keeps_nine_tenths_of_the_area() -> None:
     ramp = torch.arange(101, dtype=torch.uint8)[None, None, None, :, None].expand(1, 1, 101, 101, 3)
     row = images.process(ramp, 101, torch.zeros(3), torch.ones(3), center_crop=True)[0, 0, 50]
