@@ -211,6 +211,11 @@ def test_adapters_of_the_published_layout_are_merged(base: Path, tmp_path: Path)
     for key, value in expected.items():
         torch.testing.assert_close(merged[key], value, msg=key)
     assert isinstance(registry.load(directory), OpenVLA)
+    theirs = json.loads((base / "config.json").read_text())
+    del theirs["rove"]
+    (directory / "config.json").write_text(json.dumps(theirs))  # some publish it, too
+    assert isinstance(registry.load(directory), OpenVLA)
+    (directory / "config.json").unlink()
     (directory / "adapter_config.json").write_text(json.dumps(about | {"use_dora": True}))
     with pytest.raises(RoveError, match="use_dora; only a plain LoRA"):
         load(directory)

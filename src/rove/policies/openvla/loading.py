@@ -104,7 +104,7 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
 def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.PublishedAdapter | None]:
     """Where a checkpoint's weights are, how to name that place in checkpoints of adapters alone (None: they
     have to hold the weights as well), and the adapter of somebody else's that is to be merged."""
-    if (directory / lora.CONFIG).is_file() and not (directory / "config.json").is_file():
+    if (directory / lora.CONFIG).is_file() and not _stands_alone(directory):
         adapter = lora.PublishedAdapter(directory)
         return hub.locate(adapter.base), None, adapter
     about = Checkpoint.read(directory).rove
@@ -119,6 +119,12 @@ def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.Pub
         return hub.locate(name), name, None
     except RoveError as error:
         raise RoveError(f"{directory} holds adapters of {name}, which is not to be had: {error}") from error
+
+
+def _stands_alone(directory: Path) -> bool:
+    """Whether a directory with adapters is Rove's, or holds all weights as well."""
+    has_config = (directory / "config.json").is_file()
+    return has_config and bool(Checkpoint.read(directory).rove or any(directory.glob("model*.safetensors")))
 
 
 def _settings(checkpoint: Checkpoint, base: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
