@@ -376,12 +376,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=8, help="chunks at a time")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
     parser.add_argument(
         "--compile", choices=("true", "false"), default="true", help="measure compiled rollouts"
     )
     args = parser.parse_args()
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.size = args.size or ("7b" if device.type == "cuda" else "tiny")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     before, clock = machine(device), Clock(device, args.repeats)
