@@ -65,7 +65,11 @@ class SmallPolicy(nn.Module):
         statistics: Mapping[str, Any] | None,
         seed: int,
     ) -> SmallPolicy:
-        """A new one; `statistics` of the demonstrations are not needed, bins cover the bounds."""
+        """A new one, or the checkpoint's; bins cover the bounds, whatever the `statistics`."""
+        if config.checkpoint is not None:
+            policy = cls.from_pretrained(config.checkpoint)
+            policy.temperature = config.temperature
+            return policy
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             return cls(chunk, action_spec, vocabulary, config.temperature)
@@ -132,15 +136,12 @@ class SmallPolicy(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(
-        cls, directory: Path, *, temperature: float | None = None, **settings: Any
-    ) -> SmallPolicy:
+    def from_pretrained(cls, directory: Path | str) -> SmallPolicy:
         """Read what `save_pretrained` wrote."""
+        directory = Path(directory)
         about = json.loads((directory / "config.json").read_text())
         spec = {k: tuple(v) if isinstance(v, list) else v for k, v in about["action_spec"].items()}
-        policy = cls(
-            about["chunk"], ActionSpec(**spec), about["vocabulary"], temperature or about["temperature"]
-        )
+        policy = cls(about["chunk"], ActionSpec(**spec), about["vocabulary"], about["temperature"])
         policy.load_state_dict(load_file(directory / "model.safetensors"))
         return policy
 

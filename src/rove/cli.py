@@ -48,6 +48,11 @@ def _show(args: argparse.Namespace, settings: list[str]) -> None:
     for key, value in load.leaves(run):
         print(f"{key} = {value}")
     validate(run)
+    if run.policy.checkpoint is not None:
+        from rove.policies import registry as policies
+
+        if memory := policies.memory(run):
+            print(f"\n{memory}")
 
 
 def _train(args: argparse.Namespace, settings: list[str]) -> None:
@@ -83,12 +88,13 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.reporting.progress import Progress
     from rove.training.sft import warm_up
 
-    host.prepare(make_plan(run, Inventory.here()).threads)
+    plan = make_plan(run, Inventory.here())
+    host.prepare(plan.threads)
     directory = rundir.default(run)
     rundir.create(run, directory)
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
         with Progress(run.name, run.training.iterations) as progress:
-            policy = warm_up(run, directory, log, progress)
+            policy = warm_up(run, directory, log, progress, plan.device)
     print(f"Policy: {policy}")
 
 
@@ -138,10 +144,20 @@ def _bench(args: argparse.Namespace, settings: list[str]) -> int:
 
 def _doctor(args: argparse.Namespace, settings: list[str]) -> int:
     from rove import doctor
+    from rove.findings import table
 
-    findings = doctor.examine()
-    print(doctor.table(findings))
-    return 1 if any(f.status == "error" for f in findings) else 0
+    if (args.policy is None) != (args.suite is None):
+        raise RoveError("--policy and --suite go together: rove doctor --policy CHECKPOINT --suite SUITE.")
+    if args.policy is None:
+        findings = doctor.examine()
+    else:
+        from rove import preflight
+
+        findings = preflight.of_checkpoint(
+            args.policy, args.suite, {name: getattr(args, name) for name in _PREFLIGHT}
+        )
+    print(table(findings))
+    return 1 if any(f.status in ("error", "fail") for f in findings) else 0
 
 
 def _scripts() -> dict[str, Path]:
@@ -154,6 +170,8 @@ def _scripts() -> dict[str, Path]:
     return scripts
 
 
+_PREFLIGHT = ("decoding", "attention", "unnorm_key", "center_crop", "dtype")
+"""Settings of the policy that `rove doctor --policy` takes as options."""
 _EVALUATION = ("episodes", "decoding", "num_envs")
 """Settings of `EvaluationConfig` that `rove eval` takes as options."""
 
@@ -256,7 +274,19 @@ COMMANDS: dict[str, Command] = {
         "run benchmarks, all of them unless named",
         (Argument("name", "a script in benchmarks/", {"nargs": "*", "metavar": "NAME"}),),
     ),
-    "doctor": Command(_doctor, "say what this machine has, and how to install what it lacks"),
+    "doctor": Command(
+        _doctor,
+        "say what this machine has and lacks, or with --policy whether a checkpoint fits a suite",
+        (
+            Argument("--policy", "a checkpoint directory, or a name on the hub", {"metavar": "CHECKPOINT"}),
+            Argument("--suite", "the suite that it is for, e.g. libero_spatial", {"metavar": "SUITE"}),
+            Argument("--decoding", "how it decodes", {"choices": ("autoregressive", "parallel")}),
+            Argument("--attention", "how it attends", {"choices": ("causal", "bidirectional")}),
+            Argument("--unnorm_key", "data set whose statistics un-normalise", {"metavar": "KEY"}),
+            Argument("--center_crop", "crop pictures", {"choices": ("true", "false")}),
+            Argument("--dtype", "of its weights in memory", {"choices": ("float32", "bfloat16")}),
+        ),
+    ),
 }
 
 _SETTINGS_HELP = "Any setting of the run can be given as --key value, e.g. --rollout.num_envs 32."

@@ -11,24 +11,9 @@ import importlib.util
 import os
 import platform
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
 
-Status = Literal["ok", "warn", "missing", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the table."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str = ""
-    """What to do about it; empty where nothing need be done."""
-
+from rove.findings import Finding
 
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "mujoco", "mujoco-warp", "tensorboard")
 
@@ -36,6 +21,7 @@ OPTIONAL: dict[str, tuple[str, str, str]] = {
     "Ray": ("ray", "ray", "many machines"),
     "LIBERO": ("libero", "libero", "the LIBERO suites"),
     "ManiSkill": ("mani_skill", "maniskill", "the ManiSkill suites"),
+    "LoRA": ("peft", "lora", "policies with adapters"),
     "W&B": ("wandb", "wandb", "--logging.wandb true"),
 }
 """Name -> (module, extra that installs it, what it is for)."""
@@ -59,18 +45,6 @@ def examine() -> list[Finding]:
         renderer(),
         *optional_packages(),
     ]
-
-
-def table(findings: Iterable[Finding]) -> str:
-    """The findings as aligned text, each fix on a line of its own."""
-    rows = list(findings)
-    width = max(len(row.name) for row in rows)
-    lines = []
-    for row in rows:
-        lines.append(f"{row.status:>7}  {row.name:<{width}}  {row.detail}")
-        if row.fix:
-            lines.append(f"{'':>7}  {'':<{width}}  → {row.fix}")
-    return "\n".join(lines)
 
 
 def python() -> Finding:

@@ -14,11 +14,14 @@ from pathlib import Path
 from rove import algorithms, checkpoint, host, rundir
 from rove.config.schema import Run
 from rove.config.validate import validate
+from rove.errors import RoveError
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
 from rove.placement.local import LocalExecutor
 from rove.placement.plan import Inventory, make_plan
+from rove.policies import registry as policies
+from rove.preflight import before_run
 from rove.reporting.html import write_report
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
@@ -33,6 +36,10 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
     that was never stopped. Raises RoveError on a configuration that cannot work, before anything is made.
     """
     validate(run)
+    if run.policy.head == "l1":
+        raise RoveError(
+            "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
+        )
     plan = make_plan(run, Inventory.here())
     host.prepare(plan.threads)
     directory = directory or rundir.default(run)
@@ -43,9 +50,14 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
         with Interrupt() as interrupt, Progress(run.name, run.training.iterations) as progress:
             progress.message(f"plan: {plan}")
+            if run.policy.checkpoint is not None and (memory := policies.memory(run)):
+                progress.message(memory)
             saved = checkpoint.latest(directory / "checkpoints") if resume else None
-            start = saved / "policy" if saved else warm_up(run, directory, log, progress)
+            start = saved / "policy" if saved else warm_up(run, directory, log, progress, plan.device)
             with closing(LocalExecutor(run, plan, algorithms.get(run.algorithm.kind), start)) as executor:
+                for finding in before_run(executor.policy, executor.env):
+                    if finding.status == "warn":
+                        progress.message(f"preflight: {finding.name}: {finding.detail} → {finding.fix}")
                 _loop(run, directory, saved, executor, log, progress, interrupt)
     write_report(directory)
     return directory

@@ -72,6 +72,28 @@ class ActionSpec:
         return len(self.names)
 
 
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """What a suite expects of the policies that it is played with. Where the two differ nothing raises: the
+    success rate falls. A preflight compares them."""
+
+    suite: str
+    action_spec: ActionSpec
+    images: tuple[int, ...]
+    """Numbers of pictures, n, that the suite can give; empty: not known."""
+    statistics: tuple[str, ...]
+    """Names of data sets, with `*`, whose statistics un-normalise actions here."""
+    instructions: tuple[str, ...]
+    """Examples."""
+    state: int | None
+    """P, size of the robot's own state; 0: it gives none; None: not known."""
+    center_crop: bool | None = None
+    """Whether published checkpoints of this suite were trained to have the centre cut out; None: there are
+    none."""
+    prompt: str | None = None
+    """The template that they were trained with."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
     """What a policy sees: uint8 images and text. Pixel tensors are made by the policy, on its device."""

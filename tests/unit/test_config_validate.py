@@ -141,6 +141,33 @@ def test_a_checkpoint_decides_the_architecture():
     validate(config.apply(broken, ["--policy.checkpoint", "somewhere", "--sft", "none"]))
 
 
+CHECKPOINT = ["--policy.checkpoint", "owner/name", "--sft", "none"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["--policy.unnorm_key", "bridge_orig"], "policy.unnorm_key is set, but a policy from scratch"),
+        (["--policy.dtype", "bfloat16"], "policy.dtype is set, but a policy from scratch"),
+        ([*CHECKPOINT, "--policy.dtype", "bfloat16"], "without policy.lora trains weights of 8 bits"),
+        ([*CHECKPOINT, "--policy.lora.rank", "0"], "policy.lora.rank = 0"),
+        ([*CHECKPOINT, "--policy.lora.alpha", "-1"], "policy.lora.alpha = -1"),
+        (
+            ["--policy.head", "l1", "--policy.decoding", "autoregressive"],
+            "policy.head = 'l1' reads all actions",
+        ),
+        (
+            ["--policy.checkpoint", "owner/name", "--policy.unnorm_key", "bridge_orig"],
+            "sft replaces a checkpoint's statistics",
+        ),
+    ],
+)
+def test_checkpoints_and_adapters(settings, problem):
+    with pytest.raises(RoveError) as caught:
+        validate(config.apply(GRPO_RUN, settings))
+    assert problem in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["32", 32.0, True, None])
 def test_types_are_checked_in_runs_made_in_python_too(value):
     broken = replace(GRPO_RUN, rollout=replace(GRPO_RUN.rollout, num_envs=value))

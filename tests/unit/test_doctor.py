@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rove import doctor
-from rove.doctor import Finding
+from rove.findings import Finding, table
 
 
 def test_this_machine_can_simulate():
@@ -61,7 +61,7 @@ def test_every_extra_named_exists():
 
 def test_table_puts_the_fix_below_its_finding():
     rows = [Finding("A", "ok", "fine"), Finding("Longer", "missing", "gone", "get it")]
-    assert doctor.table(rows).splitlines() == [
+    assert table(rows).splitlines() == [
         "     ok  A       fine",
         "missing  Longer  gone",
         "                 → get it",

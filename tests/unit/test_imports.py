@@ -13,11 +13,19 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # What a room may import, by prefix, besides itself and BASE.
-BASE = ("types", "errors", "config", "timing", "interrupt")
-CONTRACTS = ("envs.base", "envs.registry", "envs.sampler", "policies.base", "policies.registry")
+BASE = ("types", "errors", "findings", "config", "timing", "interrupt")
+CONTRACTS = (
+    "envs.base",
+    "envs.registry",
+    "envs.sampler",
+    "policies.actions",
+    "policies.base",
+    "policies.registry",
+)
 ROOMS: dict[str, tuple[str, ...]] = {
     "types": (),
     "errors": (),
+    "findings": (),
     "timing": (),
     "interrupt": (),
     "host": (),
@@ -35,10 +43,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation"),
     "recipes": BASE,
     "doctor": ("",),
+    "preflight": ("",),
     "train": ("",),
     "cli": ("",),
 }
-TOP = {"train", "cli", "doctor"}
+TOP = {"train", "cli", "doctor", "preflight"}
 """Rooms at the top: they may import everything, and nothing below them imports them."""
 
 # Heavy or optional packages, and the only places that may import them, at whatever depth.

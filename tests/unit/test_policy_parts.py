@@ -45,8 +45,10 @@ def test_statistics_key() -> None:
     assert bins.choose_key(statistics, "bridge_no_noops") == "bridge"
     with pytest.raises(RoveError, match="Did you mean 'bridge'"):
         bins.choose_key(statistics, "bridgge")
+    assert bins.choose_key(statistics, None) is None
+    assert bins.choose_key({"bridge": {}}, None) == "bridge"
     with pytest.raises(RoveError, match="bridge, libero_spatial_no_noops"):
-        bins.choose_key(statistics, None)
+        raise bins.no_key(statistics)
 
 
 def test_word_tokenizer() -> None:
@@ -77,6 +79,35 @@ def test_resize_is_that_of_pil() -> None:
     pixels = images.process(raw, 20, torch.zeros(3), torch.ones(3), center_crop=False)
     expected = np.asarray(Image.fromarray(raw[1, 0].numpy()).resize((20, 20), Image.Resampling.BICUBIC))
     assert np.abs(pixels[1, :3].permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["bicubic", "lanczos"])
+def test_other_devices_resize_as_pil_does(name: str) -> None:
+    """What a GPU runs; exact but where an intermediate rounds the other way."""
+    raw = pictures(256)[0]
+    chosen = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}[name]
+    expected = np.stack([np.asarray(Image.fromarray(one.numpy()).resize((224, 224), chosen)) for one in raw])
+    channels = raw.permute(0, 3, 1, 2)
+    ours = images.resize_by_matrix(channels, 224, name).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - expected).max() <= 1 and (ours != expected).mean() < 0.01
+    here = images.process(
+        raw[None], 224, torch.zeros(3), torch.ones(3), center_crop=False, interpolation=name
+    )
+    here = here.view(2, 3, 224, 224).permute(0, 2, 3, 1).numpy()
+    assert np.abs(here - expected).max() <= 1
+
+
+def test_center_crop_comes_after_the_resize_and_rounds() -> None:
+    """`crop_and_resize` of a 0.9 share of the area, bilinear with corners aligned, as the reference does."""
+    raw = pictures(256)
+    size, side = 224, 0.9**0.5
+    resized = images.process(raw, size, torch.zeros(3), torch.ones(3), center_crop=False)
+    cropped = images.process(raw, size, torch.zeros(3), torch.ones(3), center_crop=True)
+    place = (1 - side) / 2 * (size - 1) + torch.arange(size) * side
+    low, part = place.floor().long(), place - place.floor()
+    lines = resized[:, :, low] * (1 - part[:, None]) + resized[:, :, low + 1] * part[:, None]
+    expected = lines[..., low] * (1 - part) + lines[..., low + 1] * part
+    assert (cropped - expected).abs().max() <= 0.51
 
 
 def test_center_crop_keeps_nine_tenths_of_the_area() -> None:

@@ -71,13 +71,41 @@ class ValueHeadConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021) through `peft`: the weights themselves stay as they are."""
+
+    rank: int = 32
+    alpha: float | None = None
+    """The adapter's output is scaled by alpha / rank; None: by 1."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Which linear layers: parts of their names ("language_model", "towers", "q_proj"), or "all-linear"."""
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """A Prismatic VLA: `policies/openvla`."""
 
     kind: str = "openvla"
     """A name in `policies/registry.py`."""
     checkpoint: str | None = None
-    """A checkpoint directory. Set, it decides the architecture; the sizes below are then not read."""
+    """A checkpoint directory, or a name on the Hugging Face hub ("openvla/openvla-7b"). Set, it decides the
+    architecture; the sizes below are then not read."""
+    unnorm_key: str | None = None
+    """The data set whose statistics un-normalise a checkpoint's actions; None: the one saved with it, or the
+    only one."""
+    center_crop: bool | None = None
+    """Cut the centre out of every picture, as after random crops; None: as the checkpoint says."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of a checkpoint's weights in memory. Adapters and critic are always float32."""
+    lora: LoraConfig | None = None
+    """Train adapters beside a checkpoint's weights; None: the weights. A warm-up from scratch trains all."""
+    gradient_checkpointing: bool = False
+    """Recompute every layer in the backward pass: a fraction of the memory, a third more work."""
+    compile: bool = False
+    """Rollouts through torch.compile, on a GPU with CUDA graphs. Starts slowly."""
+    head: Literal["discrete", "l1"] = "discrete"
+    """What turns hidden states into actions: 256 tokens a dimension, or OpenVLA-OFT's regression head, which
+    is deterministic and so serves inference and SFT only."""
     decoding: Literal["parallel", "autoregressive"] = "parallel"
     attention: Literal["causal", "bidirectional"] = "causal"
     towers: tuple[TowerConfig, ...] = (TowerConfig(),)
@@ -293,7 +321,7 @@ class Run:
     rollout: RolloutConfig = RolloutConfig()
     training: TrainingConfig = TrainingConfig()
     sft: SFTConfig | None = SFTConfig()
-    """Warm-up before RL; None starts from `policy.checkpoint`."""
+    """Warm-up before RL, of `policy.checkpoint` where that is set; None starts from it as it is."""
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     placement: PlacementConfig = PlacementConfig()

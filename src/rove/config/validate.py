@@ -284,6 +284,33 @@ def _start(run: Run) -> Problems:
         )
 
 
+def _checkpoint(run: Run) -> Problems:
+    policy = run.policy
+    if policy.checkpoint is None:
+        for name, unset in (("unnorm_key", None), ("dtype", "float32")):
+            if getattr(policy, name) != unset:
+                yield (
+                    f"policy.{name} is set, but a policy from scratch does not read it: "
+                    f"set --policy.{name} {str(unset).lower()}, or --policy.checkpoint."
+                )
+    elif run.sft and policy.unnorm_key is not None:
+        yield (
+            "policy.unnorm_key is set, but sft replaces a checkpoint's statistics by those of the "
+            "demonstrations: set --policy.unnorm_key none, or --sft none."
+        )
+    if policy.dtype == "bfloat16" and policy.lora is None:
+        yield (
+            "policy.dtype = 'bfloat16' without policy.lora trains weights of 8 bits, which lose most steps: "
+            "set --policy.lora.rank 32, or --policy.dtype float32 --training.precision bfloat16."
+        )
+    if policy.lora is not None and policy.lora.rank < 1:
+        yield f"policy.lora.rank = {policy.lora.rank}: expected at least 1, e.g. 32."
+    if policy.lora is not None and policy.lora.alpha is not None and policy.lora.alpha <= 0:
+        yield f"policy.lora.alpha = {policy.lora.alpha}: expected a number above 0, or none."
+    if policy.head == "l1" and policy.decoding == "autoregressive":
+        yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
+
+
 def _evaluation(run: Run) -> Problems:
     if run.evaluation.every and not run.evaluation.episodes:
         yield (
@@ -327,6 +354,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _ppo,
     _decoding,
     _start,
+    _checkpoint,
     _evaluation,
     _unread,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,11 @@ def _affine(source: ActionSpec, j: int, target: ActionSpec, i: int) -> tuple[flo
     if quantity != "none":
         return per_source / per_target, 0.0
     low, high = source.low[j], source.high[j]
+    if not math.isfinite(high - low):
+        raise RoveError(
+            f"The policy does not say between which bounds its action dimension {target.names[i]!r} lies, so "
+            "it cannot be mapped onto the environment's. Give its config.json an action_spec, below rove."
+        )
     onto_low, onto_high = target.low[i], target.high[i]
     if target.names[i] == "gripper" and source.gripper != target.gripper:
         onto_low, onto_high = onto_high, onto_low

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
+from rove.findings import Finding
+from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -93,6 +94,33 @@ class Policy(Protocol):
 
     def save_pretrained(self, directory: Path) -> None:
         """Write a self-contained checkpoint directory that the registry can load."""
+        ...
+
+
+@runtime_checkable
+class Preflighted(Protocol):
+    """Optional: a policy that can check whether it fits a suite."""
+
+    def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
+        """One finding a check: "pass", "warn" or "fail"; `rl`: the policy is to be trained by RL."""
+        ...
+
+
+@runtime_checkable
+class Regressor(Protocol):
+    """Optional: a policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head."""
+
+    @property
+    def regresses(self) -> bool:
+        """Whether this one does; then it can act greedily and be imitated, but not trained by RL."""
+        ...
+
+    def regress(self, observation: Observation) -> Tensor:
+        """Normalised actions, float32 [B, C, A], differentiable."""
+        ...
+
+    def normalize(self, actions: Tensor) -> Tensor:
+        """float32 [..., A] of actions in the units of `action_spec`, as `regress` gives them."""
         ...
 
 

@@ -36,4 +36,5 @@ class ValueHead(nn.Module):
         if self.config.detach:
             hidden = hidden.detach()
         pooled = hidden[:, 0] if self.config.source == "first" else hidden.mean(dim=1)
-        return self.layers(pooled).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # returns are learned to more than 8 bits
+            return self.layers(pooled.float())

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rove.config.schema import PolicyConfig
+from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
+from rove.policies import hub
 from rove.policies.base import Policy
 from rove.types import ActionSpec
 
@@ -19,9 +20,10 @@ _ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
 def register(kind: str, entry_point: str) -> None:
     """Make "module:Class" the policy `kind`, imported when it is first used.
 
-    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed)` and
-    `from_pretrained(directory, *, decoding, attention, value_head, temperature)`, and its checkpoints a
-    config.json whose "model_type" is `kind`. Raises RoveError where the name is taken.
+    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed)`, which
+    makes a policy or, where `config.checkpoint` is set, reads one and runs it as `config` says, and
+    `from_pretrained(directory)`, which reads one as it was saved; its checkpoints need a config.json whose
+    "model_type" is `kind`. Raises RoveError where the name is taken.
     """
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
         raise RoveError(f"The policy {kind!r} is already registered as {_ENTRY_POINTS[kind]}.")
@@ -47,37 +49,41 @@ def build(
 
     `chunk` is C; `vocabulary` the words of the suite's instructions; `statistics` those of the
     demonstrations, `{key: {"action": {"q01", "q99", "mask"}}}`, or None for the bounds of `action_spec`.
-    A checkpoint keeps its own vocabulary, statistics and action spec: see `actions.ActionConverter`.
+    A checkpoint keeps its own vocabulary, and without `statistics` its own and its action spec too: see
+    `actions.ActionConverter`.
     """
-    if config.checkpoint is None:
-        return _policy_class(config.kind).build(
-            config,
-            chunk=chunk,
-            action_spec=action_spec,
-            image_size=image_size,
-            vocabulary=vocabulary,
-            statistics=statistics,
-            seed=seed,
-        )
-    directory = Path(config.checkpoint)
-    return _policy_class(_kind(directory)).from_pretrained(
-        directory,
-        decoding=config.decoding,
-        attention=config.attention,
-        value_head=config.value_head,
-        temperature=config.temperature,
+    kind = config.kind if config.checkpoint is None else _kind(config.checkpoint)
+    return _policy_class(kind).build(
+        config,
         chunk=chunk,
+        action_spec=action_spec,
+        image_size=image_size,
+        vocabulary=vocabulary,
+        statistics=statistics,
         seed=seed,
     )
 
 
-def load(directory: Path | str) -> Policy:
-    """The policy that a checkpoint directory holds, as it was saved."""
-    return _policy_class(_kind(Path(directory))).from_pretrained(Path(directory))
+def load(directory: Path | str, **settings: Any) -> Policy:
+    """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`."""
+    return _policy_class(_kind(directory)).from_pretrained(directory, **settings)
 
 
-def _kind(directory: Path) -> str:
+def memory(run: Run) -> str | None:
+    """What the run's policy needs on the device that holds it, in words; None where its class cannot say."""
+    if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
+        kind = run.policy.kind
+    else:
+        kind = _kind(run.policy.checkpoint)
+    say = getattr(_policy_class(kind), "memory", None)
+    return None if say is None else say(run)
+
+
+def _kind(checkpoint: Path | str) -> str:
+    directory = hub.locate(checkpoint)
     path = directory / "config.json"
+    if not path.is_file() and (directory / "adapter_config.json").is_file():
+        return _kind(json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"])
     if not path.is_file():
         raise RoveError(f"{directory} is not a checkpoint directory: it has no config.json.")
     return str(json.loads(path.read_text()).get("model_type"))

@@ -11,6 +11,8 @@ last chunk, and at the end of truncated episodes) are computed for the rows that
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -19,10 +21,11 @@ from torch import Tensor
 from rove.envs.base import Brancher, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
+from rove.policies.actions import ActionConverter
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import RolloutBuffer
 from rove.timing import Stopwatch
-from rove.types import ActionChunk, Finals, Observation, Trajectory
+from rove.types import ActionChunk, ActionSpec, Finals, Observation, Trajectory
 
 FINALS: dict[str | None, Finals] = {None: "none", "truncated": "truncated", "always": "ended"}
 
@@ -64,7 +67,7 @@ class Collector:
         """One rollout of T chunks; `version` numbers the weights that act."""
         env = self.env
         observation = self._begin(watch)
-        buffer = RolloutBuffer(self.chunks, env.num_envs, env.chunk, env.action_spec.dim)
+        buffer = RolloutBuffer(self.chunks, env.num_envs, env.chunk, self.policy.action_spec.dim)
         finals: list[tuple[int, Tensor]] = []
         final_observations: list[Observation] = []
         for t in range(self.chunks):
@@ -144,17 +147,26 @@ def act_rows(
     seed: int | None,
     samples: int | None = None,
 ) -> ActionChunk:
-    """Act for the running slots only; without a seed, greedily. R rows."""
+    """Act for the running slots only; without a seed, greedily. R rows, in the environment's convention."""
     seen = observation if len(rows) == env.num_envs else observation.select(rows)
-    with torch.inference_mode():
-        if seed is None:
-            return policy.act(seen, "greedy")
+    noise = None
+    if seed is not None:
         specs = env.specs
         episode = torch.tensor([spec.seed for b in rows.tolist() if (spec := specs[b]) is not None])
-        chunk = env.elapsed[rows] // env.chunk
-        noise = SamplingNoise(seed, episode, chunk)
-        # Only what branches asks for samples, so that a policy need not know of them.
-        return policy.act(seen, "sample", noise, samples) if samples else policy.act(seen, "sample", noise)
+        noise = SamplingNoise(seed, episode, env.elapsed[rows] // env.chunk)
+    with torch.inference_mode():
+        if noise is not None and samples:  # asked for by branches only: a policy need not know of them
+            chunk = policy.act(seen, "sample", noise, samples)
+        else:
+            chunk = policy.act(seen, "greedy" if noise is None else "sample", noise)
+    if policy.action_spec == env.action_spec:
+        return chunk
+    return replace(chunk, actions=_converter(policy.action_spec, env.action_spec)(chunk.actions))
+
+
+@cache
+def _converter(source: ActionSpec, target: ActionSpec) -> ActionConverter:
+    return ActionConverter(source, target)
 
 
 def scatter(actions: Tensor, rows: Tensor, env: VectorEnv) -> Tensor:

@@ -15,7 +15,7 @@ from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.errors import RoveError
 from rove.policies import registry as policies
-from rove.policies.base import Locator, Policy
+from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.batches import batches
@@ -25,15 +25,16 @@ from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.types import Demonstrations
 
 
-def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
-    """The policy that RL starts from: `policy.checkpoint`, or one made here, kept below `directory`.
+def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: str = "cpu") -> Path:
+    """The policy that RL starts from: `policy.checkpoint` as it is where `run.sft` is None, or one trained
+    here on demonstrations, from that checkpoint or from scratch, kept below `directory`.
 
     `directory/demonstrations.npz` and `directory/sft` are made once and used again.
     """
-    if run.policy.checkpoint is not None:
-        return Path(run.policy.checkpoint)
     if run.sft is None:
-        raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
+        if run.policy.checkpoint is None:
+            raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
+        return Path(run.policy.checkpoint)
     target = directory / "sft"
     if target.exists():
         return target
@@ -49,6 +50,8 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress) -> Path:
             statistics={suite.name: statistics(demonstrations)},
             seed=run.seed,
         )
+        assert isinstance(policy, nn.Module)
+        policy.to(device)
         pictures = None
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)
@@ -99,10 +102,14 @@ def fit(
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
-    Every pass over the demonstrations is a fresh permutation. Where the policy points and the demonstrations
-    say where at, that counts `config.pointing_weight` times beside the actions.
+    Every pass over the demonstrations is a fresh permutation. Actions are learned by the cross-entropy of
+    their tokens or, where the policy regresses, by the mean absolute error of their normalised values. Where
+    the policy points and the demonstrations say where at, that counts `config.pointing_weight` times beside.
     """
     assert isinstance(policy, nn.Module)
+    if isinstance(policy, Regressor) and policy.regresses:
+        fit_regression(policy, demonstrations, config, seed, max_bad_steps=max_bad_steps, on_step=on_step)
+        return
     points, size = demonstrations.points, demonstrations.images.shape[-2]
     optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
@@ -131,4 +138,34 @@ def fit(
             optimizer.steps,
             {"sft/loss": total, "sft/token_probability": right, "sft/grad_norm": norm, "sft/lr": lr},
         )
+    policy.eval()
+
+
+def fit_regression(
+    policy: Regressor,
+    demonstrations: Demonstrations,
+    config: SFTConfig,
+    seed: int,
+    *,
+    max_bad_steps: int,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+) -> None:
+    """`fit` for a policy that gives actions outright: L1 loss (Kim et al. 2025, section 4)."""
+    assert isinstance(policy, nn.Module)
+    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
+    target = policy.normalize(demonstrations.actions)
+    rows_of = batches(len(demonstrations), config.batch, seed)
+    policy.train()
+    while optimizer.steps < config.steps:
+        rows = torch.from_numpy(next(rows_of))
+        counted = demonstrations.mask[rows].sum() * target.shape[-1]
+        total = 0.0
+        for part in rows.split(config.micro_batch):
+            error = (policy.regress(demonstrations.observation(part)) - target[part.to(target.device)]).abs()
+            loss = (error.cpu() * demonstrations.mask[part][..., None]).sum() / counted
+            loss.backward()
+            total += loss.item()
+        lr = optimizer.lr
+        norm, _ = optimizer.step()
+        on_step(optimizer.steps, {"sft/loss": total, "sft/grad_norm": norm, "sft/lr": lr})
     policy.eval()

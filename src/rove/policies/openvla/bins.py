@@ -6,7 +6,6 @@ OpenVLA (Kim et al. 2024, section 3.2): the higher the id, the lower the value. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rove.errors import RoveError, nearest
+from rove.policies.openvla.config import BINS, read_json
 from rove.types import ActionSpec
-
-BINS = 256
 
 
 def tokenize(normalized: Tensor, vocab_size: int) -> Tensor:
@@ -55,27 +53,33 @@ def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
 
 
 def read_statistics(directory: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset_statistics.json of a checkpoint, or else what its config.json has `stored`."""
+    """dataset_statistics.json of a checkpoint, or else what its config.json has `stored`; may be empty."""
     path = directory / "dataset_statistics.json"
-    statistics = json.loads(path.read_text()) if path.is_file() else dict(stored)
-    if not statistics:
-        raise RoveError(f"{directory} has action statistics neither in {path.name} nor in config.json.")
-    return statistics
+    return read_json(path) if path.is_file() else dict(stored)
 
 
-def choose_key(statistics: Mapping[str, Any], key: str | None) -> str:
+def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
     """The data set whose statistics un-normalise; tolerates a missing or surplus `_no_noops` suffix.
 
-    Raises RoveError where `key` is unknown, or where it is None and there are several.
+    None where `key` is None and there is not exactly one. Raises RoveError where `key` is unknown.
     """
     if key is None:
-        if len(statistics) == 1:
-            return next(iter(statistics))
-        raise RoveError(f"unnorm_key is needed. Choose one of: {', '.join(sorted(statistics))}.")
+        return next(iter(statistics)) if len(statistics) == 1 else None
     for candidate in (key, key + "_no_noops", key.removesuffix("_no_noops")):
         if candidate in statistics:
             return candidate
     raise RoveError(f"No action statistics for unnorm_key {key!r}. {nearest(key, statistics)}")
+
+
+def no_key(statistics: Mapping[str, Any]) -> RoveError:
+    """What to say where actions are to be un-normalised and `choose_key` had no answer."""
+    if not statistics:
+        return RoveError(
+            "The checkpoint has action statistics neither in dataset_statistics.json nor in config.json "
+            "(norm_stats), so its actions cannot be un-normalised. Add the file, or give statistics."
+        )
+    names = ", ".join(sorted(statistics))
+    return RoveError(f"The checkpoint has statistics of several data sets: set unnorm_key to one of {names}.")
 
 
 class Normalizer(nn.Module):

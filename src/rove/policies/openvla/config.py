@@ -14,11 +14,12 @@ from typing import Any
 
 from transformers import LlamaConfig as HFLlamaConfig
 
-from rove.config.schema import PolicyConfig, TowerConfig, ValueHeadConfig
-from rove.errors import RoveError
-from rove.policies.openvla.bins import BINS
+from rove.config.schema import LoraConfig, PolicyConfig, TowerConfig, ValueHeadConfig
+from rove.errors import RoveError, nearest
 from rove.types import ActionSpec
 
+BINS = 256
+"""K: bins of an action dimension, and so action tokens."""
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,6 +28,7 @@ _TIMM_SIZES = {
     "vit_large_patch14_reg4_dinov2.lvd142m": (1024, 24, 16),
     "vit_so400m_patch14_siglip_224": (1152, 27, 16),
 }
+_ARM = ("x", "y", "z", "roll", "pitch", "yaw")
 _MLP_RATIO = {"dinov2": 4.0, "siglip": 3.7362}
 # What a `text_config` written as a diff leaves out: the values of Llama-2 as the published converter
 # instantiated it, not those of the installed library.
@@ -53,15 +55,15 @@ class Checkpoint:
 
     @staticmethod
     def read(directory: Path) -> Checkpoint:
-        """Raises RoveError where config.json is missing or is not an OpenVLA's."""
+        """Raises RoveError where config.json is missing, damaged, or not an OpenVLA's."""
         path = directory / "config.json"
         if not path.is_file():
             raise RoveError(f"{directory} is not a checkpoint: it has no config.json.")
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if config.get("model_type") != "openvla":
             raise RoveError(f"{path}: model_type is {config.get('model_type')!r}, expected 'openvla'.")
         preprocessor = directory / "preprocessor_config.json"
-        return Checkpoint(config, json.loads(preprocessor.read_text()) if preprocessor.is_file() else {})
+        return Checkpoint(config, read_json(preprocessor) if preprocessor.is_file() else {})
 
     def write(self, directory: Path) -> None:
         """Write both files into `directory`."""
@@ -98,9 +100,23 @@ class Checkpoint:
         return tuple((tuple(m), tuple(s)) for m, s in zip(means, stds, strict=True))
 
     @property
-    def center_crop(self) -> bool:
-        """Whether images are cropped at the centre before they are resized."""
-        return bool(self.rove.get("center_crop", False))
+    def center_crop(self) -> bool | None:
+        """Whether the centre of every picture is cut out; None where the files do not say."""
+        return self.rove.get("center_crop", self.config.get("center_crop"))
+
+    @property
+    def interpolation(self) -> str:
+        """ "bicubic", or "lanczos", by which pictures are resized."""
+        stored = self.rove.get("interpolation") or self.preprocessor.get("interpolations", ["bicubic"])[0]
+        if stored not in ("bicubic", "lanczos"):
+            choice = nearest(stored, ("bicubic", "lanczos"))
+            raise RoveError(f"preprocessor_config.json: interpolation {stored!r} is unknown. {choice}")
+        return stored
+
+    @property
+    def num_images(self) -> int | None:
+        """Pictures that the policy was trained to see at once; None where the files do not say."""
+        return self.rove.get("num_images")
 
     @property
     def llama(self) -> HFLlamaConfig:
@@ -143,37 +159,69 @@ class Checkpoint:
         """Statistics stored in config.json; dataset_statistics.json overrides them."""
         return self.config.get("norm_stats", {})
 
-    def settings(self, decoding: str | None) -> dict[str, Any]:
-        """How to run the model: as saved by Rove, or else as the published checkpoints are run."""
-        decoding = decoding or self.rove.get("decoding", "autoregressive")
+    def settings(self, decoding: str | None, *, head: str, proprio: bool) -> dict[str, Any]:
+        """How to run the model: as saved by Rove, or else as the published checkpoints are run.
+
+        `head` and `proprio` are what the directory's files hold.
+        """
+        regression = head == "l1"
+        decoding = decoding or self.rove.get("decoding", "parallel" if regression else "autoregressive")
         published = {
-            "attention": "causal",
+            # RL trains discrete checkpoints with causal attention; regression heads have the original's.
+            "attention": "bidirectional" if regression else "causal",
             "chunk": 8 if decoding == "parallel" else 1,
             "temperature": 1.0,
             "placeholders": "zero",
             "film": False,
-            "proprio": False,
+            "proprio": proprio,
             "pointers": 0,
             "unnorm_key": None,
+            "num_images": 2 if proprio else 1,
         }
         saved = {key: self.rove.get(key, value) for key, value in published.items()}
-        return saved | {"decoding": decoding}
+        return saved | {"decoding": decoding, "head": head}
+
+    def action_spec(self, key: str | None, dim: int) -> ActionSpec:
+        """The convention of `dim` numbers an action: as saved, or as the data set `key` was published.
+
+        Open X-Embodiment: metres and radians, the gripper 0 closed to 1 open. LIBERO's arm has units of its
+        controller.
+        """
+        spec = self.rove.get("action_spec")
+        if spec is not None:
+            lists: dict[str, Any] = {name: tuple(spec[name]) for name in ("names", "units", "low", "high")}
+            return ActionSpec(**{**spec, **lists})
+        if dim != len(_ARM) + 1:
+            names = tuple(f"joint_{i}" for i in range(dim))
+            return ActionSpec(names, ("1",) * dim, (-math.inf,) * dim, (math.inf,) * dim)
+        names = (*_ARM, "gripper")
+        if key is not None and key.startswith("libero"):
+            return ActionSpec(names, ("1",) * 7, (*[-1.0] * 6, 0.0), (1.0,) * 7)
+        low, high = (*[-math.inf] * 6, 0.0), (*[math.inf] * 6, 1.0)
+        return ActionSpec(names, (*["m"] * 3, *["rad"] * 3, "1"), low, high)
 
     @property
-    def action_spec(self) -> ActionSpec:
-        """The convention of the actions; one that names none follows Open X-Embodiment, without bounds."""
-        spec = self.rove.get("action_spec")
-        if spec is None:
-            names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-            return ActionSpec(names, ("1",) * 7, (-math.inf,) * 7, (math.inf,) * 7)
-        lists: dict[str, Any] = {key: tuple(spec[key]) for key in ("names", "units", "low", "high")}
-        return ActionSpec(**{**spec, **lists})
+    def lora(self) -> LoraConfig | None:
+        """The adapters whose weights the checkpoint holds beside its own or its base's."""
+        lora = self.rove.get("lora")
+        return None if lora is None else LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
 
     @property
     def value_head(self) -> ValueHeadConfig | None:
         """The critic whose weights the checkpoint holds."""
         head = self.rove.get("value_head")
         return None if head is None else ValueHeadConfig(**{**head, "hidden": tuple(head["hidden"])})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; RoveError naming a file that is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise RoveError(f"{path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise RoveError(f"{path} holds a {type(content).__name__}, expected an object.")
+    return content
 
 
 def _statistics(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

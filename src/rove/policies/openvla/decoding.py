@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rove.policies.openvla.bins import BINS
-from rove.policies.openvla.language import Attention, KVCache
+from rove.policies.openvla.config import BINS
+from rove.policies.openvla.language import Attention
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 
 Decoding = Literal["autoregressive", "parallel"]
@@ -38,16 +38,16 @@ def parallel(vlm: PrismaticVLM, prefix: Prefix, count: int, attention: Attention
     if attention == "bidirectional":
         end = vlm.language_model.embed_tokens(torch.full((len(before), 1), stop, device=before.device))
         suffix = torch.cat((suffix, end), dim=1)
-    return _after_prompt(vlm, prefix, suffix, attention)[:, :count]
+    return after_prompt(vlm, prefix, suffix, attention)[:, :count]
 
 
 def teacher_forced(vlm: PrismaticVLM, prefix: Prefix, tokens: Tensor) -> Tensor:
     """Hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it, in one pass."""
     suffix = vlm.language_model.embed_tokens(tokens[:, :-1])
-    return _after_prompt(vlm, prefix, suffix, "causal")
+    return after_prompt(vlm, prefix, suffix, "causal")
 
 
-def _after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
+def after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
     """Hidden states from the last prompt token to the end of the suffix."""
     extra, valid = suffix.shape[1], prefix.valid
     if valid is not None:
@@ -63,17 +63,23 @@ def one_by_one(
 
     Returns columns [B, count], logits [B, count, 256] at temperature 1, and hidden states [B, count, D].
     """
-    embeddings, valid = prefix.embeddings, prefix.valid
-    cache = KVCache(embeddings.shape[1] + count - 1)
+    batch, length = prefix.embeddings.shape[:2]
+    device, capacity = prefix.embeddings.device, length + count - 1
+    cache = vlm.cache(batch, capacity, prefix.embeddings)
+    valid = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+    valid[:, :length] = True if prefix.valid is None else prefix.valid
+    start = valid.sum(1, keepdim=True)
+    hidden = vlm.hidden(prefix.embeddings, prefix.valid, outputs=1, attention="causal", cache=cache)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for j in range(count):
-        hidden = vlm.hidden(embeddings, valid, outputs=1, attention="causal", cache=cache)
+        if j:
+            valid[:, length + j - 1] = True
+            embedding = vlm.language_model.embed_tokens(steps[-1][0] + vlm.vocab_size - BINS)
+            slot = torch.tensor([length + j - 1], device=device)
+            hidden = vlm.step(embedding, cache, slot, start + j - 1, valid)
         logits = vlm.action_logits(hidden)
         column = choose(logits, temperature, None if uniform is None else uniform[:, j, None, None])[..., 0]
         steps.append((column, logits, hidden))
-        embeddings = vlm.language_model.embed_tokens(column + vlm.vocab_size - BINS)
-        if valid is not None:
-            valid = torch.cat((valid, valid.new_ones(len(valid), 1)), dim=1)
     columns, logits, hidden = (torch.cat(part, dim=1) for part in zip(*steps, strict=True))
     return columns, logits, hidden
 

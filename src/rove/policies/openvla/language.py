@@ -7,12 +7,14 @@ rotary table and the mask are made once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, cast
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -20,23 +22,23 @@ Attention = Literal["causal", "bidirectional"]
 
 
 class KVCache:
-    """Keys and values of every layer in buffers allocated once, for decoding token by token."""
+    """Keys and values of every layer, in buffers of one size from the first token to the last.
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+    A step attends over all of a buffer and a mask leaves out what is not there yet: its shapes never change,
+    so that it can be compiled, or captured, once.
+    """
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, heads, S, d] after the `length` entries present; returns views of all entries."""
-        if layer not in self._layers:
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self._layers[layer] = (key.new_empty(shape), value.new_empty(shape))
-        keys, values = self._layers[layer]
-        end = self.length + key.shape[2]
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
+    def __init__(self, model: LlamaModel, batch: int, capacity: int, like: Tensor) -> None:
+        config = model.config
+        dim = config.hidden_size // config.num_attention_heads
+        shape = (batch, config.num_key_value_heads or config.num_attention_heads, capacity, dim)
+        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in model.layers]
+
+    def fill(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the first entries, [B, heads, S, d], and return them."""
+        for buffer, new in zip(self.layers[layer], (key, value), strict=True):
+            buffer[:, :, : new.shape[2]] = new
+        return key, value
 
 
 def attention_mask(valid: Tensor, attention: Attention, queries: int) -> Tensor:
@@ -75,23 +77,26 @@ def _heads(x: Tensor, dim: int) -> Tensor:
     return x.unflatten(-1, (-1, dim)).transpose(1, 2)
 
 
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's new keys and values, returns all that are to be attended to."""
+
+
 def _layer(
     layer: LlamaDecoderLayer,
-    index: int,
     x: Tensor,
     rope: tuple[Tensor, Tensor],
     mask: Tensor | None,
     causal: bool,
     outputs: int,
-    cache: KVCache | None,
+    store: Store | None,
 ) -> Tensor:
     attention = layer.self_attn
     cos, sin = rope
     normed = layer.input_layernorm(x)
     key = _rotate(_heads(attention.k_proj(normed), attention.head_dim), cos, sin)
     value = _heads(attention.v_proj(normed), attention.head_dim)
-    if cache is not None:
-        key, value = cache.append(index, key, value)
+    if store is not None:
+        key, value = store(key, value)
     if outputs < x.shape[1]:
         x, normed = x[:, -outputs:], normed[:, -outputs:]
         cos, sin = cos[..., -outputs:, :], sin[..., -outputs:, :]
@@ -109,6 +114,13 @@ def _layer(
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
+def recomputed(function: Callable[..., Any], wanted: bool, *inputs: Any) -> Any:
+    """`function(*inputs)`; where `wanted`, nothing that it computes is kept for the backward pass."""
+    if wanted and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
+
+
 def forward(
     model: LlamaModel,
     embeddings: Tensor,
@@ -117,35 +129,62 @@ def forward(
     valid: Tensor | None = None,
     attention: Attention = "causal",
     cache: KVCache | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
 
-    `embeddings` is [B, S, D]; `valid`, bool [B, L], marks the attended entries (None: all), and position
-    ids count them. With a `cache`, the S positions follow those stored, L counts both, and the pass is
-    causal.
+    `embeddings` is [B, S, D]; `valid`, bool [B, S], marks the attended entries (None: all), and position
+    ids count them. A `cache` is filled for the steps that follow. With `recompute`, a layer's activations
+    are made anew in the backward pass instead of kept.
     """
-    past = 0 if cache is None else cache.length
-    new = embeddings.shape[1]
-    length = past + new
+    length = embeddings.shape[1]
     if valid is None:
-        position = torch.arange(past, length, device=embeddings.device)
+        position = torch.arange(length, device=embeddings.device)
     else:
-        position = (valid.long().cumsum(1) - 1).clamp_min(0)[:, past:]
-    causal = attention == "causal" and new > 1
-    mask = None if valid is None else attention_mask(valid, attention, new)
+        position = (valid.long().cumsum(1) - 1).clamp_min(0)
+    causal = attention == "causal" and length > 1
+    mask = None if valid is None else attention_mask(valid, attention, length)
     rope = rotary(model, position, embeddings.dtype)
     x = embeddings
     final = len(model.layers) - 1
     for index, layer in enumerate(cast(Iterable[LlamaDecoderLayer], model.layers)):
-        count = outputs if index == final else new
-        if count < new:
+        count = outputs if index == final else length
+        if count < length:
             # A window of queries that ends at the last key is no longer what SDPA calls causal.
             if mask is not None:
                 mask = mask[:, :, -count:]
             elif causal:
                 everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
                 mask = attention_mask(everything, attention, count)
-        x = _layer(layer, index, x, rope, mask, causal, count, cache)
-    if cache is not None:
-        cache.length = length
+        store = None if cache is None else partial(cache.fill, index)
+        x = recomputed(_layer, recompute, layer, x, rope, mask, causal, count, store)
+    return model.norm(x)
+
+
+def step(
+    model: LlamaModel,
+    embedding: Tensor,
+    cache: list[tuple[Tensor, Tensor]],
+    slot: Tensor,
+    position: Tensor,
+    valid: Tensor,
+) -> Tensor:
+    """Hidden state [B, 1, D] after one more token, [B, 1, D], which is stored at `slot`, int64 [1].
+
+    `cache` is that of a `KVCache`; `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is attended
+    to, the new entry included.
+    """
+    rope = rotary(model, position, embedding.dtype)
+    mask = valid[:, None, None, :]
+    x = embedding
+    for layer, buffers in zip(cast(Iterable[LlamaDecoderLayer], model.layers), cache, strict=True):
+
+        def store(
+            key: Tensor, value: Tensor, buffers: tuple[Tensor, Tensor] = buffers
+        ) -> tuple[Tensor, Tensor]:
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer.index_copy_(2, slot, new.to(buffer.dtype))
+            return buffers
+
+        x = _layer(layer, x, rope, mask, False, 1, store)
     return model.norm(x)

@@ -9,9 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from rove.errors import RoveError
-from rove.policies.openvla.bins import BINS
-from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.config import BINS, Checkpoint
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """Ids 0 to 3 of a word-level vocabulary; <s> and </s> have Llama's own ids."""
@@ -49,10 +47,13 @@ class PromptTokenizer:
             self._cache[instruction] = ids
         return ids
 
-    def __call__(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """`input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded."""
+    def __call__(self, instructions: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor | None]:
+        """`input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded.
+
+        L is the next multiple of `multiple`.
+        """
         rows = [self.encode(text) for text in instructions]
-        longest = max(map(len, rows))
+        longest = -(-max(map(len, rows)) // multiple) * multiple
         ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         if bool((lengths == longest).all()):
@@ -67,11 +68,4 @@ class PromptTokenizer:
 def read_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint directory; None where it has none."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    if (directory / "tokenizer.model").is_file():
-        raise RoveError(
-            f"{directory} has only tokenizer.model. Convert it to tokenizer.json with "
-            "transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)."
-        )
-    return None
+    return Tokenizer.from_file(str(path)) if path.is_file() else None

@@ -6,6 +6,8 @@ that a published checkpoint survives a round trip.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -14,10 +16,9 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersLayer
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
+from rove.policies.openvla.language import recomputed
 
 
 class FiLM(nn.Module):
@@ -41,6 +42,20 @@ class FiLM(nn.Module):
 def make_film(config: TowerConfig, text_width: int) -> nn.ModuleList:
     """One for every block of the tower that is computed."""
     return nn.ModuleList(FiLM(text_width, config.width) for _ in range(config.depth - 1))
+
+
+def _dino_block(block: Any, x: Tensor, film: nn.Module | None, text: Tensor | None) -> Tensor:
+    x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
+    if film is not None:
+        x = film(x, text)
+    return x + block.layer_scale2(block.mlp(block.norm2(x)))
+
+
+def _siglip_block(block: Any, x: Tensor, film: nn.Module | None, text: Tensor | None) -> Tensor:
+    x = x + block.self_attn(block.layer_norm1(x))[0]
+    if film is not None:
+        x = film(x, text)
+    return x + block.mlp(block.layer_norm2(x))
 
 
 class DinoTower(Dinov2WithRegistersModel):
@@ -67,7 +82,11 @@ class DinoTower(Dinov2WithRegistersModel):
         return self.embeddings.position_embeddings[0, 1:]
 
     def forward(
-        self, pixels: Tensor, film: nn.ModuleList | None = None, text: Tensor | None = None
+        self,
+        pixels: Tensor,
+        film: nn.ModuleList | None = None,
+        text: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
@@ -76,13 +95,7 @@ class DinoTower(Dinov2WithRegistersModel):
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
         for index, block in enumerate(self.encoder.layer[:-1]):
-            if film is None:
-                x = block(x)
-            else:
-                assert isinstance(block, Dinov2WithRegistersLayer)
-                x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
-                x = film[index](x, text)
-                x = x + block.layer_scale2(block.mlp(block.norm2(x)))
+            x = recomputed(_dino_block, recompute, block, x, None if film is None else film[index], text)
         return x[:, prefix.shape[1] :]
 
 
@@ -111,19 +124,17 @@ class SiglipTower(SiglipVisionModel):
         return self.embeddings.position_embedding.weight
 
     def forward(
-        self, pixels: Tensor, film: nn.ModuleList | None = None, text: Tensor | None = None
+        self,
+        pixels: Tensor,
+        film: nn.ModuleList | None = None,
+        text: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
         for index, block in enumerate(self.encoder.layers[:-1]):
-            if film is None:
-                x = block(x, None)
-            else:
-                assert isinstance(block, SiglipEncoderLayer)
-                x = x + block.self_attn(block.layer_norm1(x))[0]
-                x = film[index](x, text)
-                x = x + block.mlp(block.layer_norm2(x))
+            x = recomputed(_siglip_block, recompute, block, x, None if film is None else film[index], text)
         return x
 
 

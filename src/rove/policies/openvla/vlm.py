@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from rove.config.schema import TowerConfig
-from rove.policies.openvla.bins import BINS
-from rove.policies.openvla.language import Attention, KVCache, forward
+from rove.policies.openvla import lora
+from rove.policies.openvla.compiled import Compiled
+from rove.policies.openvla.config import BINS
+from rove.policies.openvla.language import Attention, KVCache, forward, step
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
@@ -117,6 +119,8 @@ class PrismaticVLM(nn.Module):
         del self.language_model.rotary_emb
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
+        self.gradient_checkpointing = False
+        self.compiled: Compiled | None = None
         self.placeholders = (
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
         )
@@ -128,18 +132,24 @@ class PrismaticVLM(nn.Module):
         """
         channels = 3 * len(self.towers)
         pictures = pixel_values.unflatten(1, (-1, channels)).flatten(0, 1)
-        views = pictures.split(3, dim=1)
-        if self.film is None:
-            parts = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
-        else:
+        views = pictures.to(self.lm_head.weight.dtype).split(3, dim=1)
+        films: Sequence[Any] = [None] * len(self.towers)
+        if self.film is not None:
             assert text is not None
-            text = text.repeat_interleave(len(pictures) // len(text), dim=0)
+            films, text = list(self.film), text.repeat_interleave(len(pictures) // len(text), dim=0)
+        if self.compiled is not None and torch.is_inference_mode_enabled():
+            run = self.compiled.tower
             parts = [
-                tower(view, film, text)
-                for tower, view, film in zip(self.towers, views, self.film, strict=True)
+                run(tower, view, film, text).clone()
+                for tower, view, film in zip(self.towers, views, films, strict=True)
+            ]
+        else:
+            parts = [
+                tower(view, film, text, self.gradient_checkpointing)
+                for tower, view, film in zip(self.towers, views, films, strict=True)
             ]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return features.view(len(pixel_values), -1, features.shape[-1])
+        return features.reshape(len(pixel_values), -1, features.shape[-1])
 
     def project(self, features: Tensor) -> Tensor:
         """Patch features to embeddings, [B, P, width] -> [B, P, D]."""
@@ -168,7 +178,8 @@ class PrismaticVLM(nn.Module):
             patches = torch.cat((patches, self.pointer(logits, state)), dim=1)
         if self.proprio_projector is not None:
             assert state is not None
-            patches = torch.cat((patches, self.proprio_projector(state)[:, None]), dim=1)
+            token = self.proprio_projector(state.to(self.lm_head.weight.dtype))
+            patches = torch.cat((patches, token[:, None]), dim=1)
         if attention_mask is None:
             tokens, valid = input_ids, None
         else:
@@ -215,13 +226,41 @@ class PrismaticVLM(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm at the last `outputs` positions; see `language.forward`."""
+        # What fills a cache runs once for many steps; what is trained is not captured.
+        compiled = self.compiled if cache is None and torch.is_inference_mode_enabled() else None
+        if compiled is not None:
+            run = compiled.forward
+            return run(
+                self.language_model, embeddings, outputs=outputs, valid=valid, attention=attention
+            ).clone()
         return forward(
-            self.language_model, embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache
+            self.language_model,
+            embeddings,
+            outputs=outputs,
+            valid=valid,
+            attention=attention,
+            cache=cache,
+            recompute=self.gradient_checkpointing,
         )
+
+    def cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
+        """Room for `capacity` entries of `batch` rows; where rollouts are compiled, the same each time."""
+        if self.compiled is None:
+            return KVCache(self.language_model, batch, capacity, like)
+        return self.compiled.cache(self.language_model, batch, capacity, like)
+
+    def step(
+        self, embedding: Tensor, cache: KVCache, slot: Tensor, position: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Hidden state [B, 1, D] after one more token; see `language.step`."""
+        run = step if self.compiled is None else self.compiled.step
+        # A captured graph gives out the same memory at every step.
+        hidden = run(self.language_model, embedding, cache.layers, slot, position, valid)
+        return hidden if self.compiled is None else hidden.clone()
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""
-        rows = self.lm_head.weight[self.vocab_size - BINS : self.vocab_size]
+        rows = lora.rows(self.lm_head, slice(self.vocab_size - BINS, self.vocab_size))
         return F.linear(hidden, rows).float()
 
 

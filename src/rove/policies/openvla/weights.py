@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rove.config.schema import TowerConfig
@@ -22,6 +18,7 @@ _PREFIXES = {
     "language_model.lm_head.": "vlm.lm_head.",
     "projector.": "vlm.projector.",
     "value_head.": "value_head.",
+    "action_head.": "action_head.",
     "placeholders": "vlm.placeholders",
     "film.": "vlm.film.",
     "proprio_projector.": "vlm.proprio_projector.",
@@ -145,35 +142,23 @@ def to_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -> 
     return out
 
 
-def read_weights(directory: Path) -> State:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists.
-
-    Raises RoveError naming a file that is absent or damaged.
-    """
-    index = directory / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    state: State = {}
-    for name in sorted(names):
-        try:
-            state |= load_file(directory / name)
-        except FileNotFoundError as error:
-            raise RoveError(f"{directory} lacks the weights file {name}.") from error
-        except SafetensorError as error:
-            raise RoveError(f"{directory / name} is truncated or not safetensors: {error}.") from error
-    # LayerScale has two names, by the version of the vision library that stored it.
-    return {re.sub(r"(\.ls\d)\.gamma$", r"\1.scale_factor", name): value for name, value in state.items()}
+def units(keys: Iterable[str]) -> Iterator[list[str]]:
+    """The published keys in groups that `from_reference` needs at once; most are alone."""
+    for key in keys:
+        if ".attn_pool.q." in key:
+            yield [key, key.replace(".q.", ".kv.")]
+        elif ".attn_pool.kv." not in key:
+            yield [key]
 
 
-def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+def check_weights(state: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: str) -> None:
     """Raises RoveError naming keys of `source` that are missing, unexpected or misshapen."""
     problems = [f"missing {name}" for name in expected.keys() - state.keys()]
     problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}"
+        f"{name} has shape {list(state[name])}, expected {list(expected[name])}"
         for name in expected.keys() & state.keys()
-        if state[name].shape != expected[name].shape
+        if state[name] != expected[name]
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:8])

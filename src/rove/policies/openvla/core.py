@@ -1,0 +1,249 @@
+"""The model of a policy apart from text: token ids and pixels in, action logits out, tokens to units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.errors import RoveError
+from rove.policies.critic import ValueHead
+from rove.policies.openvla import bins, decoding
+from rove.policies.openvla.bins import Normalizer
+from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.heads import L1Head, refuse_rl
+from rove.policies.openvla.images import process
+from rove.policies.openvla.language import Attention
+from rove.policies.openvla.tokenizer import PromptTokenizer
+from rove.policies.openvla.vlm import Prefix, PrismaticVLM
+from rove.types import ActionSpec
+
+Placeholders = Literal["zero", "learned"]
+Head = Literal["discrete", "l1"]
+
+
+class ActionModel(nn.Module):
+    """Token ids and pixels in, logits and values of a chunk of actions out."""
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        decoding: Decoding,
+        attention: Attention,
+        head: Head,
+        chunk: int,
+        temperature: float,
+        placeholders: Placeholders,
+        film: bool,
+        proprio: bool,
+        pointers: int,
+        num_images: int | None,
+        center_crop: bool | None,
+        action_spec: ActionSpec,
+        statistics: Mapping[str, Any],
+        unnorm_key: str | None,
+        value_head: ValueHeadConfig | None,
+        tokenizer: PromptTokenizer | None,
+        gradient_checkpointing: bool = False,
+        compile_rollouts: bool = False,
+    ) -> None:
+        """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
+
+        Raises RoveError where the settings do not fit each other.
+        """
+        super().__init__()
+        _check_modes(decoding, attention, head, value_head)
+        self.checkpoint = checkpoint
+        self.decoding: Decoding = decoding
+        self.attention: Attention = attention
+        self.chunk = chunk
+        self.temperature = temperature
+        self.num_images = num_images
+        self.center_crop = checkpoint.center_crop if center_crop is None else center_crop
+        self.action_spec = action_spec
+        self.statistics = dict(statistics)
+        self.unnorm_key = bins.choose_key(statistics, unnorm_key)
+        self.tokenizer = tokenizer
+        self.lora: LoraConfig | None = None
+        self.base: str | None = None
+        """The checkpoint that holds the weights which adapters are beside; None: they are only here."""
+        self.trainable: frozenset[str] = frozenset()
+        """Parameters of `vlm` that are trained where there are no adapters."""
+        chosen = {} if self.unnorm_key is None else statistics[self.unnorm_key]
+        self.normalizer = Normalizer(chosen["action"]) if chosen else None
+        if self.normalizer is not None and self.normalizer.dim != action_spec.dim:
+            raise RoveError(
+                f"The statistics {self.unnorm_key!r} have {self.normalizer.dim} action dimensions, "
+                f"the action spec has {action_spec.dim} ({', '.join(action_spec.names)})."
+            )
+        self.state_normalizer = self._read_state(chosen) if proprio else None
+        with torch.device("meta"):
+            self.vlm = PrismaticVLM(
+                checkpoint.towers,
+                checkpoint.llama,
+                image_size=checkpoint.image_size,
+                vocab_size=checkpoint.vocab_size,
+                placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
+                film=film,
+                proprio=self.state_normalizer.dim if self.state_normalizer else 0,
+                pointers=pointers,
+            )
+            width = checkpoint.llama.hidden_size
+            self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
+            self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
+        self.vlm.gradient_checkpointing = gradient_checkpointing
+        self.compile_rollouts = compile_rollouts
+        mean, std = zip(*checkpoint.normalization, strict=True)
+        for name, values in (
+            ("mean", 255 * torch.tensor(mean).flatten()),
+            ("std", 255 * torch.tensor(std).flatten()),
+            ("low", torch.tensor(action_spec.low)),
+            ("high", torch.tensor(action_spec.high)),
+        ):
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vlm.lm_head.weight.device
+
+    def process_images(self, images: Tensor, center_crop: bool | None = None) -> Tensor:
+        """Pixel values [B, 3·towers·n, size, size] of uint8 [B, n, H, W, 3], on the model's device.
+
+        `center_crop=None` does as the checkpoint's config says.
+        """
+        crop = bool(self.center_crop if center_crop is None else center_crop)
+        size = self.checkpoint.image_size
+        how = self.checkpoint.interpolation
+        return process(images.to(self.device), size, self.mean, self.std, center_crop=crop, interpolation=how)
+
+    @overload
+    def action_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor,
+        tokens: Tensor | None = None,
+        state: Tensor | None = None,
+        return_hidden: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def action_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor,
+        tokens: Tensor | None = None,
+        state: Tensor | None = None,
+        *,
+        return_hidden: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def action_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor,
+        tokens: Tensor | None = None,
+        state: Tensor | None = None,
+        return_hidden: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """float32 [B, C, A, 256], column j being token id `vocab_size - 256 + j`, at temperature 1.
+
+        `input_ids` [B, L] is padded on the left where `attention_mask` [B, L] is False (None: nowhere).
+        Autoregressive decoding is teacher-forced by `tokens` [B, C, A] (any vocabulary ids), or greedy
+        over the action tokens where they are None; parallel decoding does not look at them. With
+        `return_hidden` also the hidden states [B, C·A, D] that predict each token, after the final norm.
+        """
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        with self._precision():
+            prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
+            if self.decoding == "autoregressive" and tokens is None:
+                _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
+            else:
+                hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
+                logits = self.vlm.action_logits(hidden)
+        return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
+
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """int64 [B, C, A] token ids of actions [B, C, A] in the units of the statistics."""
+        return bins.tokenize(self._statistics().normalize(actions.to(self.device)), self.vlm.vocab_size)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """float64 [B, C, A] in (-1, 1)."""
+        return bins.detokenize(tokens, self.vlm.vocab_size)
+
+    def unnormalize(self, normalized: Tensor) -> Tensor:
+        """float64 [B, C, A] in the units of the statistics; raises RoveError where none are chosen."""
+        return self._statistics().unnormalize(normalized)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @property
+    def _count(self) -> int:
+        return self.chunk * self.action_spec.dim
+
+    def _statistics(self) -> Normalizer:
+        if self.normalizer is None:
+            raise bins.no_key(self.statistics)
+        return self.normalizer
+
+    def _precision(self) -> AbstractContextManager:
+        # Adapters are float32 for the optimizer's sake; their arithmetic is the weights'.
+        if self.lora is not None and self.vlm.lm_head.weight.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _read_state(self, statistics: Mapping[str, Any]) -> Normalizer:
+        if "proprio" not in statistics:
+            raise RoveError(
+                f"The policy reads the robot's state, but the statistics {self.unnorm_key!r} have none "
+                "('proprio'): the suite or its demonstrations lack it. Set policy.proprio false."
+            )
+        return Normalizer(statistics["proprio"])
+
+    def _parallel(self, prefix: Prefix) -> Tensor:
+        return decoding.parallel(self.vlm, prefix, self._count, self.attention, self.checkpoint.stop_token)
+
+    def _hidden(self, prefix: Prefix, tokens: Tensor | None) -> Tensor:
+        """Hidden states [B, C·A, D] that predict each token, given `tokens` [B, C·A]."""
+        if self.decoding == "parallel":
+            return self._parallel(prefix)
+        assert tokens is not None
+        return decoding.teacher_forced(self.vlm, prefix, tokens)
+
+    def _value(self, hidden: Tensor) -> Tensor:
+        # Of tokens decoded one by one, only the first position has not seen the action it judges.
+        assert self.value_head is not None
+        return self.value_head(hidden[:, :1] if self.decoding == "autoregressive" else hidden)
+
+    def _chunked(self, x: Tensor) -> Tensor:
+        """[B, C·A, ...] -> [B, C, A, ...]."""
+        return x.unflatten(1, (self.chunk, self.action_spec.dim))
+
+
+def _check_modes(
+    decoding: Decoding, attention: Attention, head: Head, value_head: ValueHeadConfig | None
+) -> None:
+    if decoding == "autoregressive" and attention == "bidirectional":
+        raise RoveError(
+            "Autoregressive decoding needs attention='causal', or a token would see itself; "
+            "bidirectional attention goes with decoding='parallel'."
+        )
+    if head == "l1" and decoding == "autoregressive":
+        raise RoveError("The L1 head reads all actions at once: it goes with decoding='parallel'.")
+    if head == "l1" and value_head is not None:
+        refuse_rl(nn.Identity())

@@ -1,0 +1,216 @@
+"""The tensors of a checkpoint directory: read one at a time, written shard by shard, never executed.
+
+model*.safetensors           the published keys
+action_head--*.pt, proprio_projector--*.pt     parts of OpenVLA-OFT
+rove.safetensors             what only Rove has: critic, FiLM, pointers, placeholders
+adapter_model.safetensors    LoRA, see `lora`
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rove.errors import RoveError
+
+INDEX = "model.safetensors.index.json"
+OWN = "rove.safetensors"
+OWN_PREFIXES = ("value_head.", "placeholders", "film.", "pointer.")
+HEADS = ("value_head.", "action_head.")
+"""What is trained beside adapters, and so kept with them."""
+PARTS = ("action_head", "proprio_projector")
+"""Parts of OpenVLA-OFT that its layout keeps in files of their own."""
+_PART_PREFIXES = tuple(f"{part}." for part in PARTS)
+_REFUSED = {
+    "vision_backbone": "a vision backbone with OpenVLA-OFT's FiLM, which Rove does not read: use a "
+    "checkpoint without it",
+    "noisy_action_projector": "of a diffusion head, which Rove does not have: use a checkpoint with discrete "
+    "tokens or the L1 head",
+}
+
+
+class Weights:
+    """Shapes of all tensors of a directory, and the tensors themselves, one by one.
+
+    A tensor is mapped into memory while it is converted, and no longer: the peak is that of the model.
+    """
+
+    def __init__(self, directory: Path, overlay: Path | None = None) -> None:
+        """Reads headers, and the small `.pt` parts; heads of `overlay` take the place of `directory`'s.
+
+        Raises RoveError naming a file that is absent, damaged, or holds pickled code.
+        """
+        self.directory = directory
+        self.shapes: dict[str, torch.Size] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        self._parts: dict[str, Tensor] = {}
+        for name in model_files(directory):
+            self._list(directory / name)
+        self._list_extras(directory)
+        if overlay is not None:
+            for key in [key for key in self.shapes if key.startswith(HEADS)]:
+                del self.shapes[key]
+                self._where.pop(key, None)
+            self._list_extras(overlay)
+
+    def _list_extras(self, directory: Path) -> None:
+        if (directory / OWN).is_file():
+            self._list(directory / OWN)
+        for part in PARTS:
+            if path := part_file(directory, part):
+                for key, value in read_part(path).items():
+                    self._parts[f"{part}.{key}"] = value
+                    self.shapes[f"{part}.{key}"] = value.shape
+
+    def _list(self, path: Path) -> None:
+        with open_tensors(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                # LayerScale has two names, by the version of the vision library that stored it.
+                key = re.sub(r"(\.ls\d)\.gamma$", r"\1.scale_factor", name)
+                if key in self._where:
+                    raise RoveError(f"{key} is stored twice, in {self._where[key][0].name} and {path.name}.")
+                self.shapes[key] = torch.Size(file.get_slice(name).get_shape())
+                self._where[key] = path, name
+
+    def read(self, key: str) -> Tensor:
+        """The tensor, on the CPU and as it was stored."""
+        if key in self._parts:
+            return self._parts[key]
+        path, name = self._where[key]
+        with open_tensors(path) as file:
+            return file.get_tensor(name)
+
+
+def open_tensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise RoveError(f"{path.parent} lacks the weights file {path.name}.") from error
+    except (SafetensorError, OSError) as error:
+        raise RoveError(f"{path} is truncated or not safetensors: {error}.") from error
+
+
+def model_files(directory: Path) -> list[str]:
+    """Names of the files that hold the published keys: one, or those that the index lists."""
+    index = directory / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise RoveError(f"{index} is damaged: it has no weight_map ({error}).") from error
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise RoveError(f"{index} lists {name!r}; only .safetensors files beside it are read.")
+        return names
+    pickled = [path.name for path in sorted(directory.glob("pytorch_model*.bin"))]
+    if pickled and not (directory / "model.safetensors").is_file():
+        raise RoveError(
+            f"{directory / pickled[0]} is pickled: reading it could execute code, so it is refused. Convert "
+            "the weights to safetensors."
+        )
+    return ["model.safetensors"]
+
+
+def part_file(directory: Path, part: str) -> Path | None:
+    """The file of one of OFT's parts, `PART--STEP_checkpoint.pt`; None without one.
+
+    Raises RoveError where there are several, or one of a part that cannot be used.
+    """
+    for name, what in _REFUSED.items():
+        if found := sorted(directory.glob(f"{name}--*.pt")):
+            raise RoveError(f"{found[0]} is {what}.")
+    found = sorted(directory.glob(f"{part}--*.pt"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise RoveError(f"{directory} has several files of one part: {names}. Keep the one to use.")
+    return found[0] if found else None
+
+
+def read_part(path: Path) -> dict[str, Tensor]:
+    """A `.pt` state dict, without the prefix that data-parallel training leaves.
+
+    Raises RoveError naming a file that is damaged, or that holds anything but tensors.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise RoveError(
+            f"{path} holds pickled code, which is refused: expected a state dict of tensors alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise RoveError(f"{path} is truncated or not a PyTorch file: {error}.") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RoveError(f"{path} is a {type(state).__name__}, expected a state dict of tensors.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def clear(directory: Path) -> None:
+    """Remove tensors that an earlier checkpoint left: they would be read together with the new ones."""
+    parts = [f"{part}--*.pt" for part in PARTS]
+    for pattern in ("model*.safetensors", INDEX, OWN, "adapter_*", *parts):
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def write(directory: Path, state: Mapping[str, Tensor], max_shard_bytes: int) -> None:
+    """Write tensors under their published keys, each into the file where the reference layout has it."""
+    write_extras(directory, state)
+    model = {key: value for key, value in state.items() if not key.startswith(OWN_PREFIXES + _PART_PREFIXES)}
+    shards = list(_shards(model, max_shard_bytes))
+    if len(shards) == 1:
+        save(directory / "model.safetensors", shards[0])
+        return
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save(directory / name, shard)
+    total = sum(value.numel() * value.element_size() for value in model.values())
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def write_extras(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Write those tensors of `state` that are not in the model's shards: Rove's own, and OFT's parts."""
+    own = {key: value for key, value in state.items() if key.startswith(OWN_PREFIXES)}
+    if own:
+        save(directory / OWN, own)
+    for part, prefix in zip(PARTS, _PART_PREFIXES, strict=True):
+        tensors = {k.removeprefix(prefix): _stored(v) for k, v in state.items() if k.startswith(prefix)}
+        if tensors:
+            torch.save(tensors, directory / f"{part}--latest_checkpoint.pt")
+
+
+def save(path: Path, state: Mapping[str, Tensor]) -> None:
+    """One safetensors file."""
+    save_file({key: _stored(value) for key, value in state.items()}, path, metadata={"format": "pt"})
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    # A view would be written with all of its storage, or refused for sharing it.
+    return (
+        value if value.numel() * value.element_size() == value.untyped_storage().nbytes() else value.clone()
+    )
+
+
+def _shards(state: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    """In order, each of at most `limit` bytes, or of a single tensor."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for key, value in state.items():
+        own = value.numel() * value.element_size()
+        if shard and size + own > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = value
+        size += own
+    yield shard

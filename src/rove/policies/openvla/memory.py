@@ -1,0 +1,181 @@
+"""How much memory a run needs on the device that holds its policy, counted before anything is loaded.
+
+Weights are counted exactly, on the meta device. What a layer keeps for its backward pass is a sum over its
+widths whose factors were measured with autograd's saved tensors; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rove.config.schema import GRPO, Run
+from rove.errors import RoveError
+from rove.policies import hub
+from rove.policies.openvla import bins, lora
+from rove.policies.openvla.config import Checkpoint, describe
+from rove.policies.openvla.loading import DTYPES
+from rove.policies.openvla.model import OpenVLA
+from rove.types import ActionSpec
+
+GIB = 2**30
+PROMPT = 40
+"""Tokens of a long instruction in its template."""
+WORDS = 64
+"""Words of a vocabulary from scratch; what they weigh does not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device that holds policy and learner."""
+
+    parameters: int
+    trained: int
+    """How many of them have a gradient."""
+    weights: float
+    """The policy's, and those of the reference that GRPO's KL term keeps."""
+    optimizer: float
+    """Gradients, and Adam's two moments."""
+    training: float
+    """Activations of one micro-batch."""
+    rollout: float
+    """Activations, and keys and values, of one step of all environments."""
+
+    @property
+    def total(self) -> float:
+        """Rollout and training take turns."""
+        return self.weights + self.optimizer + max(self.training, self.rollout)
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients and Adam": self.optimizer,
+            "a micro-batch": self.training,
+            "a rollout step": self.rollout,
+        }
+        listed = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
+        return (
+            f"{self.parameters / 1e6:,.0f} M parameters, {self.trained / 1e6:,.1f} M trained; memory per "
+            f"device about {self.total / GIB:.1f} GiB ({listed})"
+        )
+
+
+def estimate(run: Run, action_dim: int = 7) -> Memory:
+    """Of the policy of `run`. A hub checkpoint that is not here yet is taken to be of the published size."""
+    policy = skeleton(run, action_dim)
+    everything = list(policy.parameters())
+    trained = [p for p in everything if p.requires_grad]
+    weights = _bytes(everything)
+    if isinstance(run.algorithm, GRPO) and run.algorithm.kl_coef:
+        weights *= 2
+    half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
+    sample = Sample(policy, views=1, half=half)
+    return Memory(
+        parameters=sum(p.numel() for p in everything),
+        trained=sum(p.numel() for p in trained),
+        weights=weights,
+        optimizer=3 * _bytes(trained),
+        training=run.training.micro_batch * sample.training(run.policy.gradient_checkpointing),
+        rollout=run.rollout.num_envs * sample.acting(),
+    )
+
+
+def skeleton(run: Run, action_dim: int = 7) -> OpenVLA:
+    """The policy of `run` on the meta device: every shape and dtype, and no memory."""
+    config = run.policy
+    checkpoint = _checkpoint(run)
+    names = tuple(f"joint_{i}" for i in range(action_dim))
+    spec = ActionSpec(names, ("1",) * action_dim, (-1.0,) * action_dim, (1.0,) * action_dim)
+    statistics: dict[str, Any] = bins.statistics_of_bounds(spec)
+    statistics["bounds"]["proprio"] = {"q01": [0.0] * 8, "q99": [1.0] * 8}
+    new = config.checkpoint is None
+    policy = OpenVLA(
+        checkpoint,
+        decoding=config.decoding,
+        attention=config.attention,
+        head=config.head,
+        chunk=run.rollout.chunk,
+        temperature=1.0,
+        placeholders=config.placeholders if new else "zero",
+        film=config.film and new,
+        proprio=config.proprio and new,
+        pointers=config.pointers if new else 0,
+        num_images=None,
+        center_crop=None,
+        action_spec=spec,
+        statistics=statistics,
+        unnorm_key=None,
+        value_head=config.value_head,
+        tokenizer=None,
+    )
+    policy.vlm.to(DTYPES[config.dtype])
+    if config.lora is not None:
+        lora.inject(policy.vlm, config.lora, torch.Generator())
+    return policy
+
+
+def _checkpoint(run: Run) -> Checkpoint:
+    name = run.policy.checkpoint
+    if name is None:
+        return describe(run.policy, image_size=run.env.image_size, words=WORDS + bins.BINS)
+    try:
+        return Checkpoint.read(hub.locate(name, download=False))
+    except RoveError:
+        if not hub.is_hub_name(name):
+            raise
+        return Checkpoint({"model_type": "openvla"}, {})
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> float:
+    return float(sum(p.numel() * p.element_size() for p in parameters))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one chunk takes, in bytes."""
+
+    policy: OpenVLA
+    views: int
+    """Pictures, n."""
+    half: bool
+    """Whether arithmetic is in bfloat16."""
+
+    def training(self, recompute: bool) -> float:
+        """What is kept for the backward pass."""
+        text, towers = self._layers()
+        if recompute:  # the input of every layer, and the inside of the largest one
+            size = 2 if self.half else 4
+            inputs = [size * tokens * width * depth for tokens, width, _, depth in (text, *towers)]
+            inside = [self._kept(layer is text, layer) / layer[3] for layer in (text, *towers)]
+            return sum(inputs) + max(inside)
+        return sum(self._kept(layer is text, layer) for layer in (text, *towers))
+
+    def acting(self) -> float:
+        """The largest layer's activations; with autoregressive decoding also all keys and values."""
+        text, towers = self._layers()
+        size = 2 if self.half else 4
+        transient = max(size * tokens * (6 * width + 3 * mlp) for tokens, width, mlp, _ in (text, *towers))
+        tokens, width, _, depth = text
+        cached = 2 * size * tokens * width * depth if self.policy.decoding == "autoregressive" else 0
+        return transient + cached
+
+    def _layers(self) -> tuple[tuple[int, int, int, int], list[tuple[int, int, int, int]]]:
+        """(tokens, width, MLP width, layers) of the language model, and of each tower as far as computed."""
+        checkpoint = self.policy.checkpoint
+        llama, side = checkpoint.llama, checkpoint.image_size // checkpoint.towers[0].patch
+        patches = self.views * side**2
+        tokens = patches + PROMPT + self.policy.chunk * self.policy.action_spec.dim
+        text = (tokens, llama.hidden_size, llama.intermediate_size, llama.num_hidden_layers)
+        return text, [(patches, t.width, t.mlp, t.depth - 1) for t in checkpoint.towers]
+
+    def _kept(self, text: bool, layer: tuple[int, int, int, int]) -> float:
+        tokens, width, mlp, depth = layer
+        if text:  # RMSNorm works in float32 whatever the rest does
+            each = 26 * width + 8 * mlp if self.half else 44 * width + 16 * mlp
+        else:
+            each = (21 * width + 4.3 * mlp) if self.half else (42 * width + 8.6 * mlp)
+        return float(tokens * each * depth)

@@ -1,0 +1,277 @@
+"""Does a policy fit a suite, and does it still do what its weights were trained to? One function a check.
+
+The mistakes looked for raise nothing by themselves: they cost success. Where a check runs the model, it
+runs the very functions that act, on pictures of noise.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rove.errors import RoveError
+from rove.findings import Finding
+from rove.policies.actions import ActionConverter
+from rove.policies.openvla import decoding, lora
+from rove.policies.openvla.config import BINS
+from rove.policies.openvla.heads import NO_LIKELIHOOD
+from rove.policies.openvla.language import Attention
+from rove.policies.openvla.vlm import Prefix
+from rove.types import Conventions
+
+if TYPE_CHECKING:
+    from rove.policies.openvla.model import OpenVLA
+
+MASS = 0.5
+"""Share of probability that a trained policy gives the action tokens, at least."""
+_BOS = 1
+
+
+def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Finding]:
+    """Every check; none changes the policy."""
+    findings = [
+        statistics(policy, conventions),
+        images(policy, conventions),
+        actions(policy, conventions),
+        gripper(policy, conventions),
+        state(policy, conventions),
+        crop(policy, conventions),
+        prompt(policy, conventions),
+        likelihood(policy, rl),
+    ]
+    with torch.no_grad(), policy._precision():
+        prefix = _example(policy, conventions)
+        findings.append(attention(policy, prefix))
+        if policy.action_head is None:
+            findings += [action_tokens(policy, prefix), trained_attention(policy, prefix)]
+    return findings
+
+
+# --- what the files say, beside what the suite needs ----------------------------------------------
+
+
+def statistics(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """Un-normalisation by another data set's percentiles scales and shifts every action."""
+    key, names = policy.unnorm_key, ", ".join(sorted(policy.statistics)) or "none"
+    if key is None:
+        detail = f"no data set is chosen; the checkpoint has {names}"
+        return Finding("statistics", "fail", detail, "set unnorm_key (--policy.unnorm_key) to one of them")
+    plain = key.removesuffix("_no_noops")
+    if any(fnmatch(name, pattern) for name in (key, plain) for pattern in conventions.statistics):
+        return Finding("statistics", "pass", f"{key} fits {conventions.suite}")
+    if not conventions.statistics:
+        known = key in (conventions.suite, "bounds")
+        detail = f"{key}; what {conventions.suite} needs is not on record"
+        return Finding("statistics", "pass" if known else "warn", detail)
+    wanted = ", ".join(conventions.statistics)
+    detail = f"{key} is not of {conventions.suite}, which needs one of: {wanted}"
+    fix = f"set unnorm_key (--policy.unnorm_key) to a fitting one of: {names}; or fine-tune first"
+    return Finding("statistics", "fail", detail, fix)
+
+
+def images(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """A policy that was trained on two pictures reads its prompt elsewhere when it is given one."""
+    wanted, given = policy.num_images, conventions.images
+    if wanted is None or not given:
+        return Finding(
+            "images", "pass", "the checkpoint leaves their number open" if given else "not on record"
+        )
+    if wanted in given:
+        return Finding("images", "pass", f"{wanted} at a time")
+    detail = (
+        f"the checkpoint reads {wanted} at a time, {conventions.suite} gives {' or '.join(map(str, given))}"
+    )
+    return Finding(
+        "images",
+        "fail",
+        detail,
+        'choose cameras that match, or correct "num_images" below "rove" in config.json',
+    )
+
+
+def actions(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """Every dimension that the suite expects has to come out of the policy, in a unit that converts."""
+    try:
+        ActionConverter(policy.action_spec, conventions.action_spec)
+    except RoveError as error:
+        fix = "fine-tune on the suite, or give the checkpoint an action_spec (config.json, rove)"
+        return Finding("actions", "fail", str(error), fix)
+    ours, theirs = policy.action_spec.dim, conventions.action_spec.dim
+    return Finding("actions", "pass", f"{ours} dimensions onto {theirs}")
+
+
+def gripper(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """Statistics of the gripper tell its range, and so whether the sign was turned before training."""
+    spec, normalizer = policy.action_spec, policy.normalizer
+    if "gripper" not in spec.names or "gripper" not in conventions.action_spec.names:
+        return Finding("gripper", "warn", "policy or suite names no gripper, so its sign cannot be checked")
+    place = spec.names.index("gripper")
+    low, high = spec.low[place], spec.high[place]
+    if normalizer is not None:
+        seen = float(normalizer.q01[place]), float(normalizer.q99[place])
+        span = max(high - low, 1e-6)
+        if abs(seen[0] - low) > 0.25 * span or abs(seen[1] - high) > 0.25 * span:
+            detail = f"its data span [{seen[0]:g}, {seen[1]:g}], the policy's convention [{low:g}, {high:g}]"
+            fix = "correct the bounds and the gripper of action_spec (config.json, rove)"
+            return Finding("gripper", "fail", detail, fix)
+    turned = spec.gripper != conventions.action_spec.gripper
+    return Finding("gripper", "pass", f"{spec.gripper}, {'mirrored' if turned else 'as it is'} for the suite")
+
+
+def state(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """A projector of the robot's state needs one of the size that it was trained on."""
+    wanted = 0 if policy.state_normalizer is None else policy.state_normalizer.dim
+    if not wanted:
+        return Finding("state", "pass", "not read")
+    if conventions.state is None or conventions.state == wanted:
+        return Finding("state", "pass", f"{wanted} numbers")
+    detail = f"the policy reads {wanted} numbers, {conventions.suite} gives {conventions.state}"
+    return Finding("state", "fail", detail, "use a checkpoint without proprio, or one of this suite")
+
+
+def crop(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """Without the crop that training ended on, everything in the picture is 5 % smaller than it was."""
+    usual, chosen = conventions.center_crop, policy.center_crop
+    if usual is None or usual == bool(chosen):
+        return Finding("crop", "pass", "centre crop" if chosen else "no crop")
+    say = f"checkpoints of {conventions.suite} are {'' if usual else 'not '}usually cropped"
+    if chosen is None:
+        return Finding(
+            "crop",
+            "fail",
+            f"{say}, and this one does not say",
+            f"set center_crop {str(usual).lower()}, or the other",
+        )
+    detail = f"{say}, this one is {'' if chosen else 'not '}to be"
+    return Finding("crop", "warn", detail, f"unless you know better: center_crop {str(usual).lower()}")
+
+
+def prompt(policy: OpenVLA, conventions: Conventions) -> Finding:
+    """The words around an instruction, and whether the tokenizer knows those inside."""
+    if policy.tokenizer is None:
+        fix = "put the checkpoint's tokenizer.json beside its config.json"
+        return Finding("prompt", "fail", "the checkpoint has no tokenizer", fix)
+    template = policy.checkpoint.prompt
+    if conventions.prompt is not None and template != conventions.prompt:
+        detail = f"{template!r}, but checkpoints of {conventions.suite} read {conventions.prompt!r}"
+        return Finding("prompt", "fail", detail, 'correct "prompt" below "rove" in config.json')
+    for text in conventions.instructions:
+        ids = policy.tokenizer.encode(text)
+        if ids[0] != _BOS or ids[-1] != policy.checkpoint.prompt_end:
+            detail = (
+                f"{text!r} becomes {ids[0]} … {ids[-1]}, expected {_BOS} … {policy.checkpoint.prompt_end}"
+            )
+            fix = "use the tokenizer.json that was published with the checkpoint"
+            return Finding("prompt", "fail", detail, fix)
+        unknown = policy.tokenizer.tokenizer.token_to_id("<unk>")
+        if unknown is not None and unknown in ids:
+            fix = "fine-tune on this suite's instructions, or evaluate on the one it was trained on"
+            return Finding("prompt", "fail", f"the tokenizer does not know every word of {text!r}", fix)
+    return Finding("prompt", "pass", repr(template))
+
+
+def likelihood(policy: OpenVLA, rl: bool) -> Finding:
+    """RL weighs actions by their probability."""
+    if policy.action_head is None:
+        return Finding("likelihood", "pass", "256 tokens a dimension")
+    detail = "actions come from the L1 head, which gives them none"
+    return Finding("likelihood", "fail" if rl else "warn", detail, NO_LIKELIHOOD)
+
+
+# --- what the model does --------------------------------------------------------------------------
+
+
+def attention(policy: OpenVLA, prefix: Prefix) -> Finding:
+    """Disturb the last action position: the first may notice if, and only if, attention is bidirectional."""
+    looks = looks_ahead(policy, prefix)
+    wanted = policy.attention == "bidirectional"
+    if looks == wanted:
+        return Finding("attention", "pass", f"{policy.attention}, as an early token shows")
+    detail = f"set to {policy.attention}, but an early token {'sees' if looks else 'does not see'} a late one"
+    fix = "the installed torch or transformers computes another mask: make clean setup, and report this"
+    return Finding("attention", "fail", detail, fix)
+
+
+def looks_ahead(policy: OpenVLA, prefix: Prefix) -> bool:
+    """Whether the hidden state that predicts the first token changes with the input of the last."""
+    vlm, width = policy.vlm, prefix.embeddings.shape[2]
+    loud = prefix.embeddings.float().std().to(prefix.embeddings.dtype)
+    count = max(policy.chunk * policy.action_spec.dim, 2)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 1, width, generator=generator).to(prefix.embeddings)
+    suffix = prefix.embeddings.new_zeros(1, count, width)
+    disturbed = torch.cat((suffix[:, :-1], 10 * loud * noise), dim=1)
+    before, after = (
+        decoding.after_prompt(vlm, prefix, one, policy.attention)[:, 0].float() for one in (suffix, disturbed)
+    )
+    return float((after - before).norm() / before.norm()) > 1e-6
+
+
+def action_tokens(policy: OpenVLA, prefix: Prefix) -> Finding:
+    """Probability over the whole vocabulary has to lie on the action tokens, where it was trained to."""
+    mass, elsewhere, _ = _logits_fall(policy, prefix, policy.attention)
+    if mass >= MASS:
+        return Finding("action tokens", "pass", f"{mass:.0%} of probability")
+    if elsewhere >= MASS:
+        detail = f"the model prefers other tokens: {mass:.1%} of probability is on the 256 action tokens"
+        fix = (
+            "check vocab_size, pad_to_multiple_of and tokenizer, or use a checkpoint that was trained to act"
+        )
+        return Finding("action tokens", "fail", detail, fix)
+    detail = (
+        f"{mass:.1%} of probability, the rest all over the vocabulary: the model is hardly trained to act"
+    )
+    return Finding("action tokens", "warn", detail, "fine-tune it first, unless it is new on purpose")
+
+
+def trained_attention(policy: OpenVLA, prefix: Prefix) -> Finding:
+    """Weights that were trained with the other attention fall apart under this one, and say so."""
+    if policy.decoding == "autoregressive":
+        return Finding("trained for", "pass", "autoregressive decoding, which is causal")
+    other: Attention = "bidirectional" if policy.attention == "causal" else "causal"
+    mass, _, entropy = _logits_fall(policy, prefix, policy.attention)
+    other_mass, _, other_entropy = _logits_fall(policy, prefix, other)
+    if other_mass > mass + 0.2 or (other_mass >= mass - 0.01 and other_entropy < entropy - 1.0):
+        detail = (
+            f"under {other} attention the model is surer: {other_mass:.0%} instead of {mass:.0%} on action "
+            f"tokens, {other_entropy:.1f} instead of {entropy:.1f} nats"
+        )
+        fix = f"it looks trained so: set attention {other} (--policy.attention {other})"
+        return Finding("trained for", "warn", detail, fix)
+    return Finding("trained for", "pass", f"{policy.attention} attention, or for neither more than the other")
+
+
+def _logits_fall(policy: OpenVLA, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
+    """Probability of the action tokens, of the likeliest other token, and entropy, means over positions."""
+    vlm, count = policy.vlm, policy.chunk * policy.action_spec.dim
+    if policy.decoding == "parallel":
+        hidden = decoding.parallel(vlm, prefix, count, attention, policy.checkpoint.stop_token)
+    else:
+        _, _, hidden = decoding.one_by_one(vlm, prefix, count, 1.0, None)
+    everything = F.linear(hidden, lora.rows(vlm.lm_head, slice(None))).float().softmax(-1)
+    chosen = slice(vlm.vocab_size - BINS, vlm.vocab_size)
+    inside = everything[..., chosen].sum(-1)
+    others = everything.clone()
+    others[..., chosen] = 0.0
+    entropy = -(everything * everything.clamp_min(1e-30).log()).sum(-1)
+    return float(inside.mean()), float(others.amax(-1).mean()), float(entropy.mean())
+
+
+def _example(policy: OpenVLA, conventions: Conventions) -> Prefix:
+    """One prompt with pictures of noise; ids of no meaning where there is no tokenizer."""
+    device, size = policy.device, policy.checkpoint.image_size
+    count = policy.num_images or min(conventions.images, default=1)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (1, count, size, size, 3), dtype=torch.uint8, generator=generator)
+    if policy.tokenizer is not None and conventions.instructions:
+        ids = torch.tensor([policy.tokenizer.encode(conventions.instructions[0])], device=device)
+    else:
+        ids = torch.tensor([[_BOS, *range(4, 16), policy.checkpoint.prompt_end]], device=device)
+    robot: Tensor | None = None
+    if policy.state_normalizer is not None:
+        robot = torch.zeros(1, policy.state_normalizer.dim, device=device)
+    return policy.vlm.prefix(ids, None, policy.process_images(pictures), robot)

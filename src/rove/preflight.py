@@ -1,0 +1,63 @@
+"""Before a policy meets a suite: every silent mismatch that is known to cost success, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rove.envs import conventions
+from rove.envs.base import TaskSuite, VectorEnv
+from rove.errors import RoveError
+from rove.findings import Finding, table
+from rove.policies import registry as policies
+from rove.policies.base import Policy, Preflighted
+from rove.types import Conventions, EpisodeSpec
+
+
+def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None]) -> list[Finding]:
+    """Check a checkpoint against a suite by name, without its simulator.
+
+    `options` are words of the command line for settings of `from_pretrained`; None: as saved.
+    """
+    import torch
+
+    wanted = conventions.of(suite)
+    settings: dict[str, Any] = {name: word for name, word in options.items() if word is not None}
+    if "center_crop" in settings:
+        settings["center_crop"] = settings["center_crop"] == "true"
+    if "dtype" in settings:
+        settings["dtype"] = getattr(torch, settings["dtype"])
+    policy = policies.load(path, **settings)
+    assert isinstance(policy, torch.nn.Module)
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    return examine(policy, wanted, rl=False)
+
+
+def before_run(policy: Policy, env: VectorEnv) -> list[Finding]:
+    """Check the policy that a run starts from against its environment. Raises RoveError where one fails."""
+    findings = examine(policy, _conventions_of(env), rl=True)
+    if any(finding.status == "fail" for finding in findings):
+        raise RoveError(f"The policy does not fit {env.suite.name}:\n{table(findings)}")
+    return findings
+
+
+def examine(policy: Policy, wanted: Conventions, *, rl: bool) -> list[Finding]:
+    """One finding a check; none from a policy that cannot check itself."""
+    return policy.preflight(wanted, rl=rl) if isinstance(policy, Preflighted) else []
+
+
+def _conventions_of(env: VectorEnv) -> Conventions:
+    """What is on record for the suite, with the environment's own actions and instructions."""
+    suite = env.suite
+    known = conventions.find(suite.name)
+    if known is None:
+        known = Conventions(suite.name, env.action_spec, (), (), (), state=None)
+    return replace(known, action_spec=env.action_spec, instructions=_instructions(suite))
+
+
+def _instructions(suite: TaskSuite, count: int = 16) -> tuple[str, ...]:
+    """Instructions of the first tasks."""
+    tasks = suite.tasks[:count]
+    return tuple(suite.instruction(EpisodeSpec(t, suite.initial_states(t, "train")[0])) for t in tasks)
