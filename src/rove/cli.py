@@ -78,7 +78,8 @@ def _demo(args: argparse.Namespace, settings: list[str]) -> None:
 def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     from rove import host, rundir
-    from rove.placement.plan import Inventory, make_plan
+    from rove.placement.inventory import Inventory
+    from rove.placement.plan import make_plan
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
     from rove.training.sft import warm_up

@@ -17,23 +17,26 @@ from rove.config.validate import validate
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
-from rove.placement.local import LocalExecutor
-from rove.placement.plan import Inventory, make_plan
+from rove.placement import execute, inventory_of
+from rove.placement.executor import Executor
+from rove.placement.plan import make_plan
 from rove.reporting.html import write_report
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.reporting.summary import evaluation_metrics, rollout_metrics
+from rove.timing import write_trace
 from rove.training.sft import warm_up
 
 
-def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path:
+def train(run: Run, directory: Path | None = None, resume: bool = False, profile: bool = False) -> Path:
     """Train `run` in `directory` (default: `runs/NAME`) and return it, with report.html inside.
 
     `resume` goes on from the newest checkpoint there; on one process its metrics equal those of a run
-    that was never stopped. Raises RoveError on a configuration that cannot work, before anything is made.
+    that was never stopped. `profile` writes trace.json, a timeline of who did what when. Raises RoveError on a
+    configuration that cannot work, before anything is made.
     """
     validate(run)
-    plan = make_plan(run, Inventory.here())
+    plan = make_plan(run, inventory_of(run))
     host.prepare(plan.threads)
     directory = directory or rundir.default(run)
     if resume:
@@ -45,8 +48,10 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
             progress.message(f"plan: {plan}")
             saved = checkpoint.latest(directory / "checkpoints") if resume else None
             start = saved / "policy" if saved else warm_up(run, directory, log, progress)
-            with closing(LocalExecutor(run, plan, algorithms.get(run.algorithm.kind), start)) as executor:
+            with closing(execute(run, plan, start, profile)) as executor:
                 _loop(run, directory, saved, executor, log, progress, interrupt)
+                if profile:
+                    write_trace(directory / "trace.json", executor.watch.take_spans())
     write_report(directory)
     return directory
 
@@ -55,7 +60,7 @@ def _loop(
     run: Run,
     directory: Path,
     saved: Path | None,
-    executor: LocalExecutor,
+    executor: Executor,
     log: Logger,
     progress: Progress,
     interrupt: Interrupt,
@@ -80,12 +85,12 @@ def _loop(
             rounds.append(executor.collect(progress.advance))
 
         batch, metrics = algorithm.prepare(rounds, run.algorithm)
-        progress.phase("update", executor.learner.steps(len(batch)))
+        progress.phase("update", executor.steps(len(batch)))
         metrics |= executor.update(batch, iteration, progress.advance)
 
         done = iteration + 1
         if run.evaluation.every and done % run.evaluation.every == 0:
-            specs = episodes(executor.env.suite, run.evaluation.episodes)
+            specs = episodes(executor.suite, run.evaluation.episodes)
             progress.phase("evaluate", len(specs))
             judged = executor.evaluate(specs, "", {}, on_episode=lambda record: progress.advance())
             metrics |= evaluation_metrics(judged)
@@ -94,6 +99,9 @@ def _loop(
                 checkpoint.save_policy(directory / "best", executor.policy)
         seconds = time.perf_counter() - began
         metrics |= rollout_metrics(rounds, executor.watch.take(), seconds)
+        for fault in (faults := executor.take_faults()):
+            progress.message(f"A worker was replaced, and its episodes are run again: {fault}")
+        metrics["rollout/restarts"] = len(faults)
         minutes += seconds / 60
         metrics["time/minutes"] = minutes
         log.log(done, metrics)
@@ -112,9 +120,9 @@ def _loop(
     _judge(run, directory, executor, "rl", progress)
 
 
-def _judge(run: Run, directory: Path, executor: LocalExecutor, name: str, progress: Progress) -> None:
+def _judge(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
     """Evaluate on held-out states, in distribution and shifted, and record a few episodes."""
-    suite, config = executor.env.suite, run.evaluation
+    suite, config = executor.suite, run.evaluation
     if not config.episodes:
         return
     specs = episodes(suite, config.episodes)

@@ -293,6 +293,10 @@ class TrainBatch:
     """Actions; set together with `episode_length`."""
     denominator: float | None = None
     """What the policy loss is divided by, for the whole batch; None: see `losses.policy_loss`."""
+    version: int | None = None
+    """The oldest weights that acted; None where that is not known."""
+    proximal: Tensor | None = None
+    """float32 [N, C, A], of the weights that the update starts from, where older ones acted."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

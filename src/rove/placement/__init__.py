@@ -1,0 +1,34 @@
+"""Who runs where, and the executors that carry it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rove.config.schema import Run
+
+if TYPE_CHECKING:
+    from rove.placement.executor import Executor
+    from rove.placement.plan import Plan
+
+
+def inventory_of(run: Run):
+    """What the executor of this run can use: this machine, or a Ray cluster."""
+    from rove.placement.inventory import Inventory
+
+    if run.placement.executor == "ray":
+        from rove.placement import ray
+
+        return ray.inventory(run.placement.ray_address)
+    return Inventory.here()
+
+
+def execute(run: Run, plan: Plan, start: Path, profile: bool = False) -> Executor:
+    """The workers of a run, in their places, with the policy of the checkpoint directory `start`."""
+    if run.placement.executor == "ray":
+        from rove.placement.ray import RayExecutor
+
+        return RayExecutor(run, plan, start, profile)
+    from rove.placement.local import LocalExecutor
+
+    return LocalExecutor(run, plan, start, profile)

@@ -1,108 +1,13 @@
-"""Policy × environment → Trajectory. Knows no algorithm: it fills T chunks and says what happened.
-
-    observation ─ act ─▶ ActionChunk ─ step_chunk ─▶ ChunkResult ─▶ buffer row t
-         ▲                                              │
-         └──────────── observation after ◀──────────────┘
-
-Idle slots cost neither inference nor simulation. Values of observations that nothing acted on (after the
-last chunk, and at the end of truncated episodes) are computed for the rows that need them, in one batch.
-"""
+"""One environment and one policy in turn, as an evaluation steps them; rollouts go through `pipeline`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rove.envs.base import VectorEnv
-from rove.envs.sampler import EpisodeSampler
 from rove.policies.base import Policy, SamplingNoise
-from rove.rollout.buffer import RolloutBuffer
-from rove.timing import Stopwatch
-from rove.types import ActionChunk, Finals, Observation, Trajectory
-
-FINALS: dict[str | None, Finals] = {None: "none", "truncated": "truncated", "always": "ended"}
-
-
-class Collector:
-    """Steps one environment with one policy; an episode in flight goes on in the next rollout.
-
-    `bootstrap` says which ends are followed by the value of their last observation; None without a critic.
-    """
-
-    def __init__(
-        self,
-        env: VectorEnv,
-        policy: Policy,
-        sampler: EpisodeSampler,
-        *,
-        chunks: int,
-        seed: int,
-        bootstrap: Literal["truncated", "always"] | None,
-    ) -> None:
-        self.env, self.policy, self.sampler = env, policy, sampler
-        self.chunks, self.seed = chunks, seed
-        self.critic = bootstrap is not None
-        env.finals = FINALS[bootstrap]
-        self.observation: Observation | None = None
-
-    def collect(
-        self, version: int, watch: Stopwatch, on_chunk: Callable[[], None] = lambda: None
-    ) -> Trajectory:
-        """One rollout of T chunks; `version` numbers the weights that act."""
-        env = self.env
-        observation = self._begin(watch)
-        buffer = RolloutBuffer(self.chunks, env.num_envs, env.chunk, env.action_spec.dim)
-        finals: list[tuple[int, Tensor]] = []
-        final_observations: list[Observation] = []
-        for t in range(self.chunks):
-            rows = running(env)
-            if not len(rows):
-                break
-            with watch("inference"):
-                chunk = act_rows(self.policy, env, observation, rows, self.seed)
-            buffer.put_action(t, observation, rows, chunk)
-            with watch("simulation"):
-                self._refill()
-                result = env.step_chunk(scatter(chunk.actions, rows, env))
-            buffer.put_result(t, result)
-            if self.critic and result.final_observation is not None:
-                finals.append((t, result.final_slots))
-                final_observations.append(result.final_observation)
-            observation = result.observation
-            on_chunk()
-        self.observation = observation
-        if self.critic:
-            with watch("inference"):
-                self._bootstrap(buffer, observation, finals, final_observations)
-        return buffer.trajectory(version)
-
-    def _begin(self, watch: Stopwatch) -> Observation:
-        if self.observation is not None and self.env.autoreset == "refill":
-            return self.observation
-        with watch("simulation"):
-            return self.env.reset(self.sampler.take(self.env.num_envs))
-
-    def _refill(self) -> None:
-        missing = self.env.num_envs - self.env.queued
-        if self.env.autoreset == "refill" and missing > 0:
-            self.env.enqueue(self.sampler.take(missing))
-
-    def _bootstrap(
-        self,
-        buffer: RolloutBuffer,
-        observation: Observation,
-        finals: list[tuple[int, Tensor]],
-        final_observations: list[Observation],
-    ) -> None:
-        rows = running(self.env)
-        wanted = ([observation.select(rows)] if len(rows) else []) + final_observations
-        if wanted:
-            with torch.inference_mode():
-                value = self.policy.value(Observation.cat(wanted))
-            buffer.put_values(rows, finals, value)
+from rove.types import ActionChunk, Observation
 
 
 def running(env: VectorEnv) -> Tensor:
