@@ -88,7 +88,7 @@ def alone(run: Run, policy: Policy, cores: tuple[int, int], repeats: int) -> tup
 
 
 def case(run: Run, policy: Policy, cores: tuple[int, int], repeats: int, bar: float) -> dict[str, Any]:
-    """All ways of one workload, their repeats taken in turn, so that a busy moment of the machine hits all."""
+    """All ways of one workload; repeats are taken in turn, so that a busy moment of the machine hits all."""
     simulation, inference = alone(run, policy, cores, repeats)
     bound = max(simulation, inference)
     ways: dict[str, tuple[int, Service]] = {

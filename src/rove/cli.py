@@ -56,11 +56,14 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
             "Name a recipe, or a run to go on with: rove train RECIPE, or rove train --resume RUN."
         )
     run = recipes.get(args.recipe).build() if args.recipe else load.load(args.resume / "run.json")
+    if args.ray_address:
+        settings = ["--placement.executor=ray", f"--placement.ray_address={args.ray_address}", *settings]
     run = load.apply(run, settings)
     validate(run)
     from rove.train import train
 
-    directory = train(run, args.resume, resume=args.resume is not None)
+    options = {"profile": True} if args.profile else {}
+    directory = train(run, args.resume, resume=args.resume is not None, **options)
     print(f"Report: {directory / 'report.html'}")
 
 
@@ -211,6 +214,10 @@ COMMANDS: dict[str, Command] = {
         (
             replace(_RECIPE, options={"metavar": "RECIPE", "nargs": "?"}),
             Argument("--resume", "directory of the run to go on with", {"metavar": "RUN", "type": Path}),
+            Argument(
+                "--profile", "write trace.json, a timeline for ui.perfetto.dev", {"action": "store_true"}
+            ),
+            Argument("--ray-address", "use the Ray cluster at this address; auto: this machine's"),
         ),
         settings=True,
     ),

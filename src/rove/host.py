@@ -36,8 +36,8 @@ def cores() -> tuple[int, ...]:
 
 @contextmanager
 def bound(to: Sequence[int], threads: int) -> Iterator[None]:
-    """Within the block, keep this thread on the cores `to` (none: leave it where it is), and use `threads` for
-    tensor work."""
+    """Within the block, keep this thread on the cores `to` (none: leave it where it is), and use `threads`
+    for tensor work."""
     before, used = cores(), torch.get_num_threads()
     if to:
         os.sched_setaffinity(0, to)

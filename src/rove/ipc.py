@@ -23,6 +23,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         # A copy is made only of what is not contiguous, or on a device.
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return _rebuild, (pickle.PickleBuffer(flat.numpy()), value.dtype, tuple(value.shape))
+        return _rebuild, (pickle.PickleBuffer(memoryview(flat.numpy())), value.dtype, tuple(value.shape))
 
 
 def _rebuild(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -122,7 +123,7 @@ def pack(value: Any) -> tuple[bytes, list[memoryview]]:
     return file.getvalue(), [buffer.raw() for buffer in buffers]
 
 
-def unpack(data: bytes, buffers: Iterable[Any]) -> Any:
+def unpack(data: bytes | bytearray, buffers: Iterable[Any]) -> Any:
     """What `pack` was given; its tensors are views of `buffers`."""
     return pickle.loads(data, buffers=buffers)
 
@@ -282,7 +283,7 @@ class Child:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         command = [sys.executable, "-c", f"from rove import ipc; ipc.child({theirs.fileno()})"]
-        # `sys.path` may hold what the interpreter was not started with: an editable checkout, a test's folder.
+        # `sys.path` may hold what an interpreter does not start with: a checkout, a test's folder.
         paths = os.pathsep.join(entry for entry in setup.path if entry)
         self.process = subprocess.Popen(
             command,
@@ -318,9 +319,10 @@ def child(fd: int) -> None:
     threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
     try:
         setup, cores = channel.recv()
-        if cores:
-            os.sched_setaffinity(0, cores)
-            torch.set_num_threads(len(cores))
+        # A cluster's nodes may be given more cores than there are.
+        if own := set(cores) & os.sched_getaffinity(0) if cores else None:
+            os.sched_setaffinity(0, own)
+            torch.set_num_threads(len(own))
         setup.apply()
         target, args = channel.recv()
         module, _, name = target.partition(":")
@@ -328,24 +330,22 @@ def child(fd: int) -> None:
     except ChannelClosed:
         pass
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
-        report_crash(channel, error)
+        with suppress(ChannelClosed):
+            channel.send(crash(error))
     # Threads of simulators and renderers need not be waited for.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def report_crash(channel: Channel, error: BaseException) -> None:
-    """Send `error` with its traceback as a last message; an error that cannot be pickled goes as text."""
+def crash(error: BaseException) -> Crash:
+    """The exception being handled, fit to travel: one that cannot be pickled goes as text."""
     trace = traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - any exception of the user's own making may not survive pickling
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    try:
-        channel.send(Crash(error, trace))
-    except ChannelClosed:
-        pass
+    return Crash(error, trace)
 
 
 def _die_with_parent(fd: int) -> None:

@@ -32,8 +32,8 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
     """Train `run` in `directory` (default: `runs/NAME`) and return it, with report.html inside.
 
     `resume` goes on from the newest checkpoint there; on one process its metrics equal those of a run
-    that was never stopped. `profile` writes trace.json, a timeline of who did what when. Raises RoveError on a
-    configuration that cannot work, before anything is made.
+    that was never stopped. `profile` writes trace.json, a timeline of who did what when. Raises RoveError on
+    a configuration that cannot work, before anything is made.
     """
     validate(run)
     plan = make_plan(run, inventory_of(run))

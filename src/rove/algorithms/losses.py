@@ -44,8 +44,8 @@ def policy_loss(
     `episode_length` int64 [N, 1] with `horizon` selects the length-normalised form; see `masked_mean` for it
     and for `denominator`.
     `proximal`, shaped like `logprob`, decouples the policy that updates stay close to from the older one that
-    acted (the decoupled objective of Hilton et al. 2022, as Fu et al. 2025 use it for asynchronous RL): ratios are taken to it, and each term
-    counts by proximal over behaviour probability, at most `max_behavior_weight`. Equal to the coupled form
+    acted (Hilton et al. 2022; for asynchronous RL Fu et al. 2025): ratios are taken to it, and each term
+    counts by proximal over behaviour probability, at most `max_behavior_weight`. It equals the coupled form
     where the two policies are one. Adds the metric `behavior_weight`.
     Metrics are means over ratios: `policy_loss`, `ratio`, `approx_kl` (k3 estimate of KL(old ‖ new), nats,
     Schulman 2020), `clip_fraction` and, with a dual clip, `dual_clip_fraction`.

@@ -266,8 +266,8 @@ class PlacementConfig:
     """Who runs where; see `docs/placement.md`. None of it changes what is learned, `ahead` apart."""
 
     map: str = "colocated"
-    """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role, such
-    as "learner: 0-7, env: 0-3, policy: 4-7"."""
+    """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role,
+    such as "learner: 0-7, env: 0-3, policy: 4-7"."""
     stages: int = 0
     """Parts of an environment worker's slots that are simulated in turn, so that the policy serves one while
     another is simulated; 0: one where environments and policy share their devices, else two."""
@@ -278,6 +278,8 @@ class PlacementConfig:
     """"local": processes of this machine. "ray": actors of a Ray cluster."""
     ray_address: str | None = None
     """Of the cluster; "auto": the one that this machine belongs to; None: start one here."""
+    nodes: int = 0
+    """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N": restricts what policy and learner may use."""
     threads: int = 1

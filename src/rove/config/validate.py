@@ -69,6 +69,7 @@ _AT_LEAST_ZERO = (
     "placement.env_workers",
     "placement.learners",
     "placement.max_restarts",
+    "placement.nodes",
     *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("weight_decay", "warmup")),
 )
 _ABOVE_ZERO = (
@@ -321,14 +322,19 @@ def _unread(run: Run) -> Problems:
     if not run.placement.ahead and run.algorithm.max_behavior_weight != _default(PPO, "max_behavior_weight"):
         yield (
             "algorithm.max_behavior_weight is set, but placement.ahead = 0 collects nothing off-policy: "
-            f"set --algorithm.max_behavior_weight {_default(PPO, 'max_behavior_weight')}, or --placement.ahead 1."
+            f"set --algorithm.max_behavior_weight {_default(PPO, 'max_behavior_weight')}, or "
+            "--placement.ahead 1."
         )
     placement = run.placement
     if placement.ray_address is not None and placement.executor != "ray":
         yield (
-            f"placement.ray_address = {placement.ray_address!r}, but placement.executor = "
-            f"{placement.executor!r} does not read it: set --placement.executor ray, or --placement.ray_address "
-            "none."
+            f"placement.ray_address = {placement.ray_address!r}, but placement.executor = 'local' does not "
+            "read it: set --placement.executor ray, or --placement.ray_address none."
+        )
+    if placement.nodes and placement.executor != "ray":
+        yield (
+            f"placement.nodes = {placement.nodes}, but placement.executor = 'local' runs on one machine: set "
+            "--placement.executor ray, or --placement.nodes 0."
         )
     default = _default(SFTConfig, "pointing_weight")
     if run.sft and not run.sft.grounding and run.sft.pointing_weight != default:

@@ -21,7 +21,7 @@ class Evaluator(Protocol):
 
     suite: TaskSuite
 
-    def evaluate(self, specs, name, about, **hooks) -> EvalReport:
+    def evaluate(self, specs, name, about, on_episode=..., on_frames=...) -> EvalReport:
         """Run the episodes given."""
         ...
 

@@ -9,17 +9,18 @@ from rove.config.schema import Run
 
 if TYPE_CHECKING:
     from rove.placement.executor import Executor
+    from rove.placement.inventory import Inventory
     from rove.placement.plan import Plan
 
 
-def inventory_of(run: Run):
+def inventory_of(run: Run) -> Inventory:
     """What the executor of this run can use: this machine, or a Ray cluster."""
     from rove.placement.inventory import Inventory
 
     if run.placement.executor == "ray":
-        from rove.placement import ray
+        from rove.placement.ray import inventory
 
-        return ray.inventory(run.placement.ray_address)
+        return inventory(run.placement.ray_address, run.placement.nodes)
     return Inventory.here()
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from rove.config.schema import Run
 from rove.envs import registry as envs
@@ -279,7 +278,6 @@ class Executor(ABC):
         if self._mirror is None:
             spec = self._spec()
             self._mirror = build_policy(self.run, self.start, spec, torch.device("cpu"))
-        assert isinstance(self._mirror, nn.Module)
         weights.load(self._mirror, self._pull())
         return self._mirror
 
@@ -304,7 +302,7 @@ class Executor(ABC):
                 f"The checkpoint has the environments of {len(state['units'])} policies, the plan has "
                 f"{len(self._units)}: resume on as many devices for the policy."
             )
-        unit = {n: own for n, own in zip(self._units, state["units"], strict=True)}
+        unit = dict(zip(self._units, state["units"], strict=True))
         calls = [
             seat.call("load_state_dict", {"learner": state["learner"], "unit": unit.get(n)})
             for n, seat in enumerate(self._seats)

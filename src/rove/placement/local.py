@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ class InChild:
         pending = _Pending(self)
         self._asked.append(pending)
         if self._gone is None:
-            try:
+            with suppress(ChannelClosed):  # reading says why
                 self._child.channel.send((method, args))
-            except ChannelClosed:
-                pass  # reading says why
         return pending
 
     def read(self) -> None:

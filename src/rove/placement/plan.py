@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rove.config.schema import GRPO, Run
@@ -62,7 +62,9 @@ class Seat:
     node: int
     gpu: int | None
     cores: int
-    """How many it needs: what a cluster reserves."""
+    """That no other seat has reserved: what a cluster sets aside for it."""
+    gpu_share: float
+    """Of the GPU, which seats may share."""
     unit: int | None
     """Number of the unit."""
     rank: int | None
@@ -77,7 +79,7 @@ class Plan:
 
     name: str
     map: str
-    inventory: str
+    inventory: Inventory
     units: tuple[UnitPlan, ...]
     seats: tuple[Seat, ...]
     staleness: int
@@ -142,7 +144,7 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
     return Plan(
         name=named,
         map=", ".join(f"{role}: {_ranges(roles[role], inventory)}" for role in ROLES),
-        inventory=str(inventory),
+        inventory=inventory,
         units=tuple(units),
         seats=tuple(seats),
         staleness=staleness(placement.ahead),
@@ -297,7 +299,8 @@ def _ranges(devices: Sequence[Device], inventory: Inventory) -> str:
 
 def _check(roles: Map, run: Run, inventory: Inventory) -> None:
     nodes = {role: {device.node for device in roles[role]} for role in ROLES}
-    for role, other in (("env", "policy"), ("policy", "env")):
+    pairs: tuple[tuple[Role, Role], ...] = (("env", "policy"), ("policy", "env"))
+    for role, other in pairs:
         for device in roles[role]:
             if device.node not in nodes[other]:
                 here = [d for d in inventory.devices(inventory.kind) if d.node == device.node]
@@ -306,7 +309,8 @@ def _check(roles: Map, run: Run, inventory: Inventory) -> None:
                     f"{other} is: frames do not leave a node. Add one of its devices "
                     f"({_ranges(here, inventory)}) to {other}, or take {device} from {role}."
                 )
-    for role in ("learner", "policy"):
+    tensors: tuple[Role, ...] = ("learner", "policy")
+    for role in tensors:
         if len({device.kind for device in roles[role]}) > 1:
             raise RoveError(f"placement.map mixes GPUs and cores for {role}: name one kind.")
 
@@ -315,7 +319,7 @@ def _check(roles: Map, run: Run, inventory: Inventory) -> None:
 
 
 def _units(roles: Map, run: Run, inventory: Inventory) -> tuple[list[UnitPlan], list[list[Device]]]:
-    """The units, and the policy's devices of each: one GPU, or all of a node's cores that are the policy's."""
+    """The units, and the policy's devices of each: a GPU, or all cores of a node that are the policy's."""
     gpus = roles["policy"][0].kind == "gpu"
     policies = [[d] for d in roles["policy"]] if gpus else _by_node(roles["policy"])
     shares: list[list[Device]] = []
@@ -381,8 +385,8 @@ def _slots(run: Run, units: int, workers: int, stages: int) -> int:
     total, parts = run.rollout.num_envs, units * workers * stages
     if total % parts:
         raise RoveError(
-            f"rollout.num_envs = {total} cannot be split evenly over {units} policies × {workers} environment "
-            f"workers × {stages} stages: set --rollout.num_envs {-(-total // parts) * parts}, or other stages."
+            f"rollout.num_envs = {total} cannot be split evenly over {units} policies × {workers} "
+            f"environment workers × {stages} stages: set --rollout.num_envs {-(-total // parts) * parts}."
         )
     slots = total // parts
     if isinstance(run.algorithm, GRPO) and slots % run.algorithm.group_size:
@@ -415,34 +419,38 @@ def _seats(roles: Map, policies: list[list[Device]], units: list[UnitPlan], run:
             shared = next((u for u, policy in left.items() if {*policy} <= {*devices}), None)
             if shared is not None:
                 del left[shared]
-        seats.append(_seat(devices, run, units, shared, rank))
-    seats += [_seat(policy, run, units, unit, None) for unit, policy in left.items()]
-    return seats
+        seats.append(_seat(devices, run, shared, rank))
+    seats += [_seat(policy, run, unit, None) for unit, policy in left.items()]
+    return _reserve(seats, learners + list(left.values()), units)
+
+
+def _reserve(seats: list[Seat], devices: list[list[Device]], units: list[UnitPlan]) -> list[Seat]:
+    """Cores and GPU shares of each seat. A core is reserved once, by the first seat that computes on it; a
+    GPU's seats share it evenly."""
+    taken: set[tuple[int, int]] = set()
+    reserved = []
+    for seat, own in zip(seats, devices, strict=True):
+        wanted = {(d.node, d.index) for d in own if d.kind == "core"}
+        if seat.unit is not None:
+            wanted |= {(seat.node, core) for w in units[seat.unit].workers for core in w.cores}
+        new = wanted - taken
+        taken |= new
+        sharing = sum(seat.gpu is not None and (s.node, s.gpu) == (seat.node, seat.gpu) for s in seats)
+        reserved.append(replace(seat, cores=len(new), gpu_share=1 / sharing if sharing else 0.0))
+    return reserved
 
 
 def _per_learner(learners: list[list[Device]], count: int) -> list[list[Device]]:
     """`count` learner processes for every GPU, or for every node's cores."""
     return [
-        share
-        if (share := devices[i * len(devices) // count : (i + 1) * len(devices) // count])
-        else devices[:1]
+        devices[i * len(devices) // count : (i + 1) * len(devices) // count] or devices[:1]
         for devices in learners
         for i in range(count)
     ]
 
 
-def _seat(
-    devices: Sequence[Device], run: Run, units: list[UnitPlan], unit: int | None, rank: int | None
-) -> Seat:
+def _seat(devices: Sequence[Device], run: Run, unit: int | None, rank: int | None) -> Seat:
     first = devices[0]
     threads = min(run.placement.threads or len(devices), len(devices)) if first.kind == "core" else 1
-    simulating = 0 if unit is None else sum(max(1, len(w.cores)) for w in units[unit].workers)
-    cores = (len(devices) if first.kind == "core" else 1) + (0 if first.kind == "core" else simulating)
-    return Seat(
-        node=first.node,
-        gpu=first.index if first.kind == "gpu" else None,
-        cores=cores,
-        unit=unit,
-        rank=rank,
-        threads=threads,
-    )
+    gpu = first.index if first.kind == "gpu" else None
+    return Seat(node=first.node, gpu=gpu, cores=0, gpu_share=0.0, unit=unit, rank=rank, threads=threads)

@@ -1,4 +1,4 @@
-"""What a process that holds weights does: collect with them, train them, or both, as its seat in the plan says.
+"""What a process that holds weights does: collect with them, train them, or both, as the plan says.
 
 The same object works in this process, in a child of it and in a Ray actor: executors differ in where they put
 it and how calls reach it.

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rove.policies.base import Policy
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
@@ -28,8 +30,9 @@ class Weights:
 
 
 @torch.no_grad()
-def load(policy: nn.Module, weights: Weights) -> None:
+def load(policy: Policy, weights: Weights) -> None:
     """Write them into `policy`. Raises KeyError on a name that it does not have."""
+    assert isinstance(policy, nn.Module)
     own = dict(policy.named_parameters())
     for name, tensor in weights.tensors.items():
         own[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Environments × policy → Trajectory, overlapped. Knows no algorithm: it fills T chunks and says what happened.
+"""Environments × policy → Trajectory, overlapped. Knows no algorithm: T chunks, and what happened in them.
 
     env worker 0:  │ sim a │ sim b │ sim a │ sim b │ …        a, b: stages of worker 0; c, d: of worker 1.
     env worker 1:  │ sim c │ sim d │ sim c │ sim d │ …        Every stage has its own environments, episodes
@@ -77,7 +77,7 @@ class _Lane:
 
 
 class Pipeline:
-    """Collects rollouts of T chunks in all slots of its hosts; an episode in flight goes on in the next one."""
+    """Collects rollouts of T chunks in all slots of its hosts; an episode in flight goes on in the next."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Pipeline:
         max_restarts: int = 3,
         on_fault: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`max_restarts`: in a row, of one worker, without a rollout in between. `on_fault` is told each."""
+        """`max_restarts`: of one worker, without a completed rollout in between; `on_fault` is told each."""
         self.hosts, self.policy = hosts, policy
         self.chunks, self.seed, self.critic = chunks, seed, critic
         self.service: Service = service
@@ -104,7 +104,7 @@ class Pipeline:
     def collect(
         self, version: int, watch: Stopwatch, on_chunk: Callable[[], None] = lambda: None
     ) -> Trajectory:
-        """One rollout; `version` numbers the weights that act. Raises RoveError where a worker keeps failing."""
+        """One rollout; `version` numbers the weights that act. RoveError where a worker goes on failing."""
         began, before = time.perf_counter(), dict(watch.seconds)
         self._watch = watch
         self._lanes = [
@@ -114,17 +114,7 @@ class Pipeline:
         self._turn = 0
         layout, segment = self._allocate()
         for host in self.hosts:
-            known = (
-                [self.positions[i] for i, lane in enumerate(self._lanes) if lane.host is host]
-                if self._placed
-                else []
-            )
-            self._guarded(
-                host,
-                lambda host=host, known=known: host.begin(
-                    layout, self._buffer.exchange, segment, _all(known)
-                ),
-            )
+            self._guarded(host, lambda host=host: self._begin(host, layout, segment))
         self._placed = False
         advanced = 0
         while self._open:
@@ -142,6 +132,11 @@ class Pipeline:
         self.positions = [lane.report.position if lane.report else None for lane in self._lanes]
         self._count_idle(time.perf_counter() - began, before)
         return self._buffer.trajectory(version, self._finished())
+
+    def _begin(self, host: Host, layout: Layout, segment: Segment | None) -> None:
+        """Its stages go on where they were, unless episodes were given by `place`."""
+        known = [p for p, lane in zip(self.positions, self._lanes, strict=False) if lane.host is host]
+        host.begin(layout, self._buffer.exchange, segment, _all(known) if self._placed else None)
 
     def _allocate(self) -> tuple[Layout, Segment | None]:
         hello = self.hosts[0].hello()
@@ -302,7 +297,7 @@ class Pipeline:
         host.restart(_all(positions))
 
     def _rewind(self, lane: _Lane) -> Position | None:
-        """Forget what the stage did in this rollout; returns what it began with, None where that is unknown."""
+        """Forget what the stage did in this rollout; returns what it began with, None where not known."""
         if lane.position is None and self.positions:
             lane.position = self.positions[self._lanes.index(lane)]
         lane.report, lane.finished, lane.finals = None, [], []
@@ -357,4 +352,7 @@ def _split(chunk: ActionChunk, counts: Sequence[int]) -> list[ActionChunk]:
         return [chunk]
     values = [None] * len(counts) if chunk.value is None else list(chunk.value.split(list(counts)))
     columns = (x.split(list(counts)) for x in (chunk.actions, chunk.tokens, chunk.logprob))
-    return [ActionChunk(*row, value) for *row, value in zip(*columns, values, strict=True)]
+    return [
+        ActionChunk(actions, tokens, logprob, value)
+        for actions, tokens, logprob, value in zip(*columns, values, strict=True)
+    ]

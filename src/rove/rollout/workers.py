@@ -145,7 +145,7 @@ class EnvWorker:
         cores: Sequence[int] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
-        """`deadline`: seconds without an answer after which it counts as hung. The rest as for `ipc.Child`."""
+        """`deadline`: seconds without an answer, after which it counts as hung. The rest: see `ipc.Child`."""
         self.name, self.plans, self.slots = name, tuple(plans), slots
         self._setup, self._cores, self._environment = setup, cores, environment
         self._deadline = deadline
@@ -233,7 +233,7 @@ class EnvWorker:
             raise self._died() from None
 
     def _answer(self, kind: type) -> Any:
-        """The next message, which has to be a `kind`. Raises WorkerFault where it is not, or does not come."""
+        """The next message, which has to be a `kind`. Raises WorkerFault where it is not, or none comes."""
         left = self._deadline - (time.monotonic() - self._asked)
         if not self._child.channel.poll(max(left, 0.0)):
             raise WorkerFault(f"{self.name} did not answer for {self._deadline:g} s")
@@ -241,7 +241,7 @@ class EnvWorker:
             message = self._child.channel.recv()
         except ChannelClosed:
             raise self._died() from None
-        except Exception as error:  # noqa: BLE001 - bytes that are no message fail in any way they like
+        except Exception as error:  # bytes that are no message fail in any way they like
             raise WorkerFault(f"{self.name} sent what is no message: {error!r}") from error
         if isinstance(message, Crash):
             raise WorkerFault(f"{self.name} failed:\n{message.trace.rstrip()}", message.error)

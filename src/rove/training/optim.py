@@ -119,7 +119,7 @@ class Optimizer:
         """Restore what `state_dict` gave."""
         adamw = state["adamw"]
         # Saved whole: each moment is laid out as its parameter is here, on one device or over several.
-        index = {number: p for number, p in enumerate(self._ordered())}
+        index = dict(enumerate(self._ordered()))
         moments = {
             number: {k: like(v, index[number]) if v.dim() else v for k, v in own.items()}
             for number, own in adamw["state"].items()

@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -136,7 +137,8 @@ class Model:
                 with self._joined.no_sync():
                     yield
         else:
-            self.policy.set_requires_gradient_sync(last)  # pyright: ignore[reportAttributeAccessIssue]
+            assert isinstance(self.policy, FSDPModule)
+            self.policy.set_requires_gradient_sync(last)
             yield
 
 
