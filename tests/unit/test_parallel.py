@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from tests.unit.test_learner import make_batch, make_policy
 
 from rove import algorithms
 from rove.config.schema import PPO, OptimConfig, Run, TrainingConfig
-from rove.ipc import Channel, Child, Setup
+from rove.ipc import Channel, Child, Crash, Setup
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
 
@@ -54,6 +53,8 @@ def two_learners(training: TrainingConfig) -> list[tuple]:
         Child("tests.unit.test_parallel:rank", (n, address, training), setup=Setup.here()) for n in range(2)
     ]
     answers = [child.channel.recv() for child in children]
+    for answer in answers:
+        assert not isinstance(answer, Crash), answer.trace
     for child in children:
         child.channel.send(None)
         child.join()
@@ -81,21 +82,22 @@ def test_two_learners_train_as_one(training, tolerance):
             assert want.keys() == got.keys()
             for name in want:
                 assert got[name] == pytest.approx(want[name], rel=tolerance, abs=tolerance), name
-    assert not isinstance(first[0], Path)
     assert first[1].keys() == alone.trainable().keys()
     for name, weight in alone.trainable().items():
         assert torch.equal(first[1][name], second[1][name]), "the ranks' weights have parted"
-        assert torch.allclose(first[1][name], weight, atol=10 * tolerance), name
-    assert any(
-        not torch.equal(w, p.detach())
-        for (_, p), w in zip(make_policy(True).named_parameters(), first[1].values(), strict=True)
-    )
+        # The gradient of a key's bias is zero but for rounding, which Adam blows up to whole steps.
+        if not name.endswith("k_proj.bias"):
+            assert torch.allclose(first[1][name], weight, atol=10 * tolerance), name
+    before = dict(make_policy(critic=True).named_parameters())
+    assert any(not torch.equal(weight, before[name]) for name, weight in first[1].items())
     # A checkpoint holds whole tensors, and is the same after it was loaded.
-    for saved, loaded in ((first[2], first[3]),):
-        a, b = saved["optimizer"]["adamw"]["state"], loaded["optimizer"]["adamw"]["state"]
-        assert a.keys() == b.keys() == alone.state_dict()["optimizer"]["adamw"]["state"].keys()
-        for number in a:
-            assert torch.equal(a[number]["exp_avg"], b[number]["exp_avg"])
+    saved, loaded, single = (
+        state["optimizer"]["adamw"]["state"] for state in (first[2], first[3], alone.state_dict())
+    )
+    assert saved.keys() == loaded.keys() == single.keys()
+    for number, moments in saved.items():
+        assert torch.equal(moments["exp_avg"], loaded[number]["exp_avg"])
+        assert moments["exp_avg"].shape == single[number]["exp_avg"].shape
 
 
 def test_rows_that_fill_up_a_share_count_nothing():

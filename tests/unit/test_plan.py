@@ -99,7 +99,7 @@ def test_slots_stages_and_workers_multiply_to_all_environments():
         (
             {"map": "learner: 0-8, env: 0, policy: 1"},
             NODE,
-            r"puts learner on gpu 8, .* gpu 0-7: set 'learner: 0-7'",
+            r"learner on gpu 8, .* gpu 0-7: set 'learner: 0-7'",
         ),
         ({"map": "learner: gpu 0, env: 0, policy: 1"}, LAPTOP, "has no gpu: set 'learner: core all'"),
         ({"map": "lerner: 0, env: 0, policy: 1"}, LAPTOP, "role 'lerner'. Did you mean 'learner'"),
@@ -109,17 +109,17 @@ def test_slots_stages_and_workers_multiply_to_all_environments():
         (
             {"map": "learner: all, env: 0-7, policy: 8-15"},
             CLUSTER,
-            "env on gpu 0 of node 0, where no policy is",
+            "env on gpu 0 of node 0, where no",
         ),
         (
             {"map": "hybrid"},
             Inventory.of(cores=1),
-            "two devices on every node.*set --placement.map colocated",
+            "two devices on every node.*map colocated",
         ),
         (
             {"map": "learner: all, env: 0-2, policy: 3-4"},
             NODE,
-            "3 env devices for 2 policy devices.*take gpu 2",
+            "3 env devices for 2 policy.*take gpu 2",
         ),
         ({"device": "cuda"}, LAPTOP, "no CUDA device is visible"),
         ({"device": "cuda:9"}, NODE, "'cuda:9', but this machine has GPUs 0, 1"),

@@ -28,7 +28,6 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from rove.config.schema import TrainingConfig
 from rove.policies.base import Policy
@@ -97,7 +96,8 @@ def leave() -> None:
 class Model:
     """A policy's `evaluate` on this rank's rows, with the ranks' gradients joined. Wraps the policy in place.
 
-    `config.checkpoint_activations` recomputes the blocks of every `nn.ModuleList` in the backward pass.
+    `config.checkpoint_activations` asks every block of the policy to compute its activations again in the
+    backward pass; see `policies.base.through`.
     """
 
     def __init__(self, policy: Policy, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
@@ -106,13 +106,12 @@ class Model:
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         if config.checkpoint_activations:
             for block in blocks(policy):
-                _recompute(block)
+                block.recompute = True  # pyright: ignore[reportAttributeAccessIssue]
         self._joined: DistributedDataParallel | None = None
         if self.sharded:
             _shard(policy, config, device, ranks)
         elif ranks.world > 1:
-            # Not every policy's every weight takes part in every loss.
-            self._joined = DistributedDataParallel(_Evaluation(policy), find_unused_parameters=True)
+            self._joined = DistributedDataParallel(_Evaluation(policy))
 
     def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
         """As `Policy.evaluate`."""
@@ -162,20 +161,11 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _recompute(block: nn.Module) -> None:
-    """Drop the block's activations after its forward pass; the backward pass computes them again."""
-    forward = block.forward
-
-    def recomputed(*args: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **options)
-        return checkpoint(forward, *args, use_reentrant=False, **options)
-
-    block.forward = recomputed  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
-    """FSDP2: each block is gathered when it is computed, the rest with the whole."""
+    """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
+
+    A block is sharded as the group of its innermost parts: a policy may call those, and not the block.
+    """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (ranks.world,)),
@@ -186,8 +176,9 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
         "offload_policy": CPUOffloadPolicy() if config.offload and device.type == "cuda" else OffloadPolicy(),
     }
     for block in blocks(policy):
-        if any(True for _ in block.parameters()):
-            fully_shard(block, **options)
+        parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
+        if parts:
+            fully_shard(parts, **options)
     fully_shard(policy, **options)
     register_fsdp_forward_method(policy, "evaluate")
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rove.policies.base import through
+
 Attention = Literal["causal", "bidirectional"]
 
 
@@ -145,7 +147,7 @@ def forward(
             elif causal:
                 everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
                 mask = attention_mask(everything, attention, count)
-        x = _layer(layer, index, x, rope, mask, causal, count, cache)
+        x = through(layer, _layer, layer, index, x, rope, mask, causal, count, cache)
     if cache is not None:
         cache.length = length
     return model.norm(x)

@@ -18,6 +18,7 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
+from rove.policies.base import through
 
 
 class FiLM(nn.Module):
@@ -77,13 +78,17 @@ class DinoTower(Dinov2WithRegistersModel):
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
         for index, block in enumerate(self.encoder.layer[:-1]):
             if film is None:
-                x = block(x)
+                x = through(block, block, x)
             else:
-                assert isinstance(block, Dinov2WithRegistersLayer)
-                x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
-                x = film[index](x, text)
-                x = x + block.layer_scale2(block.mlp(block.norm2(x)))
+                x = through(block, self._modulated, block, film[index], x, text)
         return x[:, prefix.shape[1] :]
+
+    @staticmethod
+    def _modulated(block: nn.Module, film: nn.Module, x: Tensor, text: Tensor | None) -> Tensor:
+        assert isinstance(block, Dinov2WithRegistersLayer)
+        x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
+        x = film(x, text)
+        return x + block.layer_scale2(block.mlp(block.norm2(x)))
 
 
 class SiglipTower(SiglipVisionModel):
@@ -118,13 +123,17 @@ class SiglipTower(SiglipVisionModel):
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
         for index, block in enumerate(self.encoder.layers[:-1]):
             if film is None:
-                x = block(x, None)
+                x = through(block, block, x, None)
             else:
-                assert isinstance(block, SiglipEncoderLayer)
-                x = x + block.self_attn(block.layer_norm1(x))[0]
-                x = film[index](x, text)
-                x = x + block.mlp(block.layer_norm2(x))
+                x = through(block, self._modulated, block, film[index], x, text)
         return x
+
+    @staticmethod
+    def _modulated(block: nn.Module, film: nn.Module, x: Tensor, text: Tensor | None) -> Tensor:
+        assert isinstance(block, SiglipEncoderLayer)
+        x = x + block.self_attn(block.layer_norm1(x))[0]
+        x = film(x, text)
+        return x + block.mlp(block.layer_norm2(x))
 
 
 TOWERS: dict[str, type[nn.Module]] = {"dinov2": DinoTower, "siglip": SiglipTower}
