@@ -140,6 +140,40 @@ def _bench(args: argparse.Namespace, settings: list[str]) -> int:
     return max(codes)
 
 
+def _plan(args: argparse.Namespace, settings: list[str]) -> None:
+    run = _run(args.recipe, settings)
+    import tempfile
+
+    from rove.placement import inventory_of, planner
+    from rove.placement.inventory import Inventory
+
+    with tempfile.TemporaryDirectory() as scratch:
+        start = planner.start_of(run, Path(scratch)) if args.profile is None or args.check else Path()
+        profile = planner.Profile.load(args.profile) if args.profile else planner.measure(run, start)
+        if args.save:
+            profile.save(args.save)
+        there = args.gpus or args.cores
+        inventory = (
+            Inventory.of(args.nodes, gpus=args.gpus or 0, cores=args.cores or 1)
+            if there
+            else inventory_of(run)
+        )
+        if len(inventory.nodes) > 1:
+            run = replace(run, placement=replace(run.placement, executor="ray"))
+        predictions = planner.ranked(run, inventory, profile)
+        if not predictions:
+            raise RoveError(f"No placement of {run.name!r} fits {inventory}; change --rollout.num_envs.")
+        measured = {}
+        if args.check:
+            measured = {
+                i: planner.try_out(replace(run, placement=one.placement), start)
+                for i, one in enumerate(predictions)
+            }
+        print(planner.table(predictions, measured))
+        chosen = next(one for one in predictions if one.placement.ahead == run.placement.ahead)
+        print(f"\nBest for ahead = {run.placement.ahead}: {chosen.plan}")
+
+
 def _doctor(args: argparse.Namespace, settings: list[str]) -> int:
     from rove import doctor
 
@@ -263,6 +297,20 @@ COMMANDS: dict[str, Command] = {
         _bench,
         "run benchmarks, all of them unless named",
         (Argument("name", "a script in benchmarks/", {"nargs": "*", "metavar": "NAME"}),),
+    ),
+    "plan": Command(
+        _plan,
+        "measure a recipe's parts, predict every placement's iteration time, and pick one",
+        (
+            _RECIPE,
+            Argument("--save", "file for the measurements", {"type": Path, "metavar": "FILE"}),
+            Argument("--profile", "measurements to use, for new ones", {"type": Path, "metavar": "FILE"}),
+            Argument("--nodes", "plan for so many nodes", {"type": _positive, "default": 1, "metavar": "N"}),
+            Argument("--gpus", "with so many GPUs each", {"type": _positive, "metavar": "N"}),
+            Argument("--cores", "with so many cores each", {"type": _positive, "metavar": "N"}),
+            Argument("--check", "also run each one here, and show its time", {"action": "store_true"}),
+        ),
+        settings=True,
     ),
     "doctor": Command(_doctor, "say what this machine has, and how to install what it lacks"),
 }

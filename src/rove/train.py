@@ -17,7 +17,7 @@ from rove.config.validate import validate
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
-from rove.placement import execute, inventory_of
+from rove.placement import execute, inventory_of, settle
 from rove.placement.executor import Executor
 from rove.placement.plan import make_plan
 from rove.reporting.html import write_report
@@ -36,8 +36,8 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
     a configuration that cannot work, before anything is made.
     """
     validate(run)
-    plan = make_plan(run, inventory_of(run))
-    host.prepare(plan.threads)
+    inventory = inventory_of(run)
+    host.prepare(make_plan(run, inventory).threads)
     directory = directory or rundir.default(run)
     if resume:
         rundir.check_same(run, directory)
@@ -45,10 +45,12 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
         rundir.create(run, directory)
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
         with Interrupt() as interrupt, Progress(run.name, run.training.iterations) as progress:
-            progress.message(f"plan: {plan}")
             saved = checkpoint.latest(directory / "checkpoints") if resume else None
             start = saved / "policy" if saved else warm_up(run, directory, log, progress)
-            with closing(execute(run, plan, start, profile)) as executor:
+            placed = settle(run, inventory, directory, start)
+            plan = make_plan(placed, inventory)
+            progress.message(f"plan: {plan}")
+            with closing(execute(placed, plan, start, profile)) as executor:
                 _loop(run, directory, saved, executor, log, progress, interrupt)
                 if profile:
                     write_trace(directory / "trace.json", executor.watch.take_spans())

@@ -24,6 +24,21 @@ def inventory_of(run: Run) -> Inventory:
     return Inventory.here()
 
 
+def settle(run: Run, inventory: Inventory, directory: Path, start: Path) -> Run:
+    """With `placement.map = "auto"`, the run under the placement that is predicted to be fastest.
+
+    The measurements are kept in `directory/profile.json`, so that a resumed run is placed as it was.
+    """
+    if run.placement.map != "auto":
+        return run
+    from rove.placement import planner
+
+    file = directory / "profile.json"
+    if not file.exists():
+        planner.measure(run, start).save(file)
+    return planner.choose(run, inventory, planner.Profile.load(file))
+
+
 def execute(run: Run, plan: Plan, start: Path, profile: bool = False) -> Executor:
     """The workers of a run, in their places, with the policy of the checkpoint directory `start`."""
     if run.placement.executor == "ray":

@@ -22,7 +22,7 @@ from rove.placement.inventory import Device, Inventory, Kind
 
 Role = Literal["learner", "env", "policy"]
 ROLES: tuple[Role, ...] = ("learner", "env", "policy")
-NAMES = ("colocated", "hybrid", "disaggregated")
+NAMES = ("colocated", "hybrid", "disaggregated", "auto")
 Map = dict[Role, tuple[Device, ...]]
 
 
@@ -189,7 +189,7 @@ def parse(text: str, inventory: Inventory) -> Map:
     parts = re.split(r"(?:^|,)\s*([A-Za-z_]+)\s*:", text)
     if parts[0].strip() or len(parts) < 3:
         raise RoveError(
-            f"placement.map = {text!r}: expected {', '.join(NAMES)}, auto, or roles with their devices, "
+            f"placement.map = {text!r}: expected {', '.join(NAMES)}, or roles with their devices, "
             "e.g. 'learner: 0-7, env: 0-3, policy: 4-7'."
         )
     roles: Map = {}
@@ -231,7 +231,7 @@ def _devices(role: str, text: str, inventory: Inventory) -> tuple[Device, ...]:
 
 
 def _named(name: str, run: Run, inventory: Inventory) -> Map:
-    """The map that a name stands for."""
+    """The map that a name stands for; "auto", before it is settled, is the one that fits everywhere."""
     tensors = inventory.devices(inventory.kind)
     if _simulates_on(run) == "core" and inventory.kind == "gpu":
         # Simulation has the cores to itself: only policy and learner can be in each other's way.
@@ -239,7 +239,7 @@ def _named(name: str, run: Run, inventory: Inventory) -> Map:
         if name != "disaggregated":
             return {"learner": tensors, "env": env, "policy": tensors}
         return _disjoint(tensors, inventory, env)
-    if name == "colocated":
+    if name in ("colocated", "auto"):
         return dict.fromkeys(ROLES, tensors)
     if name == "disaggregated":
         return _disjoint(tensors, inventory, None)
