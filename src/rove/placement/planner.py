@@ -1,8 +1,8 @@
 """Which placement is fastest: measured times, fitted, → predicted seconds an iteration, for each map and k.
 
 Three costs are straight lines in the rows that they work on, a + b·rows: simulation of a chunk, inference,
-training; the fourth is what publishing the weights takes. Each is measured on one device of the kind that pays
-it. A profile holds them, so that machines can be planned for that are not at hand.
+training; the fourth is what publishing the weights takes. Each is measured on one device of the kind that
+pays it. A profile holds them, so that machines can be planned for that are not at hand.
 """
 
 from __future__ import annotations
