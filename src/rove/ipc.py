@@ -101,7 +101,7 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         # A copy is made only of what is not contiguous, or on a device.
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return _rebuild, (pickle.PickleBuffer(memoryview(flat.numpy())), value.dtype, tuple(value.shape))
+        return _rebuild, (pickle.PickleBuffer(flat.numpy().data), value.dtype, tuple(value.shape))
 
 
 def _rebuild(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

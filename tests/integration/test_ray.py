@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -31,22 +31,23 @@ def test_two_nodes_of_which_one_joins_late(started, tmp_path):
     # Fixed sizes: the default would take a third of the machine's memory, twice.
     size = {"num_cpus": 2, "object_store_memory": 150 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=size)
-
-    def join_late() -> None:
-        time.sleep(3)
-        cluster.add_node(**size)
-
-    late = threading.Thread(target=join_late)
-    late.start()
     try:
-        run = run_of(started, map="hybrid", deterministic=True)
-        placement = replace(
-            run.placement, executor="ray", ray_address=cluster.address, nodes=2, stages=1, env_workers=1
+        run = run_of(
+            started,
+            map="hybrid",
+            deterministic=True,
+            stages=1,
+            executor="ray",
+            ray_address=cluster.address,
+            nodes=2,
         )
-        placement = replace(placement, deterministic=True)
-        lines = measured(train(replace(run, placement=placement), tmp_path / "run"))
+        with ThreadPoolExecutor(1) as pool:
+            trained = pool.submit(train, run, tmp_path / "run")
+            time.sleep(5)
+            assert not trained.done(), "it did not wait for the second node"
+            cluster.add_node(**size)
+            lines = measured(trained.result())
     finally:
-        late.join()
         cluster.shutdown()
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["train/rows"] == SHORT.rollout.num_envs * SHORT.rollout.chunks for line in lines)

@@ -106,7 +106,7 @@ class Model:
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         if config.checkpoint_activations:
             for block in blocks(policy):
-                block.recompute = True  # pyright: ignore[reportAttributeAccessIssue]
+                block.recompute = True  # pyright: ignore[reportArgumentType]
         self._joined: DistributedDataParallel | None = None
         if self.sharded:
             _shard(policy, config, device, ranks)
