@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
     "serving": (*BASE, *CONTRACTS),
-    "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation", "host"),
+    "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation", "host", "checkpoint"),
     "recipes": BASE,
     "doctor": ("",),
     "train": ("",),
