@@ -29,6 +29,7 @@ from rove.policies.openvla import OpenVLA, bins, decoding, lora
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.training.optim import make_optimizer
+from rove.training.parallel import recompute
 from rove.types import ActionSpec, Observation
 
 BARS = {"inference": 0.60, "training": 0.45}
@@ -283,12 +284,14 @@ def training(args: Any, clock: Clock, dtype: torch.dtype) -> dict[str, Any]:
     kinds = ("lora", "all weights") if args.size == "tiny" else ("lora",)  # 7B with Adam needs 90 GiB
     for kind in kinds:
         steps, kept = [], []
-        for recompute in (True, False):
-            policy = make(args.size, "parallel", clock.device, dtype, gradient_checkpointing=recompute)
+        for frugal in (True, False):
+            policy = make(args.size, "parallel", clock.device, dtype)
             policy = adapt(policy) if kind == "lora" else policy
+            if frugal:
+                recompute(policy)
             kept.append(round(kept_bytes(policy, args.batch) / args.batch / 2**20, 2))
             steps.append(training_step(policy, args.batch))
-            if args.size != "tiny" and recompute:
+            if args.size != "tiny" and frugal:
                 break  # two of them would not fit the card
         seconds = clock.seconds(*steps)
         samples = [round(args.batch / taken, 2) for taken in seconds]

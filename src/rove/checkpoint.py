@@ -19,7 +19,7 @@ import torch
 from rove.errors import RoveError
 from rove.policies.base import Policy
 
-FORMAT = 1
+FORMAT = 2
 _PREFIX = "iteration_"
 
 

@@ -61,11 +61,14 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
             "Name a recipe, or a run to go on with: rove train RECIPE, or rove train --resume RUN."
         )
     run = recipes.get(args.recipe).build() if args.recipe else load.load(args.resume / "run.json")
+    if args.ray_address:
+        settings = ["--placement.executor=ray", f"--placement.ray_address={args.ray_address}", *settings]
     run = load.apply(run, settings)
     validate(run)
     from rove.train import train
 
-    directory = train(run, args.resume, resume=args.resume is not None)
+    options = {"profile": True} if args.profile else {}
+    directory = train(run, args.resume, resume=args.resume is not None, **options)
     print(f"Report: {directory / 'report.html'}")
 
 
@@ -83,7 +86,8 @@ def _demo(args: argparse.Namespace, settings: list[str]) -> None:
 def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     from rove import host, rundir
-    from rove.placement.plan import Inventory, make_plan
+    from rove.placement.inventory import Inventory
+    from rove.placement.plan import make_plan
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
     from rove.training.sft import warm_up
@@ -140,6 +144,40 @@ def _bench(args: argparse.Namespace, settings: list[str]) -> int:
         raise RoveError(f"Unknown benchmark {unknown[0]!r}. {nearest(unknown[0], scripts)}")
     codes = [subprocess.call([sys.executable, scripts[name]]) for name in args.name or scripts]
     return max(codes)
+
+
+def _plan(args: argparse.Namespace, settings: list[str]) -> None:
+    run = _run(args.recipe, settings)
+    import tempfile
+
+    from rove.placement import inventory_of, planner
+    from rove.placement.inventory import Inventory
+
+    with tempfile.TemporaryDirectory() as scratch:
+        start = planner.start_of(run, Path(scratch)) if args.profile is None or args.check else Path()
+        profile = planner.Profile.load(args.profile) if args.profile else planner.measure(run, start)
+        if args.save:
+            profile.save(args.save)
+        there = args.gpus or args.cores
+        inventory = (
+            Inventory.of(args.nodes, gpus=args.gpus or 0, cores=args.cores or 1)
+            if there
+            else inventory_of(run)
+        )
+        if len(inventory.nodes) > 1:
+            run = replace(run, placement=replace(run.placement, executor="ray"))
+        predictions = planner.ranked(run, inventory, profile)
+        if not predictions:
+            raise RoveError(f"No placement of {run.name!r} fits {inventory}; change --rollout.num_envs.")
+        measured = {}
+        if args.check:
+            measured = {
+                i: planner.try_out(replace(run, placement=one.placement), start)
+                for i, one in enumerate(predictions)
+            }
+        print(planner.table(predictions, measured))
+        chosen = next(one for one in predictions if one.placement.ahead == run.placement.ahead)
+        print(f"\nBest for ahead = {run.placement.ahead}: {chosen.plan}")
 
 
 def _doctor(args: argparse.Namespace, settings: list[str]) -> int:
@@ -228,6 +266,10 @@ COMMANDS: dict[str, Command] = {
         (
             replace(_RECIPE, options={"metavar": "RECIPE", "nargs": "?"}),
             Argument("--resume", "directory of the run to go on with", {"metavar": "RUN", "type": Path}),
+            Argument(
+                "--profile", "write trace.json, a timeline for ui.perfetto.dev", {"action": "store_true"}
+            ),
+            Argument("--ray-address", "use the Ray cluster at this address; auto: this machine's"),
         ),
         settings=True,
     ),
@@ -273,6 +315,20 @@ COMMANDS: dict[str, Command] = {
         _bench,
         "run benchmarks, all of them unless named",
         (Argument("name", "a script in benchmarks/", {"nargs": "*", "metavar": "NAME"}),),
+    ),
+    "plan": Command(
+        _plan,
+        "measure a recipe's parts, predict every placement's iteration time, and pick one",
+        (
+            _RECIPE,
+            Argument("--save", "file for the measurements", {"type": Path, "metavar": "FILE"}),
+            Argument("--profile", "measurements to use, for new ones", {"type": Path, "metavar": "FILE"}),
+            Argument("--nodes", "plan for so many nodes", {"type": _positive, "default": 1, "metavar": "N"}),
+            Argument("--gpus", "with so many GPUs each", {"type": _positive, "metavar": "N"}),
+            Argument("--cores", "with so many cores each", {"type": _positive, "metavar": "N"}),
+            Argument("--check", "also run each one here, and show its time", {"action": "store_true"}),
+        ),
+        settings=True,
     ),
     "doctor": Command(
         _doctor,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -24,3 +27,26 @@ def prepare(threads: int) -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def cores() -> tuple[int, ...]:
+    """The cores that this thread may run on; () where the system does not say."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
+@contextmanager
+def bound(to: Sequence[int], threads: int) -> Iterator[None]:
+    """Within the block, keep this thread on the cores `to` (none: leave it where it is), and use `threads`
+    for tensor work."""
+    before, used = cores(), torch.get_num_threads()
+    if to:
+        os.sched_setaffinity(0, to)
+    if threads != used:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads != used:
+            torch.set_num_threads(used)
+        if to:
+            os.sched_setaffinity(0, before)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rove.config.schema import Run
 from rove.envs import conventions
-from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.base import TaskSuite
 from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
 from rove.policies.base import Policy, Preflighted
-from rove.types import Conventions, EpisodeSpec
+from rove.types import ActionSpec, Conventions, EpisodeSpec
 
 
 def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None]) -> list[Finding]:
@@ -35,12 +36,24 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
     return examine(policy, wanted, rl=False)
 
 
-def before_run(policy: Policy, env: VectorEnv) -> list[Finding]:
-    """Check the policy that a run starts from against its environment. Raises RoveError where one fails."""
-    findings = examine(policy, _conventions_of(env), rl=True)
+def before_loading(run: Run) -> str:
+    """What a user wants to know of a run before anything is loaded, or "". Raises RoveError where RL cannot
+    train its policy."""
+    if run.policy.head == "l1":
+        raise RoveError(
+            "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
+        )
+    return (policies.memory(run) or "") if run.policy.checkpoint is not None else ""
+
+
+def before_run(policy: Policy, suite: TaskSuite, action_spec: ActionSpec) -> str:
+    """Check the policy that a run starts from against its environments: the warnings, a line each, or "".
+    Raises RoveError where a check fails."""
+    findings = examine(policy, _conventions_of(suite, action_spec), rl=True)
     if any(finding.status == "fail" for finding in findings):
-        raise RoveError(f"The policy does not fit {env.suite.name}:\n{table(findings)}")
-    return findings
+        raise RoveError(f"The policy does not fit {suite.name}:\n{table(findings)}")
+    warned = (finding for finding in findings if finding.status == "warn")
+    return "\n".join(f"preflight: {finding.name}: {finding.detail} → {finding.fix}" for finding in warned)
 
 
 def examine(policy: Policy, wanted: Conventions, *, rl: bool) -> list[Finding]:
@@ -48,13 +61,12 @@ def examine(policy: Policy, wanted: Conventions, *, rl: bool) -> list[Finding]:
     return policy.preflight(wanted, rl=rl) if isinstance(policy, Preflighted) else []
 
 
-def _conventions_of(env: VectorEnv) -> Conventions:
-    """What is on record for the suite, with the environment's own actions and instructions."""
-    suite = env.suite
+def _conventions_of(suite: TaskSuite, action_spec: ActionSpec) -> Conventions:
+    """What is on record for the suite, with its environments' own actions and its own instructions."""
     known = conventions.find(suite.name)
     if known is None:
-        known = Conventions(suite.name, env.action_spec, (), (), (), state=None)
-    return replace(known, action_spec=env.action_spec, instructions=_instructions(suite))
+        known = Conventions(suite.name, action_spec, (), (), (), state=None)
+    return replace(known, action_spec=action_spec, instructions=_instructions(suite))
 
 
 def _instructions(suite: TaskSuite, count: int = 16) -> tuple[str, ...]:

@@ -14,34 +14,33 @@ from pathlib import Path
 from rove import algorithms, checkpoint, host, rundir
 from rove.config.schema import Run
 from rove.config.validate import validate
-from rove.errors import RoveError
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
-from rove.placement.local import LocalExecutor
-from rove.placement.plan import Inventory, make_plan
-from rove.policies import registry as policies
-from rove.preflight import before_run
+from rove.placement import execute, inventory_of, settle
+from rove.placement.executor import Executor
+from rove.placement.plan import make_plan
+from rove.preflight import before_loading, before_run
 from rove.reporting.html import write_report
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.reporting.summary import evaluation_metrics, rollout_metrics
+from rove.timing import write_trace
 from rove.training.sft import warm_up
 
 
-def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path:
+def train(run: Run, directory: Path | None = None, resume: bool = False, profile: bool = False) -> Path:
     """Train `run` in `directory` (default: `runs/NAME`) and return it, with report.html inside.
 
     `resume` goes on from the newest checkpoint there; on one process its metrics equal those of a run
-    that was never stopped. Raises RoveError on a configuration that cannot work, before anything is made.
+    that was never stopped. `profile` writes trace.json, a timeline of who did what when. Raises RoveError on
+    a configuration that cannot work, before anything is made.
     """
     validate(run)
-    if run.policy.head == "l1":
-        raise RoveError(
-            "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
-        )
-    plan = make_plan(run, Inventory.here())
-    host.prepare(plan.threads)
+    note = before_loading(run)
+    inventory = inventory_of(run)
+    first_plan = make_plan(run, inventory)
+    host.prepare(first_plan.threads)
     directory = directory or rundir.default(run)
     if resume:
         rundir.check_same(run, directory)
@@ -49,16 +48,17 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Path
         rundir.create(run, directory)
     with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
         with Interrupt() as interrupt, Progress(run.name, run.training.iterations) as progress:
-            progress.message(f"plan: {plan}")
-            if run.policy.checkpoint is not None and (memory := policies.memory(run)):
-                progress.message(memory)
+            progress.message(note)
             saved = checkpoint.latest(directory / "checkpoints") if resume else None
-            start = saved / "policy" if saved else warm_up(run, directory, log, progress, plan.device)
-            with closing(LocalExecutor(run, plan, algorithms.get(run.algorithm.kind), start)) as executor:
-                for finding in before_run(executor.policy, executor.env):
-                    if finding.status == "warn":
-                        progress.message(f"preflight: {finding.name}: {finding.detail} → {finding.fix}")
+            start = saved / "policy" if saved else warm_up(run, directory, log, progress, first_plan.device)
+            placed = settle(run, inventory, directory, start)
+            plan = make_plan(placed, inventory)
+            progress.message(f"plan: {plan}")
+            with closing(execute(placed, plan, start, profile)) as executor:
+                progress.message(before_run(executor.policy, executor.suite, executor.action_spec))
                 _loop(run, directory, saved, executor, log, progress, interrupt)
+                if profile:
+                    write_trace(directory / "trace.json", executor.watch.take_spans())
     write_report(directory)
     return directory
 
@@ -67,7 +67,7 @@ def _loop(
     run: Run,
     directory: Path,
     saved: Path | None,
-    executor: LocalExecutor,
+    executor: Executor,
     log: Logger,
     progress: Progress,
     interrupt: Interrupt,
@@ -92,12 +92,12 @@ def _loop(
             rounds.append(executor.collect(progress.advance))
 
         batch, metrics = algorithm.prepare(rounds, run.algorithm)
-        progress.phase("update", executor.learner.steps(len(batch)))
+        progress.phase("update", executor.steps(len(batch)))
         metrics |= executor.update(batch, iteration, progress.advance)
 
         done = iteration + 1
         if run.evaluation.every and done % run.evaluation.every == 0:
-            specs = episodes(executor.env.suite, run.evaluation.episodes)
+            specs = episodes(executor.suite, run.evaluation.episodes)
             progress.phase("evaluate", len(specs))
             judged = executor.evaluate(specs, "", {}, on_episode=lambda record: progress.advance())
             metrics |= evaluation_metrics(judged)
@@ -106,6 +106,9 @@ def _loop(
                 checkpoint.save_policy(directory / "best", executor.policy)
         seconds = time.perf_counter() - began
         metrics |= rollout_metrics(rounds, executor.watch.take(), seconds)
+        for fault in (faults := executor.take_faults()):
+            progress.message(f"A worker was replaced, and its episodes are run again: {fault}")
+        metrics["rollout/restarts"] = len(faults)
         minutes += seconds / 60
         metrics["time/minutes"] = minutes
         log.log(done, metrics)
@@ -124,9 +127,9 @@ def _loop(
     _judge(run, directory, executor, "rl", progress)
 
 
-def _judge(run: Run, directory: Path, executor: LocalExecutor, name: str, progress: Progress) -> None:
+def _judge(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
     """Evaluate on held-out states, in distribution and shifted, and record a few episodes."""
-    suite, config = executor.env.suite, run.evaluation
+    suite, config = executor.suite, run.evaluation
     if not config.episodes:
         return
     specs = episodes(suite, config.episodes)

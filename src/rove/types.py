@@ -231,6 +231,16 @@ class Branches:
     executed: Tensor
     """bool [T, B, G, C]."""
 
+    def slots(self, index: Tensor) -> Branches:
+        """Of the slots `index` (int64 [B']) only."""
+        return Branches(*(getattr(self, f.name)[:, index] for f in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[Branches]) -> Branches:
+        """The slots of all parts side by side."""
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(Branches))
+        return Branches(*(torch.cat(column, dim=1) for column in columns))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
@@ -286,6 +296,7 @@ class Trajectory:
             self,
             observation=self.observation.select(rows),
             finished=tuple(replace(r, slot=number[r.slot]) for r in self.finished if r.slot in number),
+            branches=None if self.branches is None else self.branches.slots(index),
             **kept,
         )
 
@@ -305,7 +316,14 @@ class Trajectory:
             for f in fields(Trajectory)
             if isinstance(getattr(parts[0], f.name), Tensor)
         }
-        return replace(parts[0], observation=Observation.cat(per_step), finished=tuple(finished), **joined)
+        tried = [part.branches for part in parts if part.branches is not None]
+        return replace(
+            parts[0],
+            observation=Observation.cat(per_step),
+            finished=tuple(finished),
+            branches=Branches.cat(tried) if tried else None,
+            **joined,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -334,6 +352,10 @@ class TrainBatch:
     """Actions; set together with `episode_length`."""
     denominator: float | None = None
     """What the policy loss is divided by, for the whole batch; None: see `losses.policy_loss`."""
+    version: int | None = None
+    """The oldest weights that acted; None where that is not known."""
+    proximal: Tensor | None = None
+    """float32 [N, C, A], of the weights that the update starts from, where older ones acted."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -97,14 +97,14 @@ def test_an_interrupt_saves_and_ends_and_the_run_goes_on(tmp_path, monkeypatch):
         evaluation=NO_EVALUATION,
         logging=LoggingConfig(tensorboard=False),
     )
-    collect = train_module.LocalExecutor.collect
+    collect = train_module.Executor.collect
 
     def interrupted(self, on_chunk):
         if self.version == 1:
             signal.raise_signal(signal.SIGINT)
         return collect(self, on_chunk)
 
-    monkeypatch.setattr(train_module.LocalExecutor, "collect", interrupted)
+    monkeypatch.setattr(train_module.Executor, "collect", interrupted)
     directory = train(run, tmp_path / "run")
     assert [line["step"] for line in measured(directory)] == [1, 2]
     monkeypatch.undo()

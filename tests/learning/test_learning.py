@@ -69,7 +69,7 @@ def test_success_rises(algorithm, start, tmp_path):
 
 @pytest.mark.parametrize("algorithm", [GRPO(group_size=8, epochs=2), PPO(epochs=2)], ids=["grpo", "ppo"])
 def test_shuffled_rewards_teach_nothing(algorithm, start, tmp_path, monkeypatch):
-    collect = train_module.LocalExecutor.collect
+    collect = train_module.Executor.collect
     generator = torch.Generator().manual_seed(0)
 
     def shuffled(self, on_chunk):
@@ -77,6 +77,6 @@ def test_shuffled_rewards_teach_nothing(algorithm, start, tmp_path, monkeypatch)
         order = torch.randperm(trajectory.shape[1], generator=generator)
         return replace(trajectory, reward=trajectory.reward[:, order])
 
-    monkeypatch.setattr(train_module.LocalExecutor, "collect", shuffled)
+    monkeypatch.setattr(train_module.Executor, "collect", shuffled)
     before, after = learn(algorithm, start, tmp_path / "run")
     assert after < before + 0.1

@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # What a room may import, by prefix, besides itself and BASE.
-BASE = ("types", "errors", "findings", "config", "timing", "interrupt")
+BASE = ("types", "errors", "findings", "config", "timing", "interrupt", "ipc")
 CONTRACTS = (
     "envs.base",
     "envs.registry",
@@ -29,6 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "timing": (),
     "interrupt": (),
     "host": (),
+    "ipc": ("recipes", "envs.registry", "policies.registry"),
     "config": ("errors",),
     "algorithms": ("types",),
     "envs": BASE,
@@ -40,7 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
     "serving": (*BASE, *CONTRACTS),
-    "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation"),
+    "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation", "host", "checkpoint"),
     "recipes": BASE,
     "doctor": ("",),
     "preflight": ("",),

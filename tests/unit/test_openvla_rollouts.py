@@ -41,7 +41,7 @@ def test_what_a_run_needs_follows_its_settings() -> None:
     assert isinstance(run.algorithm, GRPO)
     beside = estimate(replace(run, algorithm=replace(run.algorithm, kl_coef=0.1)))
     assert beside.weights == 2 * base.weights
-    kept = estimate(replace(run, policy=replace(run.policy, gradient_checkpointing=False)))
+    kept = estimate(replace(run, training=replace(run.training, gradient_checkpointing=False)))
     assert kept.training > 5 * base.training
 
 

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tests.point_env import PointEnv
+from tests.faulty_env import FaultyConfig
 from tests.unit.test_policy_openvla import CONFIG
 
 from rove.algorithms import vine
 from rove.algorithms.advantages import branch_relative
-from rove.config.schema import TabletopConfig, Vine
+from rove.config.schema import RolloutConfig, Run, TabletopConfig, Vine
+from rove.envs import registry
 from rove.envs.sampler import EpisodeSampler
 from rove.envs.tabletop.env import TabletopEnv
 from rove.errors import RoveError
 from rove.policies.openvla import OpenVLA
-from rove.rollout.collect import Collector
+from rove.rollout.pipeline import Pipeline
+from rove.rollout.stage import StagePlan
+from rove.rollout.workers import InProcess, Slots
 from rove.timing import Stopwatch
 from rove.types import PolicyOutput, Trajectory
+
+RUN = Run(
+    name="vine",
+    algorithm=Vine(branches=4),
+    env=TabletopConfig(reward="shaped"),
+    rollout=RolloutConfig(num_envs=6, chunk=4, chunks=9),
+)
+
+
+def host_of(run: Run) -> InProcess:
+    """All slots of a run in this process."""
+    slots = run.rollout.num_envs
+    return InProcess([StagePlan(run, 0, 1, slots)], [Slots(0, slots)])
+
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -51,7 +69,8 @@ def rollouts() -> dict[int, tuple[Trajectory, dict]]:
     """With 1 and with 4 branches: the rollout, and how the environment stands afterwards."""
     made = {}
     for branches in (1, 4):
-        env = TabletopEnv(TabletopConfig(reward="shaped"), num_envs=6, chunk=4, autoreset="refill")
+        host = host_of(RUN)
+        env = host.stages[0].env
         policy = OpenVLA.build(
             replace(CONFIG, value_head=None),
             chunk=4,
@@ -61,11 +80,17 @@ def rollouts() -> dict[int, tuple[Trajectory, dict]]:
             statistics=None,
             seed=0,
         )
-        sampler = EpisodeSampler(env.suite, seed=1)
-        collector = Collector(env, policy, sampler, chunks=9, seed=1, bootstrap=None, branches=branches)
-        made[branches] = collector.collect(0, Stopwatch()), env.state_dict()
-        env.close()
+        with closing(Pipeline([host], policy, chunks=9, seed=1, critic=False, branches=branches)) as pipeline:
+            made[branches] = pipeline.collect(0, Stopwatch()), env.state_dict()
     return made
+
+
+def test_branches_go_with_their_slots(rollouts) -> None:
+    trajectory, _ = rollouts[4]
+    left, right = (trajectory.slots(torch.tensor(index)) for index in ([0, 1, 2], [3, 4, 5]))
+    both = Trajectory.cat([left, right])
+    for name in ("tokens", "logprob", "reward", "executed"):
+        assert torch.equal(getattr(both.branches, name), getattr(trajectory.branches, name)), name
 
 
 def test_trying_leaves_no_trace(rollouts) -> None:
@@ -129,6 +154,7 @@ def test_a_rollout_without_branches_is_refused(rollouts) -> None:
 
 
 def test_an_environment_that_cannot_try_is_refused() -> None:
-    env = PointEnv(2, "refill")
+    registry.register("faulty", "tests.faulty_env")
+    run = replace(RUN, env=FaultyConfig())
     with pytest.raises(RoveError, match="choose --algorithm"):
-        Collector(env, None, None, chunks=1, seed=0, bootstrap=None, branches=2)  # type: ignore[arg-type]
+        host_of(run)

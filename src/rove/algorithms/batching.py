@@ -40,6 +40,7 @@ def flatten(
         value=None if returns is None or trajectory.value is None else rows(trajectory.value[:-1]),
         episode_length=None if episode_length is None else rows(episode_length.expand(t, -1)[..., None]),
         horizon=horizon,
+        version=trajectory.version,
     )
 
 
@@ -52,4 +53,10 @@ def cat(parts: Sequence[TrainBatch]) -> TrainBatch:
         for f in fields(TrainBatch)
         if isinstance(getattr(parts[0], f.name), Tensor)
     }
-    return replace(parts[0], observation=Observation.cat([part.observation for part in parts]), **joined)
+    versions = [part.version for part in parts if part.version is not None]
+    return replace(
+        parts[0],
+        observation=Observation.cat([part.observation for part in parts]),
+        version=min(versions, default=None),
+        **joined,
+    )

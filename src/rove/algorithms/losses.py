@@ -30,6 +30,8 @@ def policy_loss(
     episode_length: Tensor | None = None,
     horizon: int | None = None,
     denominator: float | Tensor | None = None,
+    proximal: Tensor | None = None,
+    max_behavior_weight: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate (Schulman et al. 2017, equation 7), with clip-higher and dual clip on demand.
 
@@ -41,15 +43,21 @@ def policy_loss(
     `dual_clip` c > 1 bounds the loss of a negative advantage by c·|A| (Ye et al. 2020, equation 5).
     `episode_length` int64 [N, 1] with `horizon` selects the length-normalised form; see `masked_mean` for it
     and for `denominator`.
+    `proximal`, shaped like `logprob`, decouples the policy that updates stay close to from the older one that
+    acted (Hilton et al. 2022; for asynchronous RL Fu et al. 2025): ratios are taken to it, and each term
+    counts by proximal over behaviour probability, at most `max_behavior_weight`. It equals the coupled form
+    where the two policies are one. Adds the metric `behavior_weight`.
     Metrics are means over ratios: `policy_loss`, `ratio`, `approx_kl` (k3 estimate of KL(old ‖ new), nats,
     Schulman 2020), `clip_fraction` and, with a dual clip, `dual_clip_fraction`.
     Raises ValueError on shapes that do not fit the level.
     """
     _check_shapes(logprob, advantage, mask, level)
+    behavior, old_logprob = old_logprob, old_logprob if proximal is None else proximal
     if level == "token":
         advantage, counts = advantage[..., None], mask[..., None]
     else:
-        logprob, old_logprob, counts = _joint(logprob, level), _joint(old_logprob, level), mask
+        logprob, old_logprob, behavior = (_joint(x, level) for x in (logprob, old_logprob, behavior))
+        counts = mask
     # Masked ratios are 1: an overflow there would turn a zero weight into NaN.
     log_ratio = (logprob - old_logprob).masked_fill(~counts, 0.0)
     ratio = log_ratio.exp()
@@ -58,8 +66,12 @@ def policy_loss(
     surrogate = torch.maximum(unclipped, clipped)
     bound = None if dual_clip is None else dual_clip * advantage.abs()
     form = (episode_length, horizon, denominator)
+    weight = None
+    if proximal is not None:
+        weight = (old_logprob - behavior).masked_fill(~counts, 0.0).exp().clamp(max=max_behavior_weight)
+    held = surrogate if bound is None else torch.minimum(surrogate, bound)
     loss = masked_mean(
-        surrogate if bound is None else torch.minimum(surrogate, bound),
+        held if weight is None else weight * held,
         mask,
         episode_length=episode_length,
         horizon=horizon,
@@ -74,6 +86,8 @@ def policy_loss(
         }
         if bound is not None:
             metrics["dual_clip_fraction"] = _mean((surrogate > bound).to(ratio), mask, *form)
+        if weight is not None:
+            metrics["behavior_weight"] = _mean(weight, mask, *form)
     return loss, metrics
 
 

@@ -70,6 +70,8 @@ def loss(
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
+        proximal=batch.proximal,
+        max_behavior_weight=config.max_behavior_weight,
         denominator=denominator,
     )
     value, value_metrics = losses.value_loss(

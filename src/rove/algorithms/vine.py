@@ -64,6 +64,8 @@ def loss(
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
         denominator=denominator,
+        proximal=None if batch.proximal is None else batch.proximal.flatten(0, 1),
+        max_behavior_weight=config.max_behavior_weight,
     )
     entropy = losses.token_mean(
         output.entropy.flatten(0, 1), mask, level=config.ratio_level, denominator=denominator
@@ -96,5 +98,6 @@ def _rows(trajectory: Trajectory, config: Vine) -> tuple[TrainBatch, Tensor]:
         returns=None,
         value=None,
         episode_length=None,
+        version=trajectory.version,
     )
     return batch, rows(spread)

@@ -99,8 +99,6 @@ class PolicyConfig:
     """Of a checkpoint's weights in memory. Adapters and critic are always float32."""
     lora: LoraConfig | None = None
     """Train adapters beside a checkpoint's weights; None: the weights. A warm-up from scratch trains all."""
-    gradient_checkpointing: bool = False
-    """Recompute every layer in the backward pass: a fraction of the memory, a third more work."""
     compile: bool = False
     """Rollouts through torch.compile, on a GPU with CUDA graphs. Starts slowly."""
     head: Literal["discrete", "l1"] = "discrete"
@@ -145,6 +143,9 @@ class PPO:
     huber_delta: float = 10.0
     value_coef: float = 1.0
     entropy_coef: float = 0.0
+    max_behavior_weight: float = 2.0
+    """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
+    sample counts."""
     bootstrap: Literal["truncated", "always"] = "truncated"
     """"always" adds the discounted value after every end, success included: published ManiSkill setting."""
     normalize_advantage: bool = True
@@ -170,6 +171,9 @@ class GRPO:
     """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
     max_rounds: int = 1
     """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1: off."""
+    max_behavior_weight: float = 2.0
+    """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
+    sample counts."""
     length_normalization: bool = True
     kl_coef: float = 0.0
     """Weight of KL(policy ‖ the policy that the run started from)."""
@@ -195,6 +199,9 @@ class Vine:
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = None
+    max_behavior_weight: float = 2.0
+    """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
+    sample counts."""
     entropy_coef: float = 0.0
     epochs: int = 1
 
@@ -243,6 +250,14 @@ class TrainingConfig:
     optim: OptimConfig = OptimConfig()
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that RL leaves as they are, e.g. `vlm.towers`."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several learners: "ddp" keeps all weights on each, "fsdp" (FSDP2) a share of them."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each block again in the backward pass instead of keeping them: a fraction
+    of the memory, a third more work."""
+    offload: bool = False
+    """Keep the optimizer's state in host memory: with "fsdp" and several learners weights too, always; else
+    while no training step runs, so that a rollout on the same GPU has that memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast; weights and optimizer stay float32."""
     max_bad_steps: int = 5
@@ -303,10 +318,38 @@ class LoggingConfig:
 
 @dataclass(frozen=True, slots=True)
 class PlacementConfig:
+    """Who runs where; see `docs/placement.md`. None of it changes what is learned, `ahead` apart."""
+
+    map: str = "colocated"
+    """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role,
+    such as "learner: 0-7, env: 0-3, policy: 4-7"."""
+    stages: int = 0
+    """Parts of an environment worker's slots that are simulated in turn, so that the policy serves one while
+    another is simulated; 0: one where environments and policy share their devices, else two."""
+    ahead: int = 0
+    """Rollouts that may be under way or waiting while the learner trains: asynchronous mode; 0: none, each is
+    begun when the one before it has been trained on. Nothing is then off-policy."""
+    executor: Literal["local", "ray"] = "local"
+    """"local": processes of this machine. "ray": actors of a Ray cluster."""
+    ray_address: str | None = None
+    """Of the cluster; "auto": the one that this machine belongs to; None: start one here."""
+    nodes: int = 0
+    """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
-    """"auto", "cpu" or "cuda": where policy and learner live."""
+    """"auto", "cpu", "cuda" or "cuda:N": restricts what policy and learner may use."""
     threads: int = 1
     """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
+    env_workers: int = 0
+    """Environment processes for each of a policy's simulating GPUs, or for all of its cores; 0: one, and
+    none where environments and policy take turns."""
+    learners: int = 0
+    """Training processes for each GPU, or for each node's cores; 0: one."""
+    deterministic: bool = False
+    """Serve stages in a fixed order, one at a time: the same trajectories on every executor and run."""
+    deadline: float = 600.0
+    """Seconds without an answer after which an environment worker counts as hung and is replaced."""
+    max_restarts: int = 3
+    """Replacements of one worker without a completed rollout in between, after which the run ends."""
 
 
 @dataclass(frozen=True, slots=True)

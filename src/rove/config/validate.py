@@ -66,6 +66,12 @@ _AT_LEAST_ZERO = (
     "algorithm.kl_coef",
     "env.threads",
     "placement.threads",
+    "placement.stages",
+    "placement.ahead",
+    "placement.env_workers",
+    "placement.learners",
+    "placement.max_restarts",
+    "placement.nodes",
     *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("weight_decay", "warmup")),
 )
 _ABOVE_ZERO = (
@@ -75,6 +81,8 @@ _ABOVE_ZERO = (
     "algorithm.clip_high",
     "algorithm.value_clip",
     "algorithm.huber_delta",
+    "algorithm.max_behavior_weight",
+    "placement.deadline",
     *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("lr", "value_lr", "eps", "clip_grad")),
 )
 _FRACTIONS = (
@@ -311,6 +319,22 @@ def _checkpoint(run: Run) -> Problems:
         yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
 
 
+def _placement(run: Run) -> Problems:
+    placement = run.placement
+    parts = max(placement.stages, 1) * max(placement.env_workers, 1)
+    if parts > 0 and run.rollout.num_envs % parts:
+        yield (
+            f"rollout.num_envs = {run.rollout.num_envs} cannot be split over placement.stages = "
+            f"{placement.stages} × placement.env_workers = {max(placement.env_workers, 1)}: set "
+            f"--rollout.num_envs {-(-run.rollout.num_envs // parts) * parts}."
+        )
+    if placement.ahead and placement.deterministic:
+        yield (
+            f"placement.ahead = {placement.ahead} lets the learner and the rollout race, which "
+            "placement.deterministic = true forbids: set one of them off."
+        )
+
+
 def _evaluation(run: Run) -> Problems:
     if run.evaluation.every and not run.evaluation.episodes:
         yield (
@@ -334,6 +358,23 @@ def _unread(run: Run) -> Problems:
                 f"{section}.final_lr_fraction is set, but {section}.schedule = 'constant' does not read it: "
                 f"set --{section}.schedule cosine."
             )
+    if not run.placement.ahead and run.algorithm.max_behavior_weight != _default(PPO, "max_behavior_weight"):
+        yield (
+            "algorithm.max_behavior_weight is set, but placement.ahead = 0 collects nothing off-policy: "
+            f"set --algorithm.max_behavior_weight {_default(PPO, 'max_behavior_weight')}, or "
+            "--placement.ahead 1."
+        )
+    placement = run.placement
+    if placement.ray_address is not None and placement.executor != "ray":
+        yield (
+            f"placement.ray_address = {placement.ray_address!r}, but placement.executor = 'local' does not "
+            "read it: set --placement.executor ray, or --placement.ray_address none."
+        )
+    if placement.nodes and placement.executor != "ray":
+        yield (
+            f"placement.nodes = {placement.nodes}, but placement.executor = 'local' runs on one machine: set "
+            "--placement.executor ray, or --placement.nodes 0."
+        )
     default = _default(SFTConfig, "pointing_weight")
     if run.sft and not run.sft.grounding and run.sft.pointing_weight != default:
         yield (
@@ -356,6 +397,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _start,
     _checkpoint,
     _evaluation,
+    _placement,
     _unread,
 )
 

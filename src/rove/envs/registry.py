@@ -34,6 +34,11 @@ def kinds() -> tuple[str, ...]:
     return tuple(_ENTRY_POINTS)
 
 
+def entry_points() -> dict[str, str]:
+    """Kind -> entry point, for a worker process to register the same."""
+    return dict(_ENTRY_POINTS)
+
+
 def _module(kind: str) -> Any:
     if kind not in _ENTRY_POINTS:
         raise RoveError(f"Unknown environment {kind!r}. {nearest(kind, _ENTRY_POINTS)}")

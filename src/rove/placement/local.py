@@ -1,120 +1,98 @@
-"""Runs a Plan in this process: simulation, inference and training take turns on one set of weights."""
+"""Runs a Plan on this machine: one learner in this process, everything else in children of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from rove.algorithms import Algorithm
-from rove.config.schema import GRPO, PPO, Run, Vine
-from rove.envs import registry as envs
-from rove.envs.base import VectorEnv
-from rove.envs.sampler import EpisodeSampler
-from rove.evaluation.evaluate import evaluate
+from rove.config.schema import Run
+from rove.errors import RoveError
+from rove.ipc import Channel, ChannelClosed, Child, Crash
+from rove.placement.executor import Answer, Executor, Here, Seated, SeatLost
 from rove.placement.plan import Plan
-from rove.policies import registry as policies
-from rove.rollout.collect import Collector
-from rove.timing import Stopwatch
-from rove.training.learner import Learner
-from rove.types import EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.placement.seat import SeatPlan, SeatWorker
 
 
-class LocalExecutor:
-    """The workers of a run, in one process. `train.py` drives it and does not know its kind."""
+class LocalExecutor(Executor):
+    """See `Executor`."""
 
-    def __init__(self, run: Run, plan: Plan, algorithm: Algorithm, start: Path) -> None:
-        self.run = run
-        self.watch = Stopwatch()
-        self.version = 0
-        device = torch.device(plan.device)
-        grouped = isinstance(run.algorithm, GRPO)
-        self.env = envs.make(
-            run.env,
-            num_envs=run.rollout.num_envs,
-            chunk=run.rollout.chunk,
-            autoreset="stop" if grouped else "refill",
-        )
-        self._evaluation_env: VectorEnv | None = None
-        policy = policies.build(
-            replace(run.policy, checkpoint=str(start)),
-            chunk=run.rollout.chunk,
-            action_spec=self.env.action_spec,
-            image_size=run.env.image_size,
-            vocabulary=(),
-            statistics=None,
-            seed=run.seed,
-        )
-        assert isinstance(policy, nn.Module)
-        self.policy = policy.to(device)
-        sampler = EpisodeSampler(
-            self.env.suite, run.seed, run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
-        )
-        self.collector = Collector(
-            self.env,
-            self.policy,
-            sampler,
-            chunks=run.rollout.chunks,
-            seed=run.seed,
-            bootstrap=run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None,
-            branches=run.algorithm.branches if isinstance(run.algorithm, Vine) else 1,
-        )
-        self.learner = Learner(self.policy, algorithm, run, device)
+    def __init__(self, run: Run, plan: Plan, start: Path, profile: bool = False) -> None:
+        super().__init__(run, plan, start, profile)
+        self._seat_all()
 
-    def sync(self, version: int) -> None:
-        """Give the rollout the learner's weights: the same tensors here, so only the number moves."""
-        self.version = version
+    def _put(self, seat: SeatPlan) -> Seated:
+        alone = self.plan.seats[seat.number].rank is not None and self.plan.ranks == 1
+        return Here(seat) if alone else InChild(seat)
 
-    def collect(self, on_chunk: Callable[[], None]) -> Trajectory:
-        """One rollout of T chunks in B slots."""
-        return self.collector.collect(self.version, self.watch, on_chunk)
 
-    def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
-        """The iteration's optimizer steps."""
-        with self.watch("training"):
-            return self.learner.update(batch, iteration, on_step)
+class InChild:
+    """A seat in a child process. Calls queue up in its channel and are answered in order."""
 
-    def evaluate(self, specs: Sequence[EpisodeSpec], name: str, about: dict[str, Any], **hooks) -> EvalReport:
-        """Run the episodes given, in an environment kept for that."""
-        if self._evaluation_env is None:
-            config = self.run.evaluation
-            self._evaluation_env = envs.make(
-                self.run.env, num_envs=config.num_envs, chunk=self.run.rollout.chunk, autoreset="refill"
-            )
-        with self.watch("evaluation"):
-            return evaluate(
-                self._evaluation_env,
-                self.policy,
-                specs,
-                decoding=self.run.evaluation.decoding,
-                seed=self.run.seed,
-                name=name,
-                about=about,
-                **hooks,
-            )
+    def __init__(self, seat: SeatPlan) -> None:
+        own = seat.plan.seats[seat.number]
+        self.name = f"policy {own.unit}" if own.rank is None else f"learner {own.rank}"
+        self._child = Child("rove.placement.local:serve", (seat,), setup=seat.setup)
+        self._asked: deque[_Pending] = deque()
+        self._gone: SeatLost | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a bit-exact resume needs, besides the policy's weights."""
-        return {
-            "learner": self.learner.state_dict(),
-            "env": self.env.state_dict(),
-            "cursor": self.collector.sampler.cursor,
-            "started": self.collector.observation is not None,
-        }
+    def call(self, method: str, *args: Any) -> Answer:
+        pending = _Pending(self)
+        self._asked.append(pending)
+        if self._gone is None:
+            with suppress(ChannelClosed):  # reading says why
+                self._child.channel.send((method, args))
+        return pending
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the policy was loaded from the same checkpoint."""
-        self.learner.load_state_dict(state["learner"])
-        observation = self.env.load_state_dict(state["env"])
-        self.collector.observation = observation if state["started"] else None
-        self.collector.sampler.cursor = state["cursor"]
+    def read(self) -> None:
+        """Give the next result to the oldest call."""
+        if self._gone is None:
+            try:
+                answer = self._child.channel.recv()
+            except ChannelClosed:
+                self._gone = self._died()
+            else:
+                if isinstance(answer, Crash):
+                    self._gone = SeatLost(f"{self.name} failed:\n{answer.trace.rstrip()}")
+                    self._gone.__cause__ = answer.error
+                else:
+                    self._asked.popleft().set(answer[0])
+                    return
+        if isinstance(self._gone.__cause__, RoveError):
+            raise self._gone.__cause__
+        raise self._gone
+
+    def _died(self) -> SeatLost:
+        code = self._child.process.wait(5)
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        return SeatLost(f"{self.name} {how} (process {self._child.process.pid})")
 
     def close(self) -> None:
-        """Free the environments."""
-        self.env.close()
-        if self._evaluation_env is not None:
-            self._evaluation_env.close()
+        self._child.join()
+
+
+class _Pending:
+    """A call of a child, answered or not."""
+
+    def __init__(self, seat: InChild) -> None:
+        self._seat, self._value, self._done = seat, None, False
+
+    def set(self, value: Any) -> None:
+        self._value, self._done = value, True
+
+    def result(self) -> Any:
+        while not self._done:
+            self._seat.read()
+        return self._value
+
+
+def serve(channel: Channel, seat: SeatPlan) -> None:
+    """What a child with a seat does until its channel is closed."""
+    worker = SeatWorker(seat)
+    try:
+        while True:
+            method, args = channel.recv()
+            channel.send((getattr(worker, method)(*args),))
+    finally:
+        worker.close()

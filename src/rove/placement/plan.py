@@ -1,46 +1,456 @@
-"""Config + inventory → Plan: who runs where. Pure and printable."""
+"""Config + inventory → Plan: who runs where. Pure and printable.
+
+A map says it in a line, `learner: 0-7, env: 0-3, policy: 4-7`: three roles, each on devices of the inventory.
+Plain numbers are GPUs where there are any, else CPU cores; `core 0-15` are cores, `all` is every device. The
+names of placements stand for maps:
+
+- `colocated`: all three on everything, taking turns;
+- `hybrid`: environments and policy on halves of their own while they collect, overlapped; the learner on all;
+- `disaggregated`: three disjoint sets; with two devices, policy and learner share one.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from rove.config.schema import Run
-from rove.errors import RoveError
+from rove.config.schema import GRPO, Run
+from rove.errors import RoveError, nearest
+from rove.placement.inventory import Device, Inventory, Kind
+
+Role = Literal["learner", "env", "policy"]
+ROLES: tuple[Role, ...] = ("learner", "env", "policy")
+NAMES = ("colocated", "hybrid", "disaggregated", "auto")
+Map = dict[Role, tuple[Device, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a machine offers."""
+class WorkerPlan:
+    """An environment worker: a process that owns `stages` stages of `slots` slots each."""
 
-    gpus: int
+    cores: tuple[int, ...]
+    """Of its node; () leaves it unbound."""
+    gpu: int | None
+    """CUDA index; None simulates on cores."""
+    stages: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """A policy and the environment workers that it serves, all on one node."""
+
+    workers: tuple[WorkerPlan, ...]
+    in_process: bool
+    """Environments and policy take turns on the same devices: no worker processes."""
+    cores: tuple[int, ...]
+    """That the policy computes on; () leaves it unbound."""
+    threads: int
+
+    @property
+    def slots(self) -> int:
+        """Of the whole unit."""
+        return sum(worker.stages * worker.slots for worker in self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A process that holds weights: those of a unit's policy, of a learner rank, or of both, shared."""
+
+    node: int
+    gpu: int | None
     cores: int
-
-    @staticmethod
-    def here() -> Inventory:
-        """This machine."""
-        import torch
-
-        return Inventory(gpus=torch.cuda.device_count(), cores=len(os.sched_getaffinity(0)))
+    """That no other seat has reserved: what a cluster sets aside for it."""
+    gpu_share: float
+    """Of the GPU, which seats may share."""
+    unit: int | None
+    """Number of the unit."""
+    rank: int | None
+    """Of the learner."""
+    threads: int
+    """For the learner's tensor work on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Colocated in one process: environments on the CPU cores, policy and learner on one set of weights."""
+    """Who runs where, down to processes."""
 
-    device: str
-    """Of policy and learner: "cpu" or "cuda:0"."""
-    threads: int
-    """For tensor work on the CPU."""
+    name: str
+    map: str
+    inventory: Inventory
+    units: tuple[UnitPlan, ...]
+    seats: tuple[Seat, ...]
+    staleness: int
+    """How many versions old weights can be when what they collected is trained on; see `staleness`."""
+    deterministic: bool
+
+    @property
+    def inline(self) -> bool:
+        """Whether this process holds all weights itself."""
+        return len(self.seats) == 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return sum(seat.rank is not None for seat in self.seats)
+
+    @property
+    def threads(self) -> int:
+        """For tensor work on the CPU, in this process."""
+        return max(seat.threads for seat in self.seats)
+
+    @property
+    def device(self) -> str:
+        """Of this process's tensors."""
+        return _device(self.seats[0])
 
     def __str__(self) -> str:
-        return f"policy, learner, environments: colocated · tensors: {self.device}, {self.threads} threads"
+        unit = self.units[0]
+        where = "in turn" if unit.in_process else f"{unit.workers[0].stages} stages a worker"
+        workers = sum(len(u.workers) for u in self.units)
+        processes = "" if unit.in_process else f", {_count(workers, 'environment worker')}"
+        lag = f" · asynchronous, at most {_count(self.staleness, 'version')} behind" if self.staleness else ""
+        return (
+            f"{self.name} ({self.map}) on {self.inventory} · {_count(len(self.units), 'policy', 'policies')}"
+            f"{processes}, {where} · {_count(self.ranks, 'learner')} · tensors: {self.device}, "
+            f"{_count(self.threads, 'thread')}{lag}"
+        )
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _device(seat: Seat) -> str:
+    return "cpu" if seat.gpu is None else f"cuda:{seat.gpu}"
 
 
 def make_plan(run: Run, inventory: Inventory) -> Plan:
-    """Place a run on an inventory. Raises RoveError naming the device that is asked for and not there."""
-    wanted = run.placement.device
-    if wanted == "cuda" and inventory.gpus == 0:
+    """Place a run on an inventory. Raises RoveError naming the device that cannot serve, and the fix."""
+    inventory = _restrict(run, inventory)
+    placement = run.placement
+    named = placement.map if placement.map in NAMES else "map"
+    roles = _named(placement.map, run, inventory) if named != "map" else parse(placement.map, inventory)
+    _check(roles, run, inventory)
+    units, where = _units(roles, run, inventory)
+    seats = _seats(roles, where, units, run)
+    if placement.executor == "local" and len(inventory.nodes) > 1:
+        raise RoveError(
+            f"placement.executor = 'local' runs on one machine, the inventory has {inventory}: "
+            "set --placement.executor ray."
+        )
+    return Plan(
+        name=named,
+        map=", ".join(f"{role}: {_ranges(roles[role], inventory)}" for role in ROLES),
+        inventory=inventory,
+        units=tuple(units),
+        seats=tuple(seats),
+        staleness=staleness(placement.ahead),
+        deterministic=placement.deterministic,
+    )
+
+
+def staleness(ahead: int) -> int:
+    """Versions by which weights can be behind when the rollout that they collected is trained on.
+
+    Version i is published when iteration i begins, before it takes its rollouts; every iteration takes at
+    least one, the oldest. A unit begins rollout j only while fewer than `ahead` are begun and not yet taken,
+    so not before rollout j - ahead has been taken, in some iteration i, and acts on version i or a newer one.
+    Of the rollouts j - ahead, …, j each iteration takes at least one, so rollout j is taken in iteration
+    i + ahead or before: at most `ahead` versions later. With `ahead = 0` a rollout is begun when it is asked
+    for, on the version just published: nothing is ever behind.
+    """
+    return ahead
+
+
+def _restrict(run: Run, inventory: Inventory) -> Inventory:
+    """Without what `placement.device` rules out."""
+    wanted, _, index = run.placement.device.partition(":")
+    gpus = inventory.devices("gpu")
+    if wanted == "cuda" and not gpus:
         raise RoveError("placement.device is 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
-    device = "cuda:0" if inventory.gpus and wanted != "cpu" else "cpu"
-    return Plan(device, threads=run.placement.threads or inventory.cores)
+    if index and int(index) not in inventory.nodes[0].gpus:
+        raise RoveError(
+            f"placement.device is 'cuda:{index}', but this machine has GPUs "
+            f"{', '.join(map(str, inventory.nodes[0].gpus))}. Name one of them, or use 'auto'."
+        )
+    if index:
+        return inventory.only_gpu(int(index))
+    return inventory.without_gpus() if wanted == "cpu" else inventory
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+def parse(text: str, inventory: Inventory) -> Map:
+    """Read a map. Raises RoveError on an unknown role, a missing one, or a device that is not there."""
+    parts = re.split(r"(?:^|,)\s*([A-Za-z_]+)\s*:", text)
+    if parts[0].strip() or len(parts) < 3:
+        raise RoveError(
+            f"placement.map = {text!r}: expected {', '.join(NAMES)}, or roles with their devices, "
+            "e.g. 'learner: 0-7, env: 0-3, policy: 4-7'."
+        )
+    roles: Map = {}
+    for name, devices in zip(parts[1::2], parts[2::2], strict=True):
+        if name not in ROLES:
+            raise RoveError(f"placement.map names a role {name!r}. {nearest(name, ROLES)}")
+        roles[name] = _devices(name, devices, inventory)
+    for role in ROLES:
+        if role not in roles:
+            raise RoveError(f"placement.map = {text!r} says nothing of {role!r}: add '{role}: all'.")
+    return roles
+
+
+def _devices(role: str, text: str, inventory: Inventory) -> tuple[Device, ...]:
+    kind, items = inventory.kind, text.strip()
+    if word := re.match(r"(gpu|core)s?\s+", items):
+        kind, items = ("gpu" if word[1] == "gpu" else "core"), items[word.end() :]
+    there = inventory.devices(kind)
+    if items == "all":
+        return there
+    chosen: list[Device] = []
+    for item in items.split(","):
+        numbers = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
+        if numbers is None:
+            raise RoveError(
+                f"placement.map: {role} has {item.strip()!r} for a device; expected 3, 0-3 or all."
+            )
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last >= len(there):
+            has = f"{kind} 0-{len(there) - 1}" if there else f"no {kind}"
+            raise RoveError(
+                f"placement.map puts {role} on {kind} {last}, but the inventory ({inventory}) has {has}: "
+                f"set '{role}: {f'0-{len(there) - 1}' if there else 'core all'}'."
+            )
+        if last < first:
+            raise RoveError(f"placement.map: {role} has {item.strip()!r}; write the smaller number first.")
+        chosen += there[first : last + 1]
+    return tuple(dict.fromkeys(chosen))
+
+
+def _named(name: str, run: Run, inventory: Inventory) -> Map:
+    """The map that a name stands for; "auto", before it is settled, is the one that fits everywhere."""
+    tensors = inventory.devices(inventory.kind)
+    if _simulates_on(run) == "core" and inventory.kind == "gpu":
+        # Simulation has the cores to itself: only policy and learner can be in each other's way.
+        env = inventory.devices("core")
+        if name != "disaggregated":
+            return {"learner": tensors, "env": env, "policy": tensors}
+        return _disjoint(tensors, inventory, env)
+    if name in ("colocated", "auto"):
+        return dict.fromkeys(ROLES, tensors)
+    if name == "disaggregated":
+        return _disjoint(tensors, inventory, None)
+    if len(tensors) < 2 * len(inventory.nodes):
+        raise _too_few(name, inventory)
+    env = [d for mine in _by_node(tensors) for d in mine[: len(mine) // 2]]
+    policy = [d for mine in _by_node(tensors) for d in mine[len(mine) // 2 :]]
+    return {"learner": tensors, "env": tuple(env), "policy": tuple(policy)}
+
+
+def _disjoint(tensors: tuple[Device, ...], inventory: Inventory, env: tuple[Device, ...] | None) -> Map:
+    """A quarter of each node simulates (unless `env` does), a quarter infers, the rest learns."""
+    roles: dict[Role, list[Device]] = {role: [] for role in ROLES}
+    for mine in _by_node(tensors):
+        share = max(1, len(mine) // 4)
+        if len(mine) < 2:
+            raise _too_few("disaggregated", inventory)
+        if env is None:
+            roles["env"] += mine[:share]
+            mine = mine[share:]
+        roles["policy"] += mine[:share]
+        roles["learner"] += mine[share:] or mine
+    return {role: env if role == "env" and env else tuple(roles[role]) for role in ROLES}
+
+
+def _too_few(name: str, inventory: Inventory) -> RoveError:
+    return RoveError(
+        f"placement.map = {name!r} needs two devices on every node, and the inventory is {inventory}: "
+        "set --placement.map colocated."
+    )
+
+
+def _simulates_on(run: Run) -> Kind:
+    """Where the suite steps its physics; suites that can use a GPU have a `device` in their section."""
+    return "gpu" if str(getattr(run.env, "device", "cpu")).startswith(("cuda", "gpu")) else "core"
+
+
+def _by_node(devices: Sequence[Device]) -> list[list[Device]]:
+    nodes: dict[int, list[Device]] = {}
+    for device in devices:
+        nodes.setdefault(device.node, []).append(device)
+    return list(nodes.values())
+
+
+def _ranges(devices: Sequence[Device], inventory: Inventory) -> str:
+    """As a map says it."""
+    numbers = sorted(device.number for device in devices)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+    return text if devices[0].kind == inventory.kind else f"{devices[0].kind} {text}"
+
+
+def _check(roles: Map, run: Run, inventory: Inventory) -> None:
+    nodes = {role: {device.node for device in roles[role]} for role in ROLES}
+    pairs: tuple[tuple[Role, Role], ...] = (("env", "policy"), ("policy", "env"))
+    for role, other in pairs:
+        for device in roles[role]:
+            if device.node not in nodes[other]:
+                here = [d for d in inventory.devices(inventory.kind) if d.node == device.node]
+                raise RoveError(
+                    f"placement.map puts {role} on {device} of {inventory.nodes[device.node].name}, where no "
+                    f"{other} is: frames do not leave a node. Add one of its devices "
+                    f"({_ranges(here, inventory)}) to {other}, or take {device} from {role}."
+                )
+    tensors: tuple[Role, ...] = ("learner", "policy")
+    for role in tensors:
+        if len({device.kind for device in roles[role]}) > 1:
+            raise RoveError(f"placement.map mixes GPUs and cores for {role}: name one kind.")
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def _units(roles: Map, run: Run, inventory: Inventory) -> tuple[list[UnitPlan], list[list[Device]]]:
+    """The units, and the policy's devices of each: a GPU, or all cores of a node that are the policy's."""
+    gpus = roles["policy"][0].kind == "gpu"
+    policies = [[d] for d in roles["policy"]] if gpus else _by_node(roles["policy"])
+    shares: list[list[Device]] = []
+    for node in dict.fromkeys(devices[0].node for devices in policies):
+        count = sum(devices[0].node == node for devices in policies)
+        shares += _deal([d for d in roles["env"] if d.node == node], count, inventory)
+    units = []
+    for policy, env in zip(policies, shares, strict=True):
+        in_turn = gpus != (env[0].kind == "gpu") or {*env} == {*policy}
+        stages = run.placement.stages or (1 if {*env} == {*policy} else 2)
+        workers = _split(env, run.placement.env_workers)
+        in_process = in_turn and stages == 1 and len(workers) == 1 and run.placement.env_workers == 0
+        slots = _slots(run, len(policies), len(workers), stages)
+        # Unbound where the policy has the same cores: they take turns, or the system shares them out.
+        alone = env[0].kind == "core" and not {*env} & {*policy}
+        units.append(
+            UnitPlan(
+                workers=tuple(
+                    WorkerPlan(
+                        cores=tuple(d.index for d in mine) if alone else (),
+                        gpu=mine[0].index if mine[0].kind == "gpu" else None,
+                        stages=stages,
+                        slots=slots,
+                    )
+                    for mine in workers
+                ),
+                in_process=in_process,
+                cores=tuple(d.index for d in policy) if alone and not gpus else (),
+                threads=_threads(run, policy, inventory),
+            )
+        )
+    return units, policies
+
+
+def _deal(env: list[Device], count: int, inventory: Inventory) -> list[list[Device]]:
+    """A node's environment devices among its `count` policies."""
+    number = len(env)
+    if number % count == 0:
+        share = number // count
+        return [env[i * share : (i + 1) * share] for i in range(count)]
+    if env[0].kind == "core":
+        return [list(part) for i in range(count) if (part := env[i::count] or [env[i % number]])]
+    if count % number == 0:
+        return [[env[i % number]] for i in range(count)]
+    raise RoveError(
+        f"placement.map has {number} env devices for {count} policy devices on "
+        f"{inventory.nodes[env[0].node].name}: one number has to divide the other; take {env[-1]} from env."
+    )
+
+
+def _split(env: list[Device], workers: int) -> list[list[Device]]:
+    """The devices of each worker: a GPU each; of cores all, or an even share of them."""
+    if env[0].kind == "gpu":
+        return [[device] for device in env for _ in range(workers or 1)]
+    count = workers or 1
+    if count > len(env):
+        return [[env[i % len(env)]] for i in range(count)]
+    return [env[i * len(env) // count : (i + 1) * len(env) // count] for i in range(count)]
+
+
+def _slots(run: Run, units: int, workers: int, stages: int) -> int:
+    """b, of every stage."""
+    total, parts = run.rollout.num_envs, units * workers * stages
+    if total % parts:
+        raise RoveError(
+            f"rollout.num_envs = {total} cannot be split evenly over {units} policies × {workers} "
+            f"environment workers × {stages} stages: set --rollout.num_envs {-(-total // parts) * parts}."
+        )
+    slots = total // parts
+    if isinstance(run.algorithm, GRPO) and slots % run.algorithm.group_size:
+        size = run.algorithm.group_size * parts
+        raise RoveError(
+            f"A stage of {slots} slots would cut a group of algorithm.group_size = "
+            f"{run.algorithm.group_size} in two: set --rollout.num_envs {-(-total // size) * size}, or fewer "
+            "stages."
+        )
+    return slots
+
+
+def _threads(run: Run, devices: Sequence[Device], inventory: Inventory) -> int:
+    """For tensor work: as many as asked for, at most the cores that a role has."""
+    cores = len(devices) if devices[0].kind == "core" else len(inventory.nodes[devices[0].node].cores)
+    return min(run.placement.threads or cores, cores)
+
+
+def _seats(roles: Map, policies: list[list[Device]], units: list[UnitPlan], run: Run) -> list[Seat]:
+    """The processes that hold weights. A policy and a learner rank on one device share theirs, unless the run
+    is asynchronous: then the policy acts on old ones while the learner makes new ones."""
+    gpus = roles["learner"][0].kind == "gpu"
+    learners = [[d] for d in roles["learner"]] if gpus else _by_node(roles["learner"])
+    if run.placement.learners:
+        learners = _per_learner(learners, run.placement.learners)
+    seats, left = [], dict(enumerate(policies))
+    for rank, devices in enumerate(learners):
+        shared = None
+        if not run.placement.ahead:
+            shared = next((u for u, policy in left.items() if {*policy} <= {*devices}), None)
+            if shared is not None:
+                del left[shared]
+        seats.append(_seat(devices, run, shared, rank))
+    seats += [_seat(policy, run, unit, None) for unit, policy in left.items()]
+    return _reserve(seats, learners + list(left.values()), units)
+
+
+def _reserve(seats: list[Seat], devices: list[list[Device]], units: list[UnitPlan]) -> list[Seat]:
+    """Cores and GPU shares of each seat. A core is reserved once, by the first seat that computes on it; a
+    GPU's seats share it evenly."""
+    taken: set[tuple[int, int]] = set()
+    reserved = []
+    for seat, own in zip(seats, devices, strict=True):
+        wanted = {(d.node, d.index) for d in own if d.kind == "core"}
+        if seat.unit is not None:
+            wanted |= {(seat.node, core) for w in units[seat.unit].workers for core in w.cores}
+        new = wanted - taken
+        taken |= new
+        sharing = sum(seat.gpu is not None and (s.node, s.gpu) == (seat.node, seat.gpu) for s in seats)
+        reserved.append(replace(seat, cores=len(new), gpu_share=1 / sharing if sharing else 0.0))
+    return reserved
+
+
+def _per_learner(learners: list[list[Device]], count: int) -> list[list[Device]]:
+    """`count` learner processes for every GPU, or for every node's cores."""
+    return [
+        devices[i * len(devices) // count : (i + 1) * len(devices) // count] or devices[:1]
+        for devices in learners
+        for i in range(count)
+    ]
+
+
+def _seat(devices: Sequence[Device], run: Run, unit: int | None, rank: int | None) -> Seat:
+    first = devices[0]
+    threads = min(run.placement.threads or len(devices), len(devices)) if first.kind == "core" else 1
+    gpu = first.index if first.kind == "gpu" else None
+    return Seat(node=first.node, gpu=gpu, cores=0, gpu_share=0.0, unit=unit, rank=rank, threads=threads)

@@ -6,12 +6,14 @@ log-probabilities to float tolerance, whatever the batch around a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rove.findings import Finding
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
@@ -43,6 +45,18 @@ class SamplingNoise:
         bits = _mix(row[:, None] + index[None, :] * golden)
         mantissa = (bits >> 11) & ((1 << 53) - 1)
         return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
+
+
+def through(block: nn.Module, compute: Callable[..., Tensor], *args: Any) -> Tensor:
+    """`compute(*args)`, which is what `block` does. Where the learner has set `block.recompute`, activations
+    inside are dropped and computed again in the backward pass.
+
+    A policy that takes its repeated blocks through here can be trained with
+    `training.gradient_checkpointing`.
+    """
+    if getattr(block, "recompute", False) and torch.is_grad_enabled():
+        return checkpoint(compute, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    return compute(*args)
 
 
 @runtime_checkable

@@ -35,6 +35,11 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted(_ENTRY_POINTS))
 
 
+def entry_points() -> dict[str, str]:
+    """Kind -> entry point, for a worker process to register the same."""
+    return dict(_ENTRY_POINTS)
+
+
 def build(
     config: PolicyConfig,
     *,

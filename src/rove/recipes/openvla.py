@@ -28,7 +28,6 @@ PUBLISHED = PolicyConfig(
     checkpoint="openvla/openvla-7b",
     dtype="bfloat16",
     lora=LoraConfig(rank=32),
-    gradient_checkpointing=True,
     center_crop=False,
     decoding="autoregressive",
 )
@@ -57,6 +56,7 @@ def openvla_ppo() -> Run:
             iterations=200,
             batch=640,
             micro_batch=16,
+            gradient_checkpointing=True,
             optim=OptimConfig(lr=1e-4, value_lr=3e-3, clip_grad=10.0),
         ),
         evaluation=EvaluationConfig(every=20, episodes=256),

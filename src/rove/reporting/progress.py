@@ -92,8 +92,9 @@ class Progress:
         self._entered = set()
 
     def message(self, text: str) -> None:
-        """Print a line above the live view."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        """Print a line above the live view; nothing where there is no text."""
+        if text:
+            self._console.print(text, soft_wrap=True, markup=False)
 
     @property
     def _left(self) -> float:

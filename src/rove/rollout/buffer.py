@@ -1,110 +1,188 @@
-"""Preallocated storage for one rollout: every frame is copied once, from the environment into its row."""
+"""Storage for one rollout: every frame is copied once, from the environment into its row.
+
+The part that environments write and policies read may lie in memory that processes share; see `Layout`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rove.types import ActionChunk, Branches, ChunkResult, EpisodeRecord, Observation, Trajectory
+from rove.ipc import Segment, aligned
+from rove.types import ActionChunk, Branches, EpisodeRecord, Observation, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes of a rollout."""
+
+    chunks: int
+    """T."""
+    num_envs: int
+    """B."""
+    chunk: int
+    """C."""
+    action_dim: int
+    """A."""
+    image: tuple[int, ...]
+    """(n, H, W, 3)."""
+    state: int | None
+    """P; None where the suite has no proprioception."""
+    branches: int = 1
+    """G, chunks tried from each state; the first of them is carried on."""
+
+    def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of what environments and policy exchange. Row t of `images` and `state` is what is
+        seen before chunk t; row T, after the last one."""
+        t, b, c, a, g = self.chunks, self.num_envs, self.chunk, self.action_dim, self.branches
+        return {
+            "images": ((t + 1, b, *self.image), torch.uint8),
+            "state": ((t + 1, b, self.state or 0), torch.float32),
+            "actions": ((b, g, c, a), torch.float32),
+            "reward": ((t, b, c), torch.float32),
+            "terminated": ((t, b, c), torch.bool),
+            "truncated": ((t, b, c), torch.bool),
+            "executed": ((t, b, c), torch.bool),
+            "tried_reward": ((t, b, g - 1, c), torch.float32),
+            "tried_executed": ((t, b, g - 1, c), torch.bool),
+        }
+
+    def allocate(self) -> Exchange:
+        """Zeroed memory of this process's own."""
+        return Exchange(**{n: torch.zeros(shape, dtype=kind) for n, (shape, kind) in self.fields().items()})
+
+    @property
+    def size(self) -> int:
+        """Bytes that `map` needs."""
+        return sum(aligned(_bytes(*field)) for field in self.fields().values())
+
+    def map(self, segment: Segment) -> Exchange:
+        """Views of a segment of `size` bytes, in any process that has it."""
+        views, offset = {}, 0
+        for name, (shape, kind) in self.fields().items():
+            views[name] = segment.tensor(offset, shape, kind)
+            offset += aligned(_bytes(shape, kind))
+        return Exchange(**views)
+
+
+def _bytes(shape: tuple[int, ...], kind: torch.dtype) -> int:
+    return torch.Size(shape).numel() * kind.itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exchange:
+    """What environments write and the policy reads, or the other way about; see `Layout.fields`."""
+
+    images: Tensor
+    state: Tensor
+    actions: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    executed: Tensor
+    tried_reward: Tensor
+    tried_executed: Tensor
+
+    def slots(self, first: int, last: int) -> Exchange:
+        """Views of the slots from `first` up to `last`."""
+        return Exchange(
+            images=self.images[:, first:last],
+            state=self.state[:, first:last],
+            actions=self.actions[first:last],
+            reward=self.reward[:, first:last],
+            terminated=self.terminated[:, first:last],
+            truncated=self.truncated[:, first:last],
+            executed=self.executed[:, first:last],
+            tried_reward=self.tried_reward[:, first:last],
+            tried_executed=self.tried_executed[:, first:last],
+        )
 
 
 class RolloutBuffer:
     """Holds T chunks of B slots; rows of idle slots stay zero and count as not executed."""
 
-    def __init__(self, chunks: int, num_envs: int, chunk: int, action_dim: int) -> None:
-        t, b, c, a = chunks, num_envs, chunk, action_dim
-        self.size = chunks
-        self._images: Tensor | None = None
-        self._states: Tensor | None = None
-        self._texts: list[tuple[str, ...]] = []
+    def __init__(self, layout: Layout, exchange: Exchange) -> None:
+        t, b, c, a, g = layout.chunks, layout.num_envs, layout.chunk, layout.action_dim, layout.branches
+        self.layout, self.exchange = layout, exchange
+        self._texts = [[""] * b for _ in range(t + 1)]
         self._value: Tensor | None = None
-        self._branches: Branches | None = None
-        self.tokens = torch.zeros(t, b, c, a, dtype=torch.long)
-        self.logprob = torch.zeros(t, b, c, a)
-        self.reward = torch.zeros(t, b, c)
-        self.terminated = torch.zeros(t, b, c, dtype=torch.bool)
-        self.truncated = torch.zeros_like(self.terminated)
-        self.executed = torch.zeros_like(self.terminated)
+        self.tokens = torch.zeros(t, b, g, c, a, dtype=torch.long)
+        self.logprob = torch.zeros(t, b, g, c, a)
         self.final_value = torch.zeros(t, b, 1)
-        self._finished: list[EpisodeRecord] = []
 
-    def put_action(self, t: int, observation: Observation, rows: Tensor, chunk: ActionChunk) -> None:
-        """Store what was seen by all slots and what was chosen for `rows` (int64 [R])."""
-        if self._images is None:
-            self._images = torch.empty(self.size, *observation.images.shape, dtype=torch.uint8)
-            if observation.state is not None:
-                self._states = torch.empty(self.size, *observation.state.shape)
-        self._images[t] = observation.images
-        if self._states is not None and observation.state is not None:
-            self._states[t] = observation.state
-        self._texts.append(observation.instruction)
-        self.tokens[t, rows] = chunk.tokens.cpu()
-        self.logprob[t, rows] = chunk.logprob.cpu()
+    def put_texts(self, t: int, first: int, texts: Sequence[str]) -> None:
+        """Store the instructions of row t, from slot `first` on."""
+        self._texts[t][first : first + len(texts)] = texts
+
+    def observation(self, t: int, first: int, last: int) -> Observation:
+        """What the slots from `first` up to `last` saw before chunk t; views."""
+        x = self.exchange
+        state = None if self.layout.state is None else x.state[t, first:last]
+        return Observation(x.images[t, first:last], tuple(self._texts[t][first:last]), state)
+
+    def put_action(self, t: int, slots: Tensor, chunk: ActionChunk) -> None:
+        """Store what was chosen for `slots` (int64 [R]), one chunk or G of each, and hand it to the
+        environments."""
+        shape = (len(slots), *self.tokens.shape[2:])
+        self.tokens[t, slots] = chunk.tokens.cpu().view(shape)
+        self.logprob[t, slots] = chunk.logprob.cpu().view(shape)
+        self.exchange.actions[slots] = chunk.actions.cpu().view(*shape[:-1], -1)
         if chunk.value is not None:
             if self._value is None:
-                self._value = torch.zeros(self.size + 1, self.reward.shape[1], chunk.value.shape[1])
-            self._value[t, rows] = chunk.value.cpu()
+                shape = (self.layout.chunks + 1, self.layout.num_envs, chunk.value.shape[1])
+                self._value = torch.zeros(shape)
+            self._value[t, slots] = chunk.value.cpu()
 
-    def put_branches(
-        self, t: int, rows: Tensor, chunk: ActionChunk, reward: Tensor, executed: Tensor
-    ) -> None:
-        """Store all that was tried at chunk t: tokens and log-probs of `rows` [R, G, C, A], and what came of
-        each in all slots [B, G, C]."""
-        g = reward.shape[1]
-        if self._branches is None:
-            t_, b, c, a = self.tokens.shape
-            self._branches = Branches(
-                tokens=torch.zeros(t_, b, g, c, a, dtype=torch.long),
-                logprob=torch.zeros(t_, b, g, c, a),
-                reward=torch.zeros(t_, b, g, c),
-                executed=torch.zeros(t_, b, g, c, dtype=torch.bool),
-            )
-        self._branches.tokens[t, rows] = chunk.tokens.cpu()
-        self._branches.logprob[t, rows] = chunk.logprob.cpu()
-        self._branches.reward[t], self._branches.executed[t] = reward, executed
-
-    def put_result(self, t: int, result: ChunkResult) -> None:
-        """Store what came of chunk t."""
-        self.reward[t] = result.reward
-        self.terminated[t] = result.terminated
-        self.truncated[t] = result.truncated
-        self.executed[t] = result.executed
-        self._finished += result.finished
-
-    def put_values(self, rows: Tensor, finals: Sequence[tuple[int, Tensor]], value: Tensor) -> None:
-        """Store bootstrap values [R + F, C or 1]: of the observation after the last chunk for the slots
-        `rows` (int64 [R]), then of the final observations, given as (t, slots)."""
+    def put_values(self, slots: Tensor, finals: Sequence[tuple[int, Tensor]], value: Tensor) -> None:
+        """Store bootstrap values [R + F, C or 1]: of the observation after the last chunk for `slots`
+        (int64 [R]), then of the final observations, given as (t, slots)."""
         assert self._value is not None
         value = value.cpu()
-        self._value[self.size, rows] = value[: len(rows)]
-        start = len(rows)
-        for t, slots in finals:
+        self._value[self.layout.chunks, slots] = value[: len(slots)]
+        start = len(slots)
+        for t, ended in finals:
             # The first action's value is the state's: nothing has been executed after a final observation.
-            self.final_value[t, slots, 0] = value[start : start + len(slots), 0]
-            start += len(slots)
+            self.final_value[t, ended, 0] = value[start : start + len(ended), 0]
+            start += len(ended)
 
-    def trajectory(self, version: int) -> Trajectory:
+    def clear(self, first: int, last: int) -> None:
+        """Forget what the slots from `first` up to `last` did: their part of the rollout begins anew."""
+        for tensor in (self.tokens, self.logprob, self.final_value, self._value):
+            if tensor is not None:
+                tensor[:, first:last] = 0
+        x = self.exchange.slots(first, last)
+        for tensor in (x.reward, x.terminated, x.truncated, x.executed, x.tried_reward, x.tried_executed):
+            tensor.zero_()
+
+    def trajectory(self, version: int, finished: Sequence[EpisodeRecord]) -> Trajectory:
         """The rollout as it stands; rows of chunks that were never reached count nothing."""
-        assert self._images is not None
-        blank = ("",) * self.reward.shape[1]
-        texts = self._texts + [blank] * (self.size - len(self._texts))
+        t, x = self.layout.chunks, self.exchange
         return Trajectory(
             observation=Observation(
-                self._images.flatten(0, 1),
-                tuple(text for row in texts for text in row),
-                None if self._states is None else self._states.flatten(0, 1),
+                x.images[:t].flatten(0, 1),
+                tuple(text for row in self._texts[:t] for text in row),
+                None if self.layout.state is None else x.state[:t].flatten(0, 1),
             ),
-            tokens=self.tokens,
-            logprob=self.logprob,
+            tokens=self.tokens[:, :, 0],
+            logprob=self.logprob[:, :, 0],
             value=self._value,
             final_value=None if self._value is None else self.final_value,
-            reward=self.reward,
-            terminated=self.terminated,
-            truncated=self.truncated,
-            executed=self.executed,
-            finished=tuple(self._finished),
+            reward=x.reward,
+            terminated=x.terminated,
+            truncated=x.truncated,
+            executed=x.executed,
+            finished=tuple(finished),
             version=version,
-            branches=self._branches,
+            branches=self._branches() if self.layout.branches > 1 else None,
         )
+
+    def _branches(self) -> Branches:
+        x = self.exchange
+        reward, executed = (
+            torch.cat((first[:, :, None], others), dim=2)
+            for first, others in ((x.reward, x.tried_reward), (x.executed, x.tried_executed))
+        )
+        return Branches(self.tokens, self.logprob, reward, executed)

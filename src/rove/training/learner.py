@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from rove.config.schema import GRPO, PPO, Run
 from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
 from rove.training.optim import Optimizer
-from rove.types import TrainBatch
+from rove.training.parallel import Model, Ranks, whole
+from rove.types import PolicyOutput, TrainBatch
 
 
 def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
@@ -33,20 +35,32 @@ def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 class Learner:
-    """Owns the policy's gradients: one `update` per iteration, `epochs` passes over its batch."""
+    """Owns the policy's gradients: one `update` per iteration, `epochs` passes over its batch.
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, run: Run, device: torch.device) -> None:
+    Several learners, one a rank, are given the same batch and train on their shares of each step's rows.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        run: Run,
+        device: torch.device,
+        ranks: Ranks = Ranks(),
+    ) -> None:
         assert isinstance(policy, nn.Module)
         self.policy, self.algorithm, self.device = policy, algorithm, device
         self.config = run.algorithm
         self.training, self.seed = run.training, run.seed
         self.head: nn.Module | None = policy.value_head
+        self.ranks = ranks
         freeze(policy, run.training.freeze)
-        steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
-        self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
         self.reference = None
         if isinstance(self.config, GRPO) and self.config.kl_coef:
             self.reference = deepcopy(policy).requires_grad_(False)
+        self.model = Model(policy, run.training, device, ranks)
+        steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
+        self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
 
     def _steps_per_epoch(self, rows: int) -> int:
         return -(-rows // self.training.batch)
@@ -58,7 +72,15 @@ class Learner:
     def update(
         self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Train on `batch`; returns the mean of each metric over the optimizer steps."""
+        """Train on `batch`; returns the mean of each metric over the optimizer steps.
+
+        `iteration` is also the version of the weights: where older ones acted, the policy as it is now is the
+        one that the updates stay close to, and samples count by how likely it is to act so (decoupled
+        objective, see `losses.policy_loss`).
+        """
+        behind = 0 if batch.version is None else iteration - batch.version
+        if behind > 0 and len(batch):
+            batch = replace(batch, proximal=self._logprob(batch))
         totals: dict[str, float] = defaultdict(float)
         steps = skipped = 0
         for epoch in range(self.config.epochs):
@@ -72,6 +94,7 @@ class Learner:
                 on_step()
         mean = {f"train/{name}": value / max(1, steps - skipped) for name, value in totals.items()}
         return mean | {
+            "train/behind": behind,
             "train/rows": len(batch),
             "train/steps": steps,
             "train/skipped_steps": skipped,
@@ -89,24 +112,37 @@ class Learner:
             # Length-normalised: this step's share of the batch's denominator.
             denominator = batch.denominator * len(part) / len(batch)
         totals: dict[str, float] = defaultdict(float)
-        for start in range(0, len(part), self.training.micro_batch):
-            micro = part.select(torch.arange(start, min(start + self.training.micro_batch, len(part))))
-            with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
-                output = self.policy.evaluate(micro.observation, micro.tokens)
-            loss, metrics = self.algorithm.loss(
-                output,
-                micro,
-                self.config,
-                denominator=denominator,
-                value_denominator=float(at_value_level.sum()),
-                reference=self._reference_logprob(micro),
-            )
-            loss.backward()
+        mine = self.ranks.share(part)
+        micros = torch.arange(len(mine)).split(self.training.micro_batch)
+        for number, own in enumerate(micros):
+            micro = mine.select(own)
+            with self.model.accumulating(last=number == len(micros) - 1):
+                output = self._evaluate(self.model, micro)
+                loss, metrics = self.algorithm.loss(
+                    output,
+                    micro,
+                    self.config,
+                    denominator=denominator,
+                    value_denominator=float(at_value_level.sum()),
+                    reference=self._reference_logprob(micro),
+                )
+                (loss * self.model.loss_scale if self.ranks.world > 1 else loss).backward()
             for name, value in metrics.items():
                 totals[name] += float(value)
+        totals = self.ranks.sum(totals, self.device)
         if isinstance(self.config, PPO) and iteration < self.config.critic_warmup:
             self._keep_head_gradients_only()
         return dict(totals)
+
+    def _evaluate(self, model: Model | Policy, micro: TrainBatch) -> PolicyOutput:
+        with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
+            return model.evaluate(micro.observation, micro.tokens)
+
+    @torch.no_grad()
+    def _logprob(self, batch: TrainBatch) -> Tensor:
+        """float32 [N, C, A], of the policy as it is now."""
+        rows = torch.arange(len(batch)).split(self.training.micro_batch)
+        return torch.cat([self._evaluate(self.policy, batch.select(own)).logprob.cpu() for own in rows])
 
     def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
         if self.reference is None:
@@ -123,7 +159,15 @@ class Learner:
     def state_dict(self) -> dict:
         """Optimizer state, and the frozen reference where there is one."""
         reference = None if self.reference is None else self.reference.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "reference": reference}
+        return {"optimizer": whole(self.optimizer.state_dict()), "reference": reference}
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The weights that training changes, whole, by name; every rank has to call it."""
+        return {name: whole(p).detach() for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def offload(self) -> None:
+        """Move the optimizer's moments to host memory, until `update` needs them."""
+        self.optimizer.move("cpu")
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave."""

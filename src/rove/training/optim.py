@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rove.config.schema import OptimConfig
+from rove.training.parallel import like, whole
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -65,12 +66,13 @@ class Optimizer:
         A non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises
         FloatingPointError after more than `max_bad_steps` of them in a row.
         """
-        norm = float(self._clip(self.parameters))
+        norm = float(whole(self._clip(self.parameters)))
         taken = math.isfinite(norm)
         if taken:
             factor = learning_rate_factor(self.steps, self.total_steps, self.config)
             for group in self.adamw.param_groups:
                 group["lr"] = group["base_lr"] * factor
+            self._return()
             self.adamw.step()
             self.bad_streak = 0
         else:
@@ -83,6 +85,23 @@ class Optimizer:
         self.steps += 1
         self.zero_grad()
         return norm, taken
+
+    def _ordered(self) -> list[nn.Parameter]:
+        """The parameters as the saved state numbers them."""
+        return [p for group in self.adamw.param_groups for p in group["params"]]
+
+    def move(self, device: torch.device | str) -> None:
+        """Keep the moments on `device`; the next step brings them back to their parameters'."""
+        for own in self.adamw.state.values():
+            for name, value in own.items():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    own[name] = value.to(device, non_blocking=True)
+
+    def _return(self) -> None:
+        for parameter, own in self.adamw.state.items():
+            for name, value in own.items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.device != parameter.device:
+                    own[name] = value.to(parameter.device, non_blocking=True)
 
     def _clip(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         return nn.utils.clip_grad_norm_(parameters, self.config.clip_grad, foreach=True)
@@ -98,5 +117,12 @@ class Optimizer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave."""
-        self.adamw.load_state_dict(state["adamw"])
+        adamw = state["adamw"]
+        # Saved whole: each moment is laid out as its parameter is here, on one device or over several.
+        index = dict(enumerate(self._ordered()))
+        moments = {
+            number: {k: like(v, index[number]) if v.dim() else v for k, v in own.items()}
+            for number, own in adamw["state"].items()
+        }
+        self.adamw.load_state_dict({**adamw, "state": moments})
         self.steps, self.bad_streak = state["steps"], state["bad_streak"]

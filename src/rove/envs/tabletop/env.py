@@ -65,7 +65,7 @@ class TabletopEnv:
         self._tasks = TabletopSuite.from_config(config)
         self.suite: TaskSuite = self._tasks
         self._shaped = config.reward == "shaped"
-        threads = config.threads or os.cpu_count() or 1
+        threads = config.threads or len(os.sched_getaffinity(0))
         self._worlds = Worlds(num_envs, threads)
         self._renderer = RenderPool(
             self._worlds.scene.model, num_envs, config.image_size, background(), threads

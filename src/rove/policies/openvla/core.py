@@ -55,7 +55,6 @@ class ActionModel(nn.Module):
         unnorm_key: str | None,
         value_head: ValueHeadConfig | None,
         tokenizer: PromptTokenizer | None,
-        gradient_checkpointing: bool = False,
         compile_rollouts: bool = False,
     ) -> None:
         """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
@@ -102,7 +101,6 @@ class ActionModel(nn.Module):
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
             self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
-        self.vlm.gradient_checkpointing = gradient_checkpointing
         self.compile_rollouts = compile_rollouts
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (

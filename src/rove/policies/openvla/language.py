@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from rove.policies.base import through
 
 Attention = Literal["causal", "bidirectional"]
 
@@ -114,13 +115,6 @@ def _layer(
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
-def recomputed(function: Callable[..., Any], wanted: bool, *inputs: Any) -> Any:
-    """`function(*inputs)`; where `wanted`, nothing that it computes is kept for the backward pass."""
-    if wanted and torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
-    return function(*inputs)
-
-
 def forward(
     model: LlamaModel,
     embeddings: Tensor,
@@ -129,13 +123,11 @@ def forward(
     valid: Tensor | None = None,
     attention: Attention = "causal",
     cache: KVCache | None = None,
-    recompute: bool = False,
 ) -> Tensor:
     """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
 
     `embeddings` is [B, S, D]; `valid`, bool [B, S], marks the attended entries (None: all), and position
-    ids count them. A `cache` is filled for the steps that follow. With `recompute`, a layer's activations
-    are made anew in the backward pass instead of kept.
+    ids count them. A `cache` is filled for the steps that follow.
     """
     length = embeddings.shape[1]
     if valid is None:
@@ -157,7 +149,7 @@ def forward(
                 everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
                 mask = attention_mask(everything, attention, count)
         store = None if cache is None else partial(cache.fill, index)
-        x = recomputed(_layer, recompute, layer, x, rope, mask, causal, count, store)
+        x = through(layer, _layer, layer, x, rope, mask, causal, count, store)
     return model.norm(x)
 
 

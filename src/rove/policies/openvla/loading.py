@@ -56,7 +56,6 @@ def from_config(
         action_spec=None if statistics is None else action_spec,
         statistics=statistics,
         center_crop=config.center_crop,
-        gradient_checkpointing=config.gradient_checkpointing,
         compile_rollouts=config.compile,
         seed=seed,
         dtype=DTYPES[config.dtype],
@@ -85,7 +84,6 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
         value_head=head,
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
         center_crop=wanted["center_crop"],
-        gradient_checkpointing=wanted["gradient_checkpointing"],
         compile_rollouts=wanted["compile_rollouts"],
     )
     weights = Weights(base, overlay=None if directory == base else directory)

@@ -79,7 +79,7 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
         trained=sum(p.numel() for p in trained),
         weights=weights,
         optimizer=3 * _bytes(trained),
-        training=run.training.micro_batch * sample.training(run.policy.gradient_checkpointing),
+        training=run.training.micro_batch * sample.training(run.training.gradient_checkpointing),
         rollout=run.rollout.num_envs * sample.acting(),
     )
 

@@ -73,7 +73,6 @@ class OpenVLA(ActionModel):
             unnorm_key=None,
             value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
-            gradient_checkpointing=config.gradient_checkpointing,
             compile_rollouts=config.compile,
         )
         generator = torch.Generator().manual_seed(seed)
@@ -99,7 +98,6 @@ class OpenVLA(ActionModel):
         action_spec: ActionSpec | None = None,
         statistics: Mapping[str, Any] | None = None,
         center_crop: bool | None = None,
-        gradient_checkpointing: bool = False,
         compile_rollouts: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -128,7 +126,6 @@ class OpenVLA(ActionModel):
             action_spec=action_spec,
             statistics=statistics,
             center_crop=center_crop,
-            gradient_checkpointing=gradient_checkpointing,
             compile_rollouts=compile_rollouts,
             seed=seed,
             dtype=dtype,

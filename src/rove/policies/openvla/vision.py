@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rove.config.schema import TowerConfig
-from rove.policies.openvla.language import recomputed
+from rove.policies.base import through
 
 
 class FiLM(nn.Module):
@@ -86,7 +86,6 @@ class DinoTower(Dinov2WithRegistersModel):
         pixels: Tensor,
         film: nn.ModuleList | None = None,
         text: Tensor | None = None,
-        recompute: bool = False,
     ) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
@@ -95,7 +94,7 @@ class DinoTower(Dinov2WithRegistersModel):
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
         for index, block in enumerate(self.encoder.layer[:-1]):
-            x = recomputed(_dino_block, recompute, block, x, None if film is None else film[index], text)
+            x = through(block, _dino_block, block, x, None if film is None else film[index], text)
         return x[:, prefix.shape[1] :]
 
 
@@ -128,13 +127,12 @@ class SiglipTower(SiglipVisionModel):
         pixels: Tensor,
         film: nn.ModuleList | None = None,
         text: Tensor | None = None,
-        recompute: bool = False,
     ) -> Tensor:
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
         for index, block in enumerate(self.encoder.layers[:-1]):
-            x = recomputed(_siglip_block, recompute, block, x, None if film is None else film[index], text)
+            x = through(block, _siglip_block, block, x, None if film is None else film[index], text)
         return x
 
 

@@ -119,7 +119,6 @@ class PrismaticVLM(nn.Module):
         del self.language_model.rotary_emb
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
-        self.gradient_checkpointing = False
         self.compiled: Compiled | None = None
         self.placeholders = (
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
@@ -145,8 +144,7 @@ class PrismaticVLM(nn.Module):
             ]
         else:
             parts = [
-                tower(view, film, text, self.gradient_checkpointing)
-                for tower, view, film in zip(self.towers, views, films, strict=True)
+                tower(view, film, text) for tower, view, film in zip(self.towers, views, films, strict=True)
             ]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return features.reshape(len(pixel_values), -1, features.shape[-1])
@@ -240,7 +238,6 @@ class PrismaticVLM(nn.Module):
             valid=valid,
             attention=attention,
             cache=cache,
-            recompute=self.gradient_checkpointing,
         )
 
     def cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:

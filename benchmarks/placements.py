@@ -1,0 +1,110 @@
+"""One recipe under every placement: python benchmarks/placements.py [--recipe tabletop_ppo] [--start DIR]
+
+Prints JSON: steps/s, where the time went, how much of the rollout environment workers and policy idled, and
+success on held-out states, for colocated, hybrid, disaggregated and asynchronous runs on each executor. All
+start from one policy: `--start`, a checkpoint directory, or the recipe's own warm-up, done once. On a machine
+with a GPU the same command measures it there; the report names the devices that were used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rove.config import load
+from rove.config.schema import PlacementConfig, Run
+from rove.errors import RoveError
+from rove.recipes import get
+from rove.train import train
+
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "colocated": {"map": "colocated"},
+    "hybrid": {"map": "hybrid"},
+    "disaggregated": {"map": "disaggregated"},
+    "asynchronous": {"map": "disaggregated", "ahead": 1},
+}
+SPLIT = ("simulation", "inference", "training", "sync", "wait", "env_idle", "policy_idle")
+
+
+def lines(directory: Path) -> list[dict[str, float]]:
+    """The metrics of every iteration of a run."""
+    found = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if "sft_step" not in line]
+
+
+def measure(run: Run, directory: Path) -> dict[str, Any]:
+    """Train `run`, and say how it went; the first iteration, which warms caches up, is left out."""
+    logged = lines(train(run, directory))
+    timed = logged[1:] or logged
+
+    def median(name: str) -> float:
+        return statistics.median(line.get(name, 0.0) for line in timed)
+
+    # An iteration that also evaluates has that in its time: it is taken out again.
+    seconds = statistics.median(line["time/iteration"] - line.get("time/evaluation", 0.0) for line in timed)
+    report = json.loads((directory / "eval" / "rl.json").read_text()) if run.evaluation.episodes else None
+    return {
+        "steps_per_second": round(median("rollout/env_steps") / seconds, 1),
+        "iteration_s": round(seconds, 3),
+        "split_s": {name: round(median(f"time/{name}"), 3) for name in SPLIT},
+        "behind": max(line["train/behind"] for line in logged),
+        "held_out_success": None if report is None else _success(report),
+    }
+
+
+def _success(report: dict[str, Any]) -> float:
+    records = [r for r in report["records"] if r["spec"]["variant"] == "none"]
+    return round(sum(r["success"] for r in records) / len(records), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="tabletop_ppo")
+    parser.add_argument("--start", type=Path, help="checkpoint directory that every run starts from")
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--executors", default="local,ray")
+    parser.add_argument("--only", help="names of placements, separated by commas")
+    args, settings = parser.parse_known_args()
+    recipe = load.apply(get(args.recipe).build(), settings)
+    recipe = replace(recipe, training=replace(recipe.training, iterations=args.iterations, max_minutes=None))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        start = args.start
+        if start is None:
+            once = replace(recipe, training=replace(recipe.training, iterations=1))
+            once = replace(
+                once, training=replace(once.training, optim=replace(once.training.optim, warmup=0))
+            )
+            start = train(once, Path(scratch) / "start") / "sft"
+        policy = replace(recipe.policy, checkpoint=str(start.resolve()))
+        for executor in args.executors.split(","):
+            if executor == "ray" and importlib.util.find_spec("ray") is None:
+                results["ray"] = "not run: pip install 'rove[ray]'"
+                continue
+            for name in (args.only or ",".join(PLACEMENTS)).split(","):
+                placement = PlacementConfig(executor=executor, threads=0, **PLACEMENTS[name])
+                run = replace(recipe, sft=None, policy=policy, placement=placement)
+                try:
+                    results[f"{name} {executor}"] = measure(run, Path(scratch) / f"{name}_{executor}")
+                except RoveError as error:
+                    results[f"{name} {executor}"] = f"does not fit here: {error}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine = {"cores": len(os.sched_getaffinity(0)), "load_after": os.getloadavg()[0], "gpu": gpu}
+    if gpu is None:
+        machine["note"] = "no GPU here: placements on a GPU were not run"
+    print(json.dumps({"benchmark": "placements", "machine": machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

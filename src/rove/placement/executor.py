@@ -1,0 +1,339 @@
+"""Carries out a Plan. `train.py` drives it through a few calls and does not know where anything runs.
+
+    sync      the learner's weights become the rollout's, as a numbered version
+    collect   the next rollout of all units, side by side
+    update    the iteration's optimizer steps, on all ranks
+    evaluate  held-out episodes, dealt out over the units
+
+Subclasses say where a seat is put: `local.py` in this process or a child of it, `ray.py` in an actor. In
+asynchronous mode rollouts are begun ahead and taken in order; `plan.staleness` proves how old they can be.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rove.config.schema import Run
+from rove.envs import registry as envs
+from rove.errors import RoveError
+from rove.ipc import Setup
+from rove.placement import weights
+from rove.placement.plan import Plan
+from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated, build_policy
+from rove.placement.weights import Weights
+from rove.policies.base import Policy
+from rove.rollout.stage import Position
+from rove.timing import Stopwatch
+from rove.training import parallel
+from rove.types import ActionSpec, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+
+
+class SeatLost(Exception):
+    """The process of a seat is gone; the text says how, with the original error where there was one."""
+
+
+class Answer(Protocol):
+    """A call under way."""
+
+    def result(self) -> Any:
+        """Wait for it. Raises what the call raised, or SeatLost."""
+        ...
+
+
+class Seated(Protocol):
+    """A SeatWorker, wherever it is. Calls are carried out in the order in which they were made."""
+
+    def call(self, method: str, *args: Any) -> Answer: ...
+    def close(self) -> None: ...
+
+
+class Here:
+    """A seat in this process: a call is carried out at once."""
+
+    def __init__(self, seat: SeatPlan) -> None:
+        self.worker = SeatWorker(seat)
+
+    def call(self, method: str, *args: Any) -> Answer:
+        return Done(getattr(self.worker, method)(*args))
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+class Done:
+    """An answer that is there already."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def result(self) -> Any:
+        return self._value
+
+
+class Executor(ABC):
+    """The workers of a run."""
+
+    def __init__(self, run: Run, plan: Plan, start: Path, profile: bool = False) -> None:
+        self.run, self.plan, self.start = run, plan, start
+        self.suite = envs.suite(run.env)
+        self.watch = Stopwatch("driver", spans=profile)
+        self.version = 0
+        self.restarts = 0
+        self.faults: list[str] = []
+        """What went wrong and was mended, since they were last taken."""
+        self._profile = profile
+        self._rendezvous = ""
+        self._weights: Weights | None = None
+        self._mirror: Policy | None = None
+        self._begun: deque[list[tuple[int, Answer]]] = deque()
+        self._lost: dict[int, list[Position | None]] = {}
+        self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
+        self._units.sort(key=lambda n: plan.seats[n].unit or 0)
+        self._learners = [n for n, seat in enumerate(plan.seats) if seat.rank is not None]
+        self._seats: list[Seated] = []
+
+    def _seat_all(self) -> None:
+        """Put every seat in its place; they build at the same time."""
+        if self.plan.ranks > 1:
+            self._rendezvous = self._meeting_point()
+        self._seats = [self._put(self._seat_plan(n)) for n in range(len(self.plan.seats))]
+
+    def _meeting_point(self) -> str:
+        """ "host:port" on the node of rank 0."""
+        return parallel.free_address()
+
+    @abstractmethod
+    def _put(self, seat: SeatPlan) -> Seated:
+        """A seat in its place, under construction."""
+
+    def _seat_plan(self, number: int) -> SeatPlan:
+        return SeatPlan(
+            self.run, self.plan, number, self.start, Setup.here(), self._rendezvous, self._profile
+        )
+
+    def _share(self, value: Any) -> Any:
+        """`value`, as an argument that several seats are given."""
+        return value
+
+    # --- the loop's calls -------------------------------------------------------------------------
+
+    def sync(self, version: int) -> None:
+        """Give the rollout the learner's weights. Seats that train and collect share them: nothing moves."""
+        self.version = version
+        with self.watch("sync"):
+            apart = [n for n in self._units if self.plan.seats[n].rank is None]
+            whole = self.plan.ranks == 1 or self.run.training.parallel == "ddp"
+            if not apart and whole:
+                return
+            self._weights = self._pull()
+            if not self.plan.staleness:
+                new = self._share(self._weights)
+                self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
+
+    def _pull(self) -> Weights:
+        """The newest weights of the learner; a collective of its ranks, of which the first answers."""
+        calls = [
+            self._seats[n].call("weights", self.version, self.plan.seats[n].rank == 0) for n in self._learners
+        ]
+        return next(found for found in self._gather(calls, self._learners) if found is not None)
+
+    def collect(self, on_chunk: Callable[[], None]) -> Trajectory:
+        """The oldest rollout that was begun, else one begun now: T chunks in B slots."""
+        if not self._begun:
+            self._begin(on_chunk)
+        with self.watch("wait"):
+            parts = [self._collected(n, answer) for n, answer in self._begun.popleft()]
+        while len(self._begun) < self.plan.staleness:
+            self._begin()
+        for part in parts:
+            seconds = {k: v / len(parts) for k, v in part.seconds.items()}
+            self.watch.merge(seconds, part.spans)
+            self.faults += part.faults
+            self.restarts += len(part.faults)
+        if not self._inline:
+            for _ in range(self.run.rollout.chunks):
+                on_chunk()
+        trajectories = [part.trajectory for part in parts]
+        return trajectories[0] if len(trajectories) == 1 else Trajectory.cat(trajectories)
+
+    def _begin(self, *hooks: Any) -> None:
+        """Begin a rollout on all units, on the newest weights that were published."""
+        new = self._share(self._weights) if self._weights is not None and self.plan.staleness else None
+        calls = []
+        for n in self._units:
+            if new is not None and self.plan.seats[n].rank is None:
+                self._seats[n].call("load_weights", new)
+            calls.append((n, self._seats[n].call("collect", self.version, *(hooks if self._inline else ()))))
+        self._begun.append(calls)
+
+    def _collected(self, number: int, answer: Answer) -> Collected:
+        """What a unit collected; where it was lost, another takes its place and its episodes."""
+        failures = 0
+        while True:
+            try:
+                done: Collected = answer.result()
+            except SeatLost as lost:
+                failures += 1
+                if self.plan.seats[number].rank is not None or failures > self.run.placement.max_restarts:
+                    raise RoveError(str(lost)) from lost
+                self.faults.append(str(lost))
+                self.restarts += 1
+                answer = self._replace(number)
+                continue
+            self._lost[number] = done.positions
+            return done
+
+    def _replace(self, number: int) -> Answer:
+        """A new unit in the place of one that was lost, collecting what the old one should have."""
+        self._seats[number].close()
+        seat = self._seats[number] = self._put(self._seat_plan(number))
+        if self._weights is not None:
+            seat.call("load_weights", self._share(self._weights))
+        if number in self._lost:
+            seat.call("place", self._lost[number])
+        # Rollouts that were begun ahead are lost with it.
+        again = seat.call("collect", self.version)
+        for calls in self._begun:
+            for i, (n, _) in enumerate(calls):
+                if n == number:
+                    calls[i] = (n, seat.call("collect", self.version))
+        return again
+
+    def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
+        """The iteration's optimizer steps."""
+        hooks = (on_step,) if self._inline else ()
+        given = self._share(batch)
+        calls = [self._seats[n].call("update", given, iteration, *hooks) for n in self._learners]
+        done: list[Updated] = self._gather(calls, self._learners)
+        self.watch.merge(done[0].seconds, [span for one in done for span in one.spans])
+        return done[0].metrics
+
+    def evaluate(
+        self,
+        specs: Sequence[EpisodeSpec],
+        name: str,
+        about: dict[str, Any],
+        on_episode: Callable[..., None] = lambda record: None,
+        on_frames: Callable[[EpisodeSpec, torch.Tensor], None] | None = None,
+    ) -> EvalReport:
+        """Run the episodes given, on the learner's newest weights."""
+        began = time.perf_counter()
+        seats = self._judges()
+        parts = [list(specs[i :: len(seats)]) for i in range(len(seats))]
+        hooks = (on_episode,) if self._inline else ()
+        wanted = on_frames is not None
+        calls = [
+            (n, self._seats[n].call("evaluate", part, name, about, wanted, *hooks))
+            for n, part in zip(seats, parts, strict=True)
+            if part
+        ]
+        judged: list[Judged] = self._gather([call for _, call in calls], [n for n, _ in calls])
+        records = {record.spec: record for one in judged for record in one.report.records}
+        for spec in specs:
+            if not self._inline:
+                on_episode(records[spec])
+            if on_frames is not None:
+                on_frames(spec, next(one.frames[spec] for one in judged if spec in one.frames))
+        seconds = time.perf_counter() - began
+        if not self._inline:
+            self.watch.count("evaluation", seconds)
+        first = judged[0].report
+        return EvalReport(
+            suite=first.suite,
+            split=first.split,
+            decoding=first.decoding,
+            records=tuple(records[spec] for spec in specs),
+            seconds=seconds,
+            policy=name,
+            about=about,
+        )
+
+    def _judges(self) -> list[int]:
+        """The seats that evaluate, with the newest weights in place."""
+        if self._inline or (self.plan.ranks == 1 and self.plan.staleness):
+            return self._learners
+        new = self._share(self._pull())
+        apart = [n for n in self._units if self.plan.seats[n].rank is None]
+        self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
+        return self._units
+
+    # --- weights and state ------------------------------------------------------------------------
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps that a batch of `rows` chunks takes."""
+        return -(-rows // self.run.training.batch) * self.run.algorithm.epochs
+
+    @property
+    def policy(self) -> Policy:
+        """The learner's newest weights, in this process: its own, or a copy for saving."""
+        if isinstance(here := self._seats[self._learners[0]], Here) and self.plan.ranks == 1:
+            return here.worker.policy
+        if self._mirror is None:
+            self._mirror = build_policy(self.run, self.start, self.action_spec, torch.device("cpu"))
+        weights.load(self._mirror, self._pull())
+        return self._mirror
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """The environments' convention."""
+        return self._seats[self._units[0]].call("spec").result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs, besides the policy's weights; bit-exact where nothing is asynchronous.
+
+        Rollouts that were begun ahead end first, and are then left out: their episodes are not run again.
+        """
+        everyone = list(range(len(self._seats)))
+        states = self._gather([seat.call("state_dict") for seat in self._seats], everyone)
+        rank = {seat.rank: state for seat, state in zip(self.plan.seats, states, strict=True)}
+        units = [states[n]["unit"] for n in self._units]
+        return {"learner": rank[0]["learner"], "units": units}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, here or on another number of learners; not of units."""
+        if len(state["units"]) != len(self._units):
+            raise RoveError(
+                f"The checkpoint has the environments of {len(state['units'])} policies, the plan has "
+                f"{len(self._units)}: resume on as many devices for the policy."
+            )
+        unit = dict(zip(self._units, state["units"], strict=True))
+        calls = [
+            seat.call("load_state_dict", {"learner": state["learner"], "unit": unit.get(n)})
+            for n, seat in enumerate(self._seats)
+        ]
+        self._gather(calls, list(range(len(self._seats))))
+
+    def take_faults(self) -> list[str]:
+        """What went wrong and was mended since the last call."""
+        taken, self.faults = self.faults, []
+        return taken
+
+    @property
+    def _inline(self) -> bool:
+        """Whether the one seat is in this process, so that calls can call back."""
+        return len(self._seats) == 1 and isinstance(self._seats[0], Here)
+
+    def _gather(self, calls: Sequence[Answer], numbers: Sequence[int]) -> list[Any]:
+        """All results. A seat that is lost here ends the run: a rollout's is mended where it is collected."""
+        results = []
+        for number, call in zip(numbers, calls, strict=True):
+            try:
+                results.append(call.result())
+            except SeatLost as lost:
+                if self.plan.seats[number].rank is None:
+                    results.append(None)  # mended when its rollout is asked for
+                    continue
+                raise RoveError(f"The learner failed: {lost}") from lost
+        return results
+
+    def close(self) -> None:
+        """End everything."""
+        for seat in self._seats:
+            seat.close()

@@ -1,0 +1,288 @@
+"""What a process that holds weights does: collect with them, train them, or both, as the plan says.
+
+The same object works in this process, in a child of it and in a Ray actor: executors differ in where they put
+it and how calls reach it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rove import algorithms, host
+from rove.config.schema import PPO, Run, Vine
+from rove.envs import registry as envs
+from rove.envs.base import VectorEnv
+from rove.evaluation.evaluate import evaluate
+from rove.ipc import Setup
+from rove.placement import weights
+from rove.placement.plan import Plan, UnitPlan
+from rove.placement.weights import Weights
+from rove.policies import registry as policies
+from rove.policies.base import Policy
+from rove.rollout.pipeline import Pipeline
+from rove.rollout.stage import Position, StagePlan
+from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
+from rove.timing import Span, Stopwatch
+from rove.training import parallel
+from rove.training.learner import Learner
+from rove.types import ActionSpec, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class SeatPlan:
+    """Everything that a seat is made from; picklable."""
+
+    run: Run
+    plan: Plan
+    number: int
+    """Of the seat in the plan."""
+    start: Path
+    """The checkpoint directory that every process reads."""
+    setup: Setup
+    rendezvous: str
+    """"host:port" where learner ranks meet; not read with one rank."""
+    spans: bool = False
+    """Keep a timeline."""
+
+
+class Collected(NamedTuple):
+    """What a rollout brings back."""
+
+    trajectory: Trajectory
+    seconds: dict[str, float]
+    spans: list[Span]
+    faults: list[str]
+    """What was wrong with environment workers that were replaced, one text each."""
+    positions: list[Position | None]
+    """Of the unit's stages; see `Pipeline.positions`."""
+
+
+class Updated(NamedTuple):
+    """What an iteration's optimizer steps bring back."""
+
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+    spans: list[Span]
+
+
+class Judged(NamedTuple):
+    """What an evaluation brings back."""
+
+    report: EvalReport
+    frames: dict[EpisodeSpec, Tensor]
+    """With `frames`: uint8 [n, H, W, 3] of each episode."""
+
+
+def nothing(*_: Any) -> None:
+    """A callback for those who do not ask."""
+
+
+class SeatWorker:
+    """One set of weights, and what the plan has it do."""
+
+    def __init__(self, seat: SeatPlan) -> None:
+        self.plan, self.run = seat.plan, seat.run
+        own = seat.plan.seats[seat.number]
+        self.device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
+        self._cores, self._threads = host.cores(), own.threads
+        host.prepare(own.threads)
+        name = " and ".join(
+            f"{what} {number}"
+            for what, number in (("policy", own.unit), ("learner", own.rank))
+            if number is not None
+        )
+        self.watch = Stopwatch(name, spans=seat.spans)
+        self.faults: list[str] = []
+        self.unit = None if own.unit is None else seat.plan.units[own.unit]
+        hosts = [] if own.unit is None else _hosts(seat, own.unit)
+        spec = hosts[0].hello().action_spec if hosts else _action_spec(seat.run)
+        self._spec = spec
+        self.policy = build_policy(seat.run, seat.start, spec, self.device)
+        self.learner: Learner | None = None
+        trained = self.policy
+        if own.rank is not None:
+            ranks = parallel.join(own.rank, seat.plan.ranks, seat.rendezvous, self.device)
+            if hosts and ranks.world > 1 and seat.run.training.parallel == "fsdp":
+                # The learner's weights are in pieces: the rollout acts on whole ones of its own.
+                trained = build_policy(seat.run, seat.start, spec, self.device)
+            algorithm = algorithms.get(seat.run.algorithm.kind)
+            self.learner = Learner(trained, algorithm, seat.run, self.device, ranks)
+        self.shares = trained is self.policy
+        """Whether the rollout acts on the learner's own weights."""
+        self.pipeline: Pipeline | None = None
+        if hosts:
+            self.pipeline = Pipeline(
+                hosts,
+                self.policy,
+                chunks=seat.run.rollout.chunks,
+                seed=seat.run.seed,
+                critic=isinstance(seat.run.algorithm, PPO),
+                branches=seat.run.algorithm.branches if isinstance(seat.run.algorithm, Vine) else 1,
+                service="fixed" if seat.plan.deterministic else "first_ready",
+                max_restarts=seat.run.placement.max_restarts,
+                on_fault=self.faults.append,
+            )
+        self._evaluation_env: VectorEnv | None = None
+
+    def spec(self) -> ActionSpec:
+        """Of the environments."""
+        return self._spec
+
+    # --- rollout ----------------------------------------------------------------------------------
+
+    def collect(self, version: int, on_chunk: Callable[[], None] = nothing) -> Collected:
+        """One rollout of T chunks in this unit's slots."""
+        assert self.pipeline is not None
+        assert self.unit is not None
+        if self.learner is not None and self.run.training.offload:
+            self.learner.offload()
+        with host.bound(self.unit.cores, self.unit.threads):
+            trajectory = self.pipeline.collect(version, self.watch, on_chunk)
+        faults = list(self.faults)
+        self.faults.clear()
+        positions = self.pipeline.positions
+        return Collected(trajectory, self.watch.take(), self.watch.take_spans(), faults, positions)
+
+    def load_weights(self, new: Weights) -> None:
+        """Act on these from now on."""
+        weights.load(self.policy, new)
+
+    def evaluate(
+        self,
+        specs: Sequence[EpisodeSpec],
+        name: str,
+        about: dict[str, Any],
+        frames: bool = False,
+        on_episode: Callable[..., None] = nothing,
+    ) -> Judged:
+        """Run the episodes given, in an environment kept for that."""
+        if self._evaluation_env is None:
+            self._evaluation_env = envs.make(
+                self.run.env,
+                num_envs=self.run.evaluation.num_envs,
+                chunk=self.run.rollout.chunk,
+                autoreset="refill",
+            )
+        seen: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
+        with self.watch("evaluation"):
+            report = evaluate(
+                self._evaluation_env,
+                self.policy,
+                specs,
+                decoding=self.run.evaluation.decoding,
+                seed=self.run.seed,
+                name=name,
+                about=about,
+                on_episode=on_episode,
+                on_frames=(lambda spec, part: seen[spec].append(part)) if frames else None,
+            )
+        return Judged(report, {spec: torch.cat(parts) for spec, parts in seen.items()})
+
+    # --- learner ----------------------------------------------------------------------------------
+
+    def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
+        """The iteration's optimizer steps; every rank is given the whole batch."""
+        assert self.learner is not None
+        with self.watch("training"):
+            metrics = self.learner.update(batch, iteration, on_step)
+        return Updated(metrics, self.watch.take(), self.watch.take_spans())
+
+    def weights(self, version: int, wanted: bool = True) -> Weights | None:
+        """The newest; every rank has to call it, None from those of which they are not `wanted`."""
+        assert self.learner is not None
+        new = Weights(version, self.learner.trainable())
+        if not self.shares:
+            weights.load(self.policy, new)
+        return new if wanted else None
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming this seat's part of the run needs, besides the policy's weights."""
+        return {
+            "learner": None if self.learner is None else self.learner.state_dict(),
+            "unit": None if self.pipeline is None else self.pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; the policy was loaded from the same checkpoint."""
+        if self.learner is not None and state["learner"] is not None:
+            self.learner.load_state_dict(state["learner"])
+        if self.pipeline is not None and state["unit"] is not None:
+            self.pipeline.load_state_dict(state["unit"])
+
+    def place(self, positions: Sequence[Position | None]) -> None:
+        """In the place of a unit that was lost: begin with its episodes."""
+        assert self.pipeline is not None
+        self.pipeline.place(positions)
+
+    def close(self) -> None:
+        """Free environments and process group."""
+        if self.pipeline is not None:
+            self.pipeline.close()
+        if self._evaluation_env is not None:
+            self._evaluation_env.close()
+        if self.learner is not None:
+            parallel.leave()
+
+
+def build_policy(run: Run, start: Path, spec: ActionSpec, device: torch.device) -> Policy:
+    """The policy of the checkpoint directory `start`."""
+    policy = policies.build(
+        replace(run.policy, checkpoint=str(start)),
+        chunk=run.rollout.chunk,
+        action_spec=spec,
+        image_size=run.env.image_size,
+        vocabulary=(),
+        statistics=None,
+        seed=run.seed,
+    )
+    assert isinstance(policy, nn.Module)
+    return policy.to(device)  # pyright: ignore[reportReturnType]
+
+
+def _action_spec(run: Run) -> ActionSpec:
+    """That of the environments, where none is at hand."""
+    env = envs.make(run.env, num_envs=1, chunk=run.rollout.chunk, autoreset="stop")
+    with closing(env):
+        return env.action_spec
+
+
+def _hosts(seat: SeatPlan, unit: int) -> list[Host]:
+    """Where the stages of a unit run. Slots count from the unit's first, stages over the whole run."""
+    plan, run = seat.plan, seat.run
+    own: UnitPlan = plan.units[unit]
+    count = sum(worker.stages for u in plan.units for worker in u.workers)
+    index = sum(worker.stages for u in plan.units[:unit] for worker in u.workers)
+    hosts: list[Host] = []
+    first = 0
+    for number, worker in enumerate(own.workers):
+        stages = [StagePlan(run, index + i, count, worker.slots) for i in range(worker.stages)]
+        slots = [
+            Slots(first + i * worker.slots, first + (i + 1) * worker.slots) for i in range(worker.stages)
+        ]
+        if own.in_process:
+            hosts.append(InProcess(stages, slots))
+        else:
+            hosts.append(
+                EnvWorker(
+                    f"environment worker {number} of policy {unit}",
+                    stages,
+                    slots,
+                    setup=seat.setup,
+                    deadline=run.placement.deadline,
+                    cores=worker.cores,
+                    environment={} if worker.gpu is None else {"CUDA_VISIBLE_DEVICES": str(worker.gpu)},
+                )
+            )
+        index += worker.stages
+        first += worker.stages * worker.slots
+    return hosts

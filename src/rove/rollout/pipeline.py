@@ -1,0 +1,364 @@
+"""Environments × policy → Trajectory, overlapped. Knows no algorithm: T chunks, and what happened in them.
+
+    env worker 0:  │ sim a │ sim b │ sim a │ sim b │ …        a, b: stages of worker 0; c, d: of worker 1.
+    env worker 1:  │ sim c │ sim d │ sim c │ sim d │ …        Every stage has its own environments, episodes
+    policy:        │ a │ c │ b │ d │ a │ c │ b │ d │ …        and slots of the rollout.
+
+The policy's loop (`Pipeline.collect`)
+    consumes        reports: stage s has its observation in row t of the shared rollout
+    produces        actions of stage s, in the shared rollout, and the request to execute them as chunk t
+    waits for       the next report, only while no stage is waiting for actions
+    is unblocked by a worker's report; or a worker's end, or its deadline: then the worker is replaced
+An environment worker's loop (`workers.serve`)
+    consumes        requests (s, t) in the order in which they came
+    produces        reward, ends and next observation in the rows of stage s, then a report
+    waits for       the next request; until it comes, resets the stages whose rollout is over
+    is unblocked by the policy's request
+
+With k ≥ 2 stages a worker simulates one while the policy serves another, so a chunk of all slots takes
+max(simulation, inference) rather than their sum. Whichever stage reported first is served first; stages that
+wait together share one forward pass, but never more than half of those that still run: the other half keeps
+the environments busy meanwhile. `service="fixed"` serves stage after stage in order, one a pass, whatever
+arrives when, so that results do not depend on timing. One stage in this process is the plain loop: act,
+step, act, step.
+
+Idle slots cost neither inference nor simulation. Values of observations that nothing acted on (after the
+last chunk, and at the end of episodes) are computed for the rows that need them, in one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rove.errors import RoveError
+from rove.ipc import Segment
+from rove.policies.base import Policy, SamplingNoise
+from rove.rollout.buffer import Layout, RolloutBuffer
+from rove.rollout.collect import act
+from rove.rollout.stage import Position, Report
+from rove.rollout.workers import Host, WorkerFault
+from rove.timing import Stopwatch
+from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
+
+Service = Literal["first_ready", "fixed"]
+_WAKE = 1.0
+"""Seconds between two looks at deadlines."""
+
+
+@dataclass(eq=False)
+class _Lane:
+    """A stage's way through one rollout."""
+
+    host: Host
+    number: int
+    """Of the stage in its host."""
+    first: int
+    last: int
+    """Its slots of the rollout: from `first` up to `last`."""
+    report: Report | None = None
+    """The newest."""
+    position: Position | None = None
+    """What the rollout began with."""
+    finished: list[tuple[int, EpisodeRecord]] = field(default_factory=list)
+    finals: list[tuple[int, Tensor, Observation]] = field(default_factory=list)
+    """(t, slots, observation) of ended episodes whose last observation is wanted."""
+
+    def running(self) -> list[int]:
+        """Slots within the stage that run an episode."""
+        assert self.report is not None
+        return [slot for slot, seed in enumerate(self.report.seeds) if seed is not None]
+
+
+class Pipeline:
+    """Collects rollouts of T chunks in all slots of its hosts; an episode in flight goes on in the next."""
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        policy: Policy,
+        *,
+        chunks: int,
+        seed: int,
+        critic: bool,
+        branches: int = 1,
+        service: Service = "first_ready",
+        max_restarts: int = 3,
+        on_fault: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`branches` chunks are tried in each state, and the first carried on. `max_restarts`: of one worker,
+        without a completed rollout in between; `on_fault` is told each."""
+        self.hosts, self.policy = hosts, policy
+        self.chunks, self.seed, self.critic = chunks, seed, critic
+        self.branches = branches
+        self.service: Service = service
+        self.max_restarts, self.on_fault = max_restarts, on_fault
+        self.positions: list[Position | None] = []
+        """What each stage will begin its next rollout with."""
+        self._placed = False
+        self._failures: dict[str, int] = {}
+
+    def collect(
+        self, version: int, watch: Stopwatch, on_chunk: Callable[[], None] = lambda: None
+    ) -> Trajectory:
+        """One rollout; `version` numbers the weights that act. RoveError where a worker goes on failing."""
+        began, before = time.perf_counter(), dict(watch.seconds)
+        self._watch = watch
+        self._lanes = [
+            _Lane(host, number, *slots) for host in self.hosts for number, slots in enumerate(host.slots)
+        ]
+        self._open, self._waiting = list(self._lanes), deque[_Lane]()
+        self._turn = 0
+        layout, segment = self._allocate()
+        for host in self.hosts:
+            self._guarded(host, lambda host=host: self._begin(host, layout, segment))
+        self._placed = False
+        advanced = 0
+        while self._open:
+            served = self._next()
+            if served:
+                self._serve(served)
+            done = sum(lane.report.t for lane in self._lanes if lane.report) // len(self._lanes)
+            for _ in range(done - advanced):
+                on_chunk()
+            advanced = max(advanced, done)
+        if self.critic:
+            with watch("inference"):
+                self._bootstrap()
+        self._failures.clear()
+        self.positions = [lane.report.position if lane.report else None for lane in self._lanes]
+        self._count_idle(time.perf_counter() - began, before)
+        return self._buffer.trajectory(version, self._finished())
+
+    def _begin(self, host: Host, layout: Layout, segment: Segment | None) -> None:
+        """Its stages go on where they were, unless episodes were given by `place`."""
+        known = [p for p, lane in zip(self.positions, self._lanes, strict=False) if lane.host is host]
+        host.begin(layout, self._buffer.exchange, segment, _all(known) if self._placed else None)
+
+    def _allocate(self) -> tuple[Layout, Segment | None]:
+        hello = self.hosts[0].hello()
+        self._action_spec = hello.action_spec
+        layout = Layout(
+            chunks=self.chunks,
+            num_envs=self._lanes[-1].last,
+            chunk=self.policy.chunk,
+            action_dim=hello.action_spec.dim,
+            image=hello.image,
+            state=hello.state,
+            branches=self.branches,
+        )
+        segment = Segment(layout.size) if any(host.shared for host in self.hosts) else None
+        exchange = layout.map(segment) if segment else layout.allocate()
+        self._buffer = RolloutBuffer(layout, exchange)
+        return layout, segment
+
+    # --- reports in -------------------------------------------------------------------------------
+
+    def _next(self) -> list[_Lane]:
+        """The stages to serve now; none where only finished ones have reported."""
+        self._read(block=not self._waiting)
+        if self.service == "fixed":
+            while self._open:
+                lane = self._open[self._turn % len(self._open)]
+                if lane in self._waiting:
+                    self._waiting.remove(lane)
+                    self._turn = self._open.index(lane) + 1
+                    return [lane]
+                self._read(block=True)
+            return []
+        # With every environment idle the first pass is a short one: they should not wait for all of it.
+        limit = len(self._open) // 2 if len(self._waiting) < len(self._open) else 1
+        limit = max(1, limit)
+        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+
+    def _read(self, block: bool) -> None:
+        """Accept every report that is there; with `block`, wait for one (or a fault)."""
+        here = [host for host in self.hosts if host.pending]
+        for host in here:
+            while host.pending:
+                self._accept(host, host.read())
+        elsewhere = {host.fileno(): host for host in self.hosts if host.shared}
+        if not elsewhere:
+            return
+        timeout = _WAKE if block and not here else 0
+        # Descriptors, sorted: with `fixed` service nothing may depend on who was heard first.
+        for number in sorted(wait(list(elsewhere), timeout)):  # pyright: ignore[reportArgumentType]
+            host = elsewhere[number]  # pyright: ignore[reportArgumentType]
+            self._guarded(host, lambda host=host: self._accept(host, host.read()))
+        for host in self.hosts:
+            if host.overdue:
+                self._recover(host, WorkerFault(f"{host.name} did not answer before its deadline"))
+
+    def _accept(self, host: Host, report: Report) -> None:
+        lane = next(x for x in self._lanes if x.host is host and x.number == report.stage)
+        self._check(lane, report)
+        if report.t == 0:
+            lane.position = report.position
+        lane.report = report
+        lane.finished += [(report.t, replace(r, slot=lane.first + r.slot)) for r in report.finished]
+        if self.critic and report.final_observation is not None:
+            slots = torch.tensor(report.final_slots) + lane.first
+            lane.finals.append((report.t - 1, slots, report.final_observation))
+        self._buffer.put_texts(report.t, lane.first, report.instruction)
+        self._watch.add("simulation", *report.span, track=host.name)
+        if report.t == self.chunks or not report.running:
+            self._close(lane)
+        else:
+            self._waiting.append(lane)
+
+    def _check(self, lane: _Lane, report: Report) -> None:
+        """Raise WorkerFault on a report that cannot be true."""
+        slots, expected = lane.last - lane.first, 0 if lane.report is None else lane.report.t + 1
+        lengths = {len(report.instruction), len(report.seeds), len(report.elapsed)}
+        if report.t != expected or lengths != {slots}:
+            raise WorkerFault(
+                f"{lane.host.name} reported row {report.t} of {sorted(lengths)} slots, "
+                f"not row {expected} of {slots}"
+            )
+
+    def _close(self, lane: _Lane) -> None:
+        """The rollout is over for this stage; whose turn comes next does not change."""
+        index = self._open.index(lane)
+        self._open.remove(lane)
+        if index < self._turn:
+            self._turn -= 1
+
+    # --- actions out ------------------------------------------------------------------------------
+
+    def _serve(self, lanes: Sequence[_Lane]) -> None:
+        """Choose actions for the running slots of `lanes` in one pass, and send them off."""
+        seen, episodes, elapsed, counts = [], [], [], []
+        for lane in lanes:
+            report, rows = lane.report, lane.running()
+            assert report is not None
+            observation = self._buffer.observation(report.t, lane.first, lane.last)
+            seen.append(observation if len(rows) == len(report.seeds) else observation.select(rows))
+            episodes += [report.seeds[row] for row in rows]
+            elapsed += [report.elapsed[row] for row in rows]
+            counts.append(len(rows))
+        noise = SamplingNoise(self.seed, torch.tensor(episodes), torch.tensor(elapsed) // self.policy.chunk)
+        with self._watch("inference"):
+            observation = seen[0] if len(seen) == 1 else Observation.cat(seen)
+            samples = self.branches if self.branches > 1 else None
+            chunk = act(self.policy, self._action_spec, observation, noise, samples)
+            parts = _split(chunk, counts)
+            for lane, part in zip(lanes, parts, strict=True):
+                assert lane.report is not None
+                slots = torch.tensor(lane.running()) + lane.first
+                self._buffer.put_action(lane.report.t, slots, part)
+        for lane in lanes:
+            t = lane.report.t if lane.report else 0
+            self._guarded(lane.host, lambda lane=lane, t=t: lane.host.step(lane.number, t))
+
+    def _bootstrap(self) -> None:
+        slots, seen = [], []
+        for lane in self._lanes:
+            rows = lane.running()
+            if rows:
+                assert lane.report is not None
+                observation = self._buffer.observation(lane.report.t, lane.first, lane.last)
+                seen.append(observation if len(rows) == lane.last - lane.first else observation.select(rows))
+                slots += [lane.first + row for row in rows]
+        finals = sorted((final for lane in self._lanes for final in lane.finals), key=_when)
+        seen += [observation for _, _, observation in finals]
+        if seen:
+            with torch.inference_mode():
+                value = self.policy.value(Observation.cat(seen))
+            ended = [(t, which) for t, which, _ in finals]
+            self._buffer.put_values(torch.tensor(slots, dtype=torch.long), ended, value)
+
+    def _finished(self) -> list[EpisodeRecord]:
+        """In order of chunk, then slot: never of arrival."""
+        records = [entry for lane in self._lanes for entry in lane.finished]
+        return [record for _, record in sorted(records, key=lambda entry: (entry[0], entry[1].slot))]
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _guarded(self, host: Host, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except WorkerFault as fault:
+            self._recover(host, fault)
+
+    def _recover(self, host: Host, fault: WorkerFault) -> None:
+        """Replace a worker; its stages begin the rollout's episodes again, the others go on.
+
+        Episodes that were under way when the rollout began are begun from their first observation.
+        """
+        self._failures[host.name] = self._failures.get(host.name, 0) + 1
+        if self._failures[host.name] > self.max_restarts:
+            raise RoveError(
+                f"{host.name} failed {self._failures[host.name]} times in a row, more than "
+                f"placement.max_restarts. The last time: {fault}"
+            ) from fault
+        self.on_fault(str(fault))
+        positions = [self._rewind(lane) for lane in self._lanes if lane.host is host]
+        host.restart(_all(positions))
+
+    def _rewind(self, lane: _Lane) -> Position | None:
+        """Forget what the stage did in this rollout; returns what it began with, None where not known."""
+        if lane.position is None and self.positions:
+            lane.position = self.positions[self._lanes.index(lane)]
+        lane.report, lane.finished, lane.finals = None, [], []
+        self._buffer.clear(lane.first, lane.last)
+        if lane in self._waiting:
+            self._waiting.remove(lane)
+        if lane not in self._open:
+            self._open.append(lane)
+            self._open.sort(key=self._lanes.index)
+        return lane.position
+
+    def _count_idle(self, seconds: float, before: dict[str, float]) -> None:
+        """Seconds in which the policy, and an environment worker on average, had nothing to do."""
+        spent = {n: self._watch.seconds.get(n, 0.0) - before.get(n, 0.0) for n in ("simulation", "inference")}
+        self._watch.count("policy_idle", max(0.0, seconds - spent["inference"]))
+        self._watch.count("env_idle", max(0.0, seconds - spent["simulation"] / len(self.hosts)))
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> list[list[dict]]:
+        """Between rollouts: of every host, of every stage, all that a bit-exact resume needs."""
+        return [host.state_dict() for host in self.hosts]
+
+    def load_state_dict(self, state: Sequence[Sequence[dict]]) -> None:
+        """Restore what `state_dict` gave."""
+        for host, own in zip(self.hosts, state, strict=True):
+            host.load_state_dict(list(own))
+
+    def place(self, positions: Sequence[Position | None]) -> None:
+        """Before the first rollout: begin it with these episodes, one position a stage."""
+        self.positions, self._placed = list(positions), True
+
+    def close(self) -> None:
+        """End the workers, free the environments."""
+        for host in self.hosts:
+            host.close()
+
+
+def _all(positions: Sequence[Position | None]) -> list[Position] | None:
+    """None unless each is known."""
+    known = [position for position in positions if position is not None]
+    return known if known and len(known) == len(positions) else None
+
+
+def _when(final: tuple[int, Tensor, Observation]) -> tuple[int, int]:
+    return final[0], int(final[1][0])
+
+
+def _split(chunk: ActionChunk, counts: Sequence[int]) -> list[ActionChunk]:
+    """The rows of each stage."""
+    if len(counts) == 1:
+        return [chunk]
+    values = [None] * len(counts) if chunk.value is None else list(chunk.value.split(list(counts)))
+    columns = (x.split(list(counts)) for x in (chunk.actions, chunk.tokens, chunk.logprob))
+    return [
+        ActionChunk(actions, tokens, logprob, value)
+        for actions, tokens, logprob, value in zip(*columns, values, strict=True)
+    ]

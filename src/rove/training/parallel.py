@@ -1,0 +1,212 @@
+"""One learner or many: which rows a rank trains on, and how its gradients meet the others'.
+
+    ddp    every rank holds all weights; gradients are summed over ranks in the backward pass
+    fsdp   every rank holds a share of each weight, its gradient and its moments (FSDP2)
+
+Losses are divided by denominators of the whole batch, so the sum of the ranks' gradients is the gradient that
+one learner would have: results do not depend on the number of ranks, rounding aside.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rove.config.schema import TrainingConfig
+from rove.policies.base import Policy
+from rove.types import Observation, PolicyOutput, TrainBatch
+
+Evaluate = Callable[[Observation, Tensor], PolicyOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This learner among all of them."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, part: TrainBatch) -> TrainBatch:
+        """This rank's rows of an optimizer step. All ranks get equally many, so that they run the same passes
+        and meet in every collective; what one is given to fill up counts nothing."""
+        if self.world == 1:
+            return part
+        each = -(-len(part) // self.world)
+        rows = torch.arange(self.rank * each, (self.rank + 1) * each)
+        mine = part.select(rows.clamp(max=len(part) - 1))
+        real = (rows < len(part)).view(-1, *(1,) * (mine.mask.ndim - 1))
+        return replace(mine, mask=mine.mask & real)
+
+    def sum(self, metrics: dict[str, float], device: torch.device) -> dict[str, float]:
+        """Each metric's sum over the ranks."""
+        if self.world == 1:
+            return metrics
+        total = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+        distributed.all_reduce(total)
+        return dict(zip(metrics, total.tolist(), strict=True))
+
+
+def free_address() -> str:
+    """ "host:port" of this machine, where a rendezvous can be held."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return f"{_own_address()}:{sock.getsockname()[1]}"
+
+
+def _own_address() -> str:
+    """The address by which other machines reach this one; no packet is sent to find out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("10.255.255.255", 1))
+        except OSError:
+            return "127.0.0.1"
+        return sock.getsockname()[0]
+
+
+def join(rank: int, world: int, address: str, device: torch.device) -> Ranks:
+    """Meet the other ranks at "host:port", which rank 0 serves. Needed only where `world` is not 1."""
+    if world > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
+    return Ranks(rank, world)
+
+
+def leave() -> None:
+    """Give up what `join` took."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+class Model:
+    """A policy's `evaluate` on this rank's rows, with the ranks' gradients joined. Wraps the policy in place.
+
+    See `recompute` for `config.gradient_checkpointing`.
+    """
+
+    def __init__(self, policy: Policy, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
+        assert isinstance(policy, nn.Module)
+        self.policy, self.ranks = policy, ranks
+        self.sharded = ranks.world > 1 and config.parallel == "fsdp"
+        if config.gradient_checkpointing:
+            recompute(policy)
+        self._joined: DistributedDataParallel | None = None
+        if self.sharded:
+            _shard(policy, config, device, ranks)
+        elif ranks.world > 1:
+            self._joined = DistributedDataParallel(_Evaluation(policy))
+
+    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
+        """As `Policy.evaluate`."""
+        if self._joined is None:
+            return self.policy.evaluate(observation, tokens)
+        return PolicyOutput(*self._joined(observation, tokens))
+
+    @property
+    def loss_scale(self) -> int:
+        """Factor on a rank's loss: DDP and FSDP average gradients where a sum is wanted."""
+        return self.ranks.world
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around a micro-batch: gradients travel with the last one only."""
+        if self.ranks.world == 1:
+            yield
+        elif self._joined is not None:
+            if last:
+                yield
+            else:
+                with self._joined.no_sync():
+                    yield
+        else:
+            assert isinstance(self.policy, FSDPModule)
+            self.policy.set_requires_gradient_sync(last)
+            yield
+
+
+class _Evaluation(nn.Module):
+    """`evaluate` as a forward pass, which is what DDP wraps."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        output = self.policy.evaluate(observation, tokens)
+        return output.logprob, output.entropy, output.value
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model: what lies in its outermost `nn.ModuleList`s."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    return found
+
+
+def recompute(policy: nn.Module) -> None:
+    """From now on every block computes its activations again in the backward pass instead of keeping them;
+    see `policies.base.through`."""
+    for module in policy.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                block.recompute = True  # pyright: ignore[reportArgumentType]
+
+
+def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
+    """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
+
+    A block is sharded as the group of its innermost parts: a policy may call those, and not the block.
+    """
+    low = torch.bfloat16 if config.precision == "bfloat16" else None
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (ranks.world,)),
+        # What leaves a module stays as it is: log-probabilities and values are float32.
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+        "offload_policy": CPUOffloadPolicy() if config.offload and device.type == "cuda" else OffloadPolicy(),
+    }
+    for block in blocks(policy):
+        parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
+        if parts:
+            fully_shard(parts, **options)
+    fully_shard(policy, **options)
+    register_fsdp_forward_method(policy, "evaluate")
+
+
+# --- whole tensors of sharded ones ------------------------------------------------------------------
+
+
+def whole(value: Any) -> Any:
+    """`value` with every sharded tensor in it gathered, on the CPU; every rank has to call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().detach().cpu()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    return value
+
+
+def like(value: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor as `model` has it: sharded where it is, on its device."""
+    if isinstance(model, DTensor):
+        return distribute_tensor(value.to(model.device_mesh.device_type), model.device_mesh, model.placements)
+    return value.to(model.device)

@@ -1,0 +1,180 @@
+"""Placements on this machine: the same results wherever it runs, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.integration.test_resume import GRPO_RUN, NO_EVALUATION, PPO_RUN, measured
+
+from rove.config.schema import PlacementConfig
+from rove.errors import RoveError
+from rove.train import train
+
+SHORT = replace(PPO_RUN, training=replace(PPO_RUN.training, iterations=3), evaluation=NO_EVALUATION)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory) -> Path:
+    """A policy to start from, made once."""
+    run = replace(
+        SHORT, training=replace(SHORT.training, iterations=1, optim=replace(SHORT.training.optim, warmup=0))
+    )
+    return train(run, tmp_path_factory.mktemp("start") / "run") / "sft"
+
+
+def run_of(started: Path, run=SHORT, **placement):
+    policy = replace(run.policy, checkpoint=str(started))
+    return replace(run, sft=None, policy=policy, placement=PlacementConfig(**placement))
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    """Equal but for rounding that another order of sums brings."""
+    return all(
+        x.keys() == y.keys() and all(abs(x[k] - y[k]) <= 1e-4 * max(1, abs(x[k])) for k in x)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_hybrid_and_disaggregated_train_as_colocated_does(started, tmp_path):
+    here = measured(train(run_of(started, stages=2), tmp_path / "colocated"))
+    for name in ("hybrid", "disaggregated"):
+        directory = train(run_of(started, map=name, deterministic=True), tmp_path / name, profile=True)
+        assert same(here, measured(directory)), name
+        assert (directory / "trace.json").stat().st_size > 1000
+
+
+def test_a_hybrid_run_is_resumed_bit_for_bit(started, tmp_path):
+    import shutil
+
+    run = run_of(started, map="hybrid", deterministic=True)
+    whole = train(run, tmp_path / "whole")
+    shutil.copytree(whole, tmp_path / "stopped")
+    for path in (tmp_path / "stopped" / "checkpoints").iterdir():
+        if path.name > "iteration_000001":
+            shutil.rmtree(path)
+    assert measured(train(run, tmp_path / "stopped", resume=True)) == measured(whole)
+
+
+def test_asynchronous_rollouts_are_behind_by_no_more_than_the_bound(started, tmp_path):
+    metrics = measured(train(run_of(started, map="disaggregated", ahead=1), tmp_path / "run"))
+    assert [line["train/behind"] for line in metrics] == [0, 1, 1]
+    assert all(line["train/rows"] > 0 for line in metrics)
+
+
+def test_a_unit_that_is_killed_is_replaced(started, tmp_path, monkeypatch):
+    """The process that holds the policy dies during the second rollout."""
+    from rove.placement.executor import Executor
+
+    sync = Executor.sync
+
+    def sync_and_kill(self, version):
+        sync(self, version)
+        if version == 1:
+            unit = next(seat for seat in self._seats if hasattr(seat, "_child"))
+            os.kill(unit._child.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Executor, "sync", sync_and_kill)
+    directory = train(run_of(started, map="learner: 0, env: 1, policy: 1", env_workers=1), tmp_path / "run")
+    lines = measured(directory)
+    assert [line["rollout/restarts"] for line in lines] == [0, 1, 0]
+    assert all(line["train/rows"] > 0 for line in lines)
+
+
+def test_two_learners_through_the_loop(started, tmp_path):
+    alone = measured(train(run_of(started), tmp_path / "one"))
+    assert same(alone, measured(train(run_of(started, learners=2), tmp_path / "two")))
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes below `pid`, itself included."""
+    found, new = {pid}, {pid}
+    while new:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", ",".join(map(str, new))],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.split()
+        new = {int(child) for child in listed} - found
+        found |= new
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    def zombie(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    return {pid for pid in pids if not zombie(pid)}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C twice"])
+def test_nothing_is_left_behind(how, started, tmp_path):
+    from rove.config import load
+
+    run = run_of(started, map="disaggregated", ahead=1)
+    run = replace(run, training=replace(run.training, iterations=10_000))
+    load.save(run, tmp_path / "run.json")
+    code = (
+        "import sys; from pathlib import Path; from rove.config import load; from rove.train import train; "
+        f"train(load.load(Path({str(tmp_path / 'run.json')!r})), Path({str(tmp_path / 'run')!r}))"
+    )
+    segments = set(os.listdir("/dev/shm"))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    family = descendants(driver.pid)
+    assert len(family) >= 3, "a driver, a unit, an environment worker"
+    driver.send_signal(how)
+    if how == signal.SIGINT:
+        time.sleep(0.5)
+        driver.send_signal(how)
+    driver.wait(30)
+    deadline = time.monotonic() + 20
+    while alive(family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(family)
+    assert set(os.listdir("/dev/shm")) <= segments
+
+
+def test_a_learner_that_fails_ends_the_run_and_leaves_its_checkpoint(started, tmp_path, monkeypatch):
+    from rove.placement.seat import SeatWorker
+
+    update = SeatWorker.update
+
+    def fails(self, batch, iteration, *hooks):
+        if iteration == 1:
+            raise FloatingPointError("the learner is ill")
+        return update(self, batch, iteration, *hooks)
+
+    monkeypatch.setattr(SeatWorker, "update", fails)
+    run = run_of(started)
+    with pytest.raises((FloatingPointError, RoveError), match="the learner is ill"):
+        train(run, tmp_path / "run")
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["iteration_000001"]
+    assert len(measured(train(run, tmp_path / "run", resume=True))) == 3
+
+
+def test_groups_train_the_same_in_stages(started, tmp_path):
+    policy = replace(GRPO_RUN.policy, checkpoint=str(started))
+    run = replace(GRPO_RUN, sft=None, policy=policy, evaluation=NO_EVALUATION)
+    run = replace(
+        run, training=replace(run.training, iterations=2, optim=replace(run.training.optim, warmup=0))
+    )
+    whole = measured(train(run, tmp_path / "whole"))
+    cut = replace(run, placement=PlacementConfig(map="hybrid", deterministic=True))
+    assert same(whole, measured(train(cut, tmp_path / "cut")))

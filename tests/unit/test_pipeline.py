@@ -1,0 +1,177 @@
+"""Overlapped rollouts: the same trajectories however they are cut, and what happens when a worker fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+
+import pytest
+import torch
+from tests.faulty_env import FaultyConfig
+from tests.point_env import PointEnv
+from torch import nn
+
+from rove.config.schema import GRPO, PPO, RolloutConfig, Run
+from rove.envs import registry
+from rove.errors import RoveError
+from rove.ipc import Setup
+from rove.rollout.pipeline import Pipeline, Service
+from rove.rollout.stage import StagePlan
+from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
+from rove.timing import Stopwatch
+from rove.types import ActionChunk, Trajectory
+
+B, C, T = 8, 5, 6
+
+
+class Pusher(nn.Module):
+    """Pushes by a number that depends on the sampling noise and on what is seen, and on nothing else."""
+
+    chunk = C
+    value_head = nn.Identity()
+    action_spec = PointEnv(1, "stop").action_spec
+
+    def act(self, observation, mode, noise):
+        u = noise.uniform(C * 2).reshape(-1, C, 2).float()
+        shift = observation.images.float().mean((1, 2, 3, 4))[:, None, None] / 2550
+        actions = (2 * u - 1 + shift).clamp(-1, 1)
+        return ActionChunk(actions, (u * 255).long(), -u, self.value(observation))
+
+    def value(self, observation):
+        return observation.images.float().mean((1, 2, 3, 4))[:, None].repeat(1, C)
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    registry.register("faulty", "tests.faulty_env")
+
+
+def run_of(algorithm=PPO(), **fault) -> Run:
+    return Run(
+        "test",
+        algorithm,
+        env=FaultyConfig(**fault),  # pyright: ignore[reportArgumentType]
+        rollout=RolloutConfig(num_envs=B, chunk=C, chunks=T),
+    )
+
+
+def hosts_of(run: Run, workers: int, stages: int, inside: bool, deadline: float = 60) -> list[Host]:
+    count, hosts = workers * stages, []
+    b = B // count
+    for w in range(workers):
+        plans = [StagePlan(run, w * stages + i, count, b) for i in range(stages)]
+        slots = [Slots((w * stages + i) * b, (w * stages + i + 1) * b) for i in range(stages)]
+        if inside:
+            hosts.append(InProcess(plans, slots))
+        else:
+            hosts.append(EnvWorker(f"worker {w}", plans, slots, setup=Setup.here(), deadline=deadline))
+    return hosts
+
+
+def collect(
+    run: Run, workers=1, stages=1, inside=False, rollouts=2, service: Service = "fixed", **options
+) -> tuple[list[Trajectory], list[str]]:
+    faults: list[str] = []
+    deadline = options.pop("deadline", 60)
+    pipeline = Pipeline(
+        hosts_of(run, workers, stages, inside, deadline),
+        Pusher(),
+        chunks=T,
+        seed=3,
+        critic=isinstance(run.algorithm, PPO),
+        service=service,
+        on_fault=faults.append,
+        **options,
+    )
+    with closing(pipeline):
+        return [pipeline.collect(version, Stopwatch()) for version in range(rollouts)], faults
+
+
+def assert_equal(a: Trajectory, b: Trajectory) -> None:
+    for field in dataclasses.fields(Trajectory):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, torch.Tensor):
+            assert torch.equal(x, y), field.name
+    assert torch.equal(a.observation.images, b.observation.images)
+    assert a.observation.instruction == b.observation.instruction
+    assert (a.finished, a.version) == (b.finished, b.version)
+
+
+@pytest.mark.parametrize(
+    ("workers", "stages", "service"), [(1, 2, "fixed"), (2, 2, "fixed"), (2, 2, "first_ready")]
+)
+def test_worker_processes_collect_what_this_process_does(workers, stages, service):
+    here, _ = collect(run_of(), 1, workers * stages, inside=True)
+    there, faults = collect(run_of(), workers, stages, service=service)
+    assert not faults
+    assert any(t.finished for t in here) and any(bool(t.final_value.any()) for t in here)
+    for a, b in zip(here, there, strict=True):
+        assert_equal(a, b)
+
+
+def test_groups_are_the_same_however_slots_are_cut_into_stages():
+    run = run_of(GRPO(group_size=2))
+    (whole, _), _ = collect(run, 1, 1, inside=True)
+    (cut, _), _ = collect(run, 2, 2)
+    assert_equal(whole, cut)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("die", "exited with code 11"),
+        ("raise", "ArithmeticError: the physics is broken"),
+        ("nan", "a reward that is not finite"),
+        ("shape", "must match the existing size"),
+        ("hang", "did not answer"),
+    ],
+)
+def test_a_worker_that_fails_is_replaced_and_its_episodes_are_run_again(fault, said, tmp_path):
+    expected, _ = collect(run_of(), 2, 1)
+    faulty = run_of(fault=fault, marker=str(tmp_path / "struck"))
+    # The limit has to be longer than a process takes to start.
+    got, faults = collect(faulty, 2, 1, deadline=8 if fault == "hang" else 60)
+    assert len(faults) == 1 and said in faults[0], faults
+    for a, b in zip(expected, got, strict=True):
+        assert_equal(a, b)
+
+
+def test_episodes_under_way_begin_again_and_no_slot_is_lost(tmp_path):
+    """Struck in the second rollout: episodes that had begun in the first one start over."""
+    faulty = run_of(fault="die", chunk_number=T + 2, marker=str(tmp_path / "struck"))
+    (first, second), faults = collect(faulty, 2, 1)
+    (_, undisturbed), _ = collect(run_of(), 2, 1)
+    assert len(faults) == 1 and bool(first.executed.any())
+    assert bool(second.executed[:, : B // 2].any(2).all()), "a slot idled"
+    clean = (
+        slice(B // 2, B) if torch.equal(second.tokens[:, B // 2 :], undisturbed.tokens[:, B // 2 :]) else None
+    )
+    clean = clean or slice(0, B // 2)
+    assert torch.equal(second.reward[:, clean], undisturbed.reward[:, clean]), (
+        "the other worker was disturbed"
+    )
+
+
+def test_a_worker_that_goes_on_failing_ends_the_run_with_its_own_error():
+    with pytest.raises(
+        RoveError, match=r"(?s)failed 2 times.*ArithmeticError: the physics is broken for good"
+    ):
+        collect(run_of(fault="always"), max_restarts=1)
+
+
+def test_a_timeline_shows_simulation_and_inference_on_their_own_tracks(tmp_path):
+    from rove.timing import write_trace
+
+    watch = Stopwatch("policy", spans=True)
+    pipeline = Pipeline(hosts_of(run_of(), 1, 2, False), Pusher(), chunks=T, seed=3, critic=True)
+    with closing(pipeline):
+        pipeline.collect(0, watch)
+    spans = watch.take_spans()
+    assert {(s.track, s.name) for s in spans} == {("worker 0", "simulation"), ("policy", "inference")}
+    assert all(s.start <= s.end for s in spans)
+    import json
+
+    write_trace(tmp_path / "trace.json", spans)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum(e["ph"] == "X" for e in events) == len(spans)
+    assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"worker 0", "policy"}

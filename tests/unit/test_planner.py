@@ -1,0 +1,86 @@
+"""The planner: lines through points, what a placement is predicted to take, and what is picked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run, TrainingConfig
+from rove.errors import RoveError
+from rove.placement.inventory import Inventory
+from rove.placement.plan import make_plan
+from rove.placement.planner import Line, Profile, choose, predict, ranked, table
+
+LAPTOP = Inventory.of(cores=2)
+
+
+def profile_of(simulation: float, inference: float, training: float = 1e-3, scaling: float = 1.0) -> Profile:
+    """Costs a row; every speed-up on two cores is `scaling`."""
+    lines = [Line(0.0, each) for each in (simulation, inference, training)]
+    speed_up = dict.fromkeys(("simulation", "inference", "training"), scaling)
+    return Profile(*lines, sync=0.5, scaling=speed_up, cores=2)
+
+
+def run_of(**placement) -> Run:
+    return Run(
+        "test",
+        PPO(),
+        rollout=RolloutConfig(num_envs=64, chunks=32),
+        training=TrainingConfig(batch=64, micro_batch=64),
+        placement=PlacementConfig(**{"threads": 0, **placement}),
+    )
+
+
+def test_a_line_goes_through_what_was_measured():
+    line = Line.fit([(10, 1.1), (20, 2.1), (40, 4.1)])
+    assert line(30) == pytest.approx(3.1)
+    assert Line.fit([(10, 0.5), (20, 2.0)])(0) == 0.0, "no rows cannot take less than no time"
+
+
+def test_overlap_takes_the_longer_of_the_two_and_turns_take_their_sum():
+    profile = profile_of(simulation=0.01, inference=0.01)
+
+    def rollout(**placement) -> float:
+        run = run_of(**placement)
+        return predict(run, make_plan(run, LAPTOP), profile).rollout
+
+    chunk = 64 * 0.01
+    bootstrap = chunk
+    assert rollout(map="colocated") == pytest.approx(32 * 2 * chunk + bootstrap)
+    overlapped = rollout(map="hybrid", stages=2)
+    assert overlapped == pytest.approx(32 * chunk + chunk / 2 + bootstrap)
+    assert rollout(map="hybrid", stages=1) == pytest.approx(32 * 2 * chunk + chunk + bootstrap)
+
+
+def test_an_asynchronous_iteration_takes_the_longer_of_rollout_and_training():
+    run = run_of(map="disaggregated", ahead=1)
+    one = predict(run, make_plan(run, LAPTOP), profile_of(0.01, 0.01, training=0.02))
+    assert one.sync == 0.5
+    assert one.iteration == max(one.rollout, one.training + one.sync)
+
+
+def test_what_is_picked_depends_on_how_well_cores_scale():
+    poorly, well = (profile_of(0.01, 0.01, scaling=s) for s in (1.05, 1.95))
+    assert choose(run_of(map="auto"), LAPTOP, poorly).placement.map in ("hybrid", "disaggregated")
+    assert choose(run_of(map="auto", ahead=1), LAPTOP, poorly).placement.ahead == 1
+    single = replace(run_of(map="auto"), rollout=RolloutConfig(num_envs=64, chunks=32))
+    assert choose(single, Inventory.of(cores=1), well).placement.map == "colocated"
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 128])
+def test_machines_that_are_not_here_can_be_planned_for(nodes):
+    run = run_of(executor="ray")
+    run = replace(run, rollout=replace(run.rollout, num_envs=8192))
+    found = ranked(run, Inventory.of(nodes, gpus=8, cores=64), profile_of(0.01, 0.001))
+    assert found and found[0].iteration <= found[-1].iteration
+    assert "colocated" in table(found)
+
+
+def test_a_profile_survives_being_saved_and_a_wrong_file_is_named(tmp_path):
+    profile = profile_of(0.01, 0.02)
+    profile.save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json") == profile
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(RoveError, match=r"other\.json is not a profile"):
+        Profile.load(tmp_path / "other.json")
