@@ -40,9 +40,12 @@ class FaultyEnv(PointEnv):
         fault, marker = self.config.fault, Path(self.config.marker)
         if fault == "always":
             raise ArithmeticError("the physics is broken for good")
-        if fault == "none" or self.count != self.config.chunk_number or marker.exists():
+        if fault == "none" or self.count != self.config.chunk_number:
             return super().step_chunk(actions)
-        marker.touch()
+        try:
+            marker.touch(exist_ok=False)  # of several workers at once, one
+        except FileExistsError:
+            return super().step_chunk(actions)
         match fault:
             case "die":
                 os._exit(11)

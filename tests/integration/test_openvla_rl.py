@@ -89,9 +89,9 @@ def small(name: str, checkpoint: Path) -> Run:
 @pytest.mark.parametrize("name", [*NAMES, "openvla_oft_ppo bidirectional"])
 def test_the_recipe_trains(name: str, lora: bool, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     if "grpo" in name:  # nothing succeeds by chance here, and groups without a difference are dropped
-        from rove.train import LocalExecutor
+        from rove.placement.executor import Executor
 
-        collect = LocalExecutor.collect
+        collect = Executor.collect
 
         def mixed(self, on_chunk):
             trajectory = collect(self, on_chunk)
@@ -100,7 +100,7 @@ def test_the_recipe_trains(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
             reward[-1, ::2, -1] = 1.0
             return replace(trajectory, finished=last, reward=reward)
 
-        monkeypatch.setattr(LocalExecutor, "collect", mixed)
+        monkeypatch.setattr(Executor, "collect", mixed)
     recipe, _, attention = name.partition(" ")
     run = small(recipe, checkpoint)
     if attention:

@@ -236,7 +236,8 @@ def test_an_environment_of_somebody_elses_is_taken_at_its_word() -> None:
 
     env = PointEnv(1, "refill")
     policy = build(action_spec=env.action_spec, statistics=None, vocabulary=env.suite.vocabulary)
-    assert preflight.before_run(policy, env.suite, env.action_spec) == ""
+    warnings = preflight.before_run(policy, env.suite, env.action_spec).splitlines()
+    assert len(warnings) == 1 and "names no gripper" in warnings[0]
 
 
 @pytest.mark.parametrize("suite", ["tabletop", "libero_10", "maniskill_put_on_plate"])

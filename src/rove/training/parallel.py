@@ -172,7 +172,8 @@ def recompute(policy: nn.Module) -> None:
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
     """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
 
-    A block is sharded as the group of its innermost parts: a policy may call those, and not the block.
+    A block is sharded as the group of its innermost parts: a policy may call those, and not the block. The
+    critic, which is small and computes in float32, keeps that precision.
     """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
@@ -183,7 +184,11 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
         ),
         "offload_policy": CPUOffloadPolicy() if config.offload and device.type == "cuda" else OffloadPolicy(),
     }
-    for block in blocks(policy):
+    critic = getattr(policy, "value_head", None)
+    if critic is not None:
+        float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        fully_shard(critic, **options | {"mp_policy": float32})
+    for block in (b for b in blocks(policy) if critic is None or b not in list(critic.modules())):
         parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
         if parts:
             fully_shard(parts, **options)
