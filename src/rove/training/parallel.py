@@ -186,9 +186,9 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
     }
     critic = getattr(policy, "value_head", None)
     if critic is not None:
-        float32 = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        fully_shard(critic, **options | {"mp_policy": float32})
-    for block in (b for b in blocks(policy) if critic is None or b not in list(critic.modules())):
+        exact: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
+        fully_shard(critic, **{**options, **exact})
+    for block in blocks(policy):
         parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
         if parts:
             fully_shard(parts, **options)
