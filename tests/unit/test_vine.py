@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -17,13 +18,15 @@ from rove.config.schema import RolloutConfig, Run, TabletopConfig, Vine
 from rove.envs import registry
 from rove.envs.sampler import EpisodeSampler
 from rove.envs.tabletop.env import TabletopEnv
+from rove.envs.tabletop.tasks import TabletopSuite
 from rove.errors import RoveError
+from rove.ipc import Setup
 from rove.policies.openvla import OpenVLA
 from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import InProcess, Slots
+from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
 from rove.timing import Stopwatch
-from rove.types import PolicyOutput, Trajectory
+from rove.types import ActionSpec, PolicyOutput, Trajectory
 
 RUN = Run(
     name="vine",
@@ -71,18 +74,31 @@ def rollouts() -> dict[int, tuple[Trajectory, dict]]:
     for branches in (1, 4):
         host = host_of(RUN)
         env = host.stages[0].env
-        policy = OpenVLA.build(
-            replace(CONFIG, value_head=None),
-            chunk=4,
-            action_spec=env.action_spec,
-            image_size=64,
-            vocabulary=env.suite.vocabulary,
-            statistics=None,
-            seed=0,
-        )
-        with closing(Pipeline([host], policy, chunks=9, seed=1, critic=False, branches=branches)) as pipeline:
-            made[branches] = pipeline.collect(0, Stopwatch()), env.state_dict()
+        made[branches] = collect(host, env.action_spec, env.suite.vocabulary, branches), env.state_dict()
     return made
+
+
+def collect(host: Host, spec: ActionSpec, vocabulary: Sequence[str], branches: int) -> Trajectory:
+    policy = OpenVLA.build(
+        replace(CONFIG, value_head=None),
+        chunk=4,
+        action_spec=spec,
+        image_size=64,
+        vocabulary=vocabulary,
+        statistics=None,
+        seed=0,
+    )
+    with closing(Pipeline([host], policy, chunks=9, seed=1, critic=False, branches=branches)) as pipeline:
+        return pipeline.collect(0, Stopwatch())
+
+
+def test_a_worker_process_tries_as_this_one_does(rollouts) -> None:
+    suite = TabletopSuite.from_config(TabletopConfig())
+    worker = EnvWorker("worker", [StagePlan(RUN, 0, 1, 6)], [Slots(0, 6)], setup=Setup.here(), deadline=60)
+    there, (here, _) = collect(worker, TabletopEnv.action_spec, suite.vocabulary, 4), rollouts[4]
+    for name in ("tokens", "logprob", "reward", "executed"):
+        assert torch.equal(getattr(there.branches, name), getattr(here.branches, name)), name
+    assert there.finished == here.finished
 
 
 def test_branches_go_with_their_slots(rollouts) -> None:
