@@ -2,7 +2,10 @@
 
 from collections import Counter
 
-from rove.envs.sampler import EpisodeSampler
+import pytest
+
+from rove.envs.sampler import EpisodeSampler, repeated
+from rove.errors import RoveError
 from rove.types import EpisodeSpec
 
 
@@ -55,3 +58,15 @@ def test_streams_draw_different_episodes():
         (e.task, e.initial_state) for e in demonstrations
     }
     assert rollouts != demonstrations and len(shared) < 30
+
+
+def test_a_task_that_is_emphasised_comes_up_that_much_more_often():
+    taken = EpisodeSampler(Suite(), 1, emphasis=("b:3",)).take(500)
+    assert Counter(episode.task for episode in taken) == {"a": 100, "b": 300, "c": 100}
+    assert repeated(("put/a/b", "put/a/c", "pick/a"), ("put:2", "put/a/c:5")).count("put/a/c") == 5
+
+
+@pytest.mark.parametrize("entry", ["b", "b:", "b:0", "b:1.5", ":3", "d:2"])
+def test_an_emphasis_that_says_nothing_is_refused(entry):
+    with pytest.raises(RoveError, match="emphasis"):
+        EpisodeSampler(Suite(), 1, emphasis=(entry,))

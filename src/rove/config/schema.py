@@ -365,6 +365,10 @@ class Run:
     training: TrainingConfig = TrainingConfig()
     sft: SFTConfig | None = SFTConfig()
     """Warm-up before RL, of `policy.checkpoint` where that is set; None starts from it as it is."""
+    emphasis: tuple[str, ...] = ()
+    """How often tasks come up in demonstrations and rollouts for once that the others do: "push:4" for those
+    whose names begin with "push". Hard tasks need it where what is learned of the easy ones gets in their
+    way. Evaluations, and pictures to point in, have all tasks alike."""
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -23,7 +23,7 @@ from rove.recipes import recipe
 
 TINY = PolicyConfig(
     towers=(TowerConfig(width=64, depth=3, heads=2, mlp=256),),
-    llama=LlamaConfig(width=64, depth=2, heads=2, mlp=128),
+    llama=LlamaConfig(width=128, depth=2, heads=2, mlp=256),
     film=True,
     proprio=True,
     pointers=3,
@@ -78,6 +78,7 @@ def tabletop_vine() -> Run:
     return replace(
         base,
         name="tabletop_vine",
+        emphasis=("put:2", "push:4", "stack:5"),
         algorithm=Vine(),
         policy=TINY,
         rollout=RolloutConfig(num_envs=64),

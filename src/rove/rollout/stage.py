@@ -90,7 +90,8 @@ class StagePlan:
                 "sampling does; choose --algorithm.kind ppo or grpo."
             )
         group = run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
-        sampler = EpisodeSampler(env.suite, run.seed, group, share=(self.index, self.count, self.num_envs))
+        share = (self.index, self.count, self.num_envs)
+        sampler = EpisodeSampler(env.suite, run.seed, group, share=share, emphasis=run.emphasis)
         bootstrap = run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None
         return Stage(env, sampler, bootstrap=bootstrap, number=number)
 

@@ -67,16 +67,18 @@ def collect(
     episodes: int,
     noise: float,
     seed: int,
+    emphasis: Sequence[str] = (),
     on_episode: Callable[[], None] = lambda: None,
 ) -> Demonstrations:
     """The first `episodes` successes of the environment's scripted expert on train states, failures left out.
 
-    `noise`: see `Demonstrator.step_expert_chunk`. Raises RoveError where the suite has no expert, or where it
-    fails more than half of the time.
+    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `Run.emphasis`. Raises RoveError where the
+    suite has no expert, or where it fails more than half of the time.
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
-    sampler, generator = EpisodeSampler(env.suite, seed, stream=1), np.random.default_rng(seed)
+    sampler = EpisodeSampler(env.suite, seed, stream=1, emphasis=emphasis)
+    generator = np.random.default_rng(seed)
     pending: dict[int, list[tuple]] = defaultdict(list)
     rows: list[tuple] = []
     successes = failures = 0

@@ -85,7 +85,12 @@ def demonstrate(run: Run, env: VectorEnv, path: Path, progress: Progress) -> Dem
         return load(path)
     progress.phase("demonstrate", run.sft.episodes)
     demonstrations = collect(
-        env, episodes=run.sft.episodes, noise=run.sft.noise, seed=run.seed, on_episode=progress.advance
+        env,
+        episodes=run.sft.episodes,
+        noise=run.sft.noise,
+        seed=run.seed,
+        emphasis=run.emphasis,
+        on_episode=progress.advance,
     )
     save(demonstrations, path)
     return demonstrations
