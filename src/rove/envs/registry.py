@@ -10,11 +10,11 @@ from rove.envs.base import TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
 from rove.types import Autoreset
 
-_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop"}
+_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop", "libero": "rove.envs.libero"}
 """Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
 `suite(config) -> TaskSuite`."""
 
-_INSTALL = {"tabletop": "pip install mujoco mujoco-warp"}
+_INSTALL = {"tabletop": "pip install mujoco mujoco-warp", "libero": "pip install 'rove[libero]'"}
 
 
 def register(kind: str, entry_point: str) -> None:

@@ -14,6 +14,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
+
 from rove.errors import RoveError, nearest
 
 INSTALL = "pip install 'rove[libero]'"
@@ -88,14 +90,25 @@ def bddl(task: str) -> Path:
     return root() / "bddl_files" / (PREFIX + folder) / f"{name}.bddl"
 
 
-def initial_states_file(task: str) -> Path:
-    """The published initial states of a task: NumPy's format, or a pickled array in older editions."""
+def _initial_states_file(task: str) -> Path:
     folder, _, name = task.partition("/")
     base = root() / "init_files" / (PREFIX + folder) / f"{name}.pruned_init"
     path = base.with_name(base.name + ".npz")
     if not (path.is_file() or base.is_file()):
         raise RoveError(f"The task {task!r} comes without initial states: there is no {path}.")
     return path if path.is_file() else base
+
+
+@functools.cache
+def initial_states(task: str) -> np.ndarray:
+    """float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in published suites."""
+    path = _initial_states_file(task)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["states"]
+    import torch  # older editions: one pickled array
+
+    return np.asarray(torch.load(path, weights_only=False))
 
 
 def published_instruction(task: str) -> str:

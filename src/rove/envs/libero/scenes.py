@@ -24,9 +24,10 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero import package
+from rove.envs.libero.controller import Arm
 from rove.errors import RoveError
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change to what the files hold."""
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """What published policies see: from in front of the robot, and from its hand."""
@@ -37,6 +38,10 @@ class Scene:
 
     def __init__(self, key: str, model: mujoco.MjModel) -> None:
         self.key, self.model = key, model
+
+    @functools.cached_property
+    def arm(self) -> Arm:
+        return Arm(self.model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
