@@ -17,7 +17,7 @@ from rove.envs.base import TaskSuite
 from rove.envs.conventions import LIBERO_ACTIONS
 from rove.envs.libero import scenes
 from rove.envs.libero.suite import LiberoSuite, perturbed
-from rove.envs.libero.worlds import STATE_DIM, Group, Worlds
+from rove.envs.libero.worlds import STATE_DIM, Group, Place, Worlds
 from rove.errors import RoveError
 from rove.types import (
     ActionSpec,
@@ -235,7 +235,7 @@ class LiberoEnv:
             return np.zeros((len(slots), *self._image_shape), np.uint8)
         return self._pictures.draw([self._place(slot) for slot in slots])
 
-    def _place(self, slot: int) -> Any:
+    def _place(self, slot: int) -> Place:
         place = self.worlds.places[slot]
         assert place is not None
         return place

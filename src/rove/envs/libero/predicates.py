@@ -32,7 +32,7 @@ Touching = Callable[[int, np.ndarray, np.ndarray], bool]
 Test = Callable[[Data, np.ndarray, Touching], np.ndarray]
 """(data, rows [n], touching) -> bool [n]."""
 
-_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 class Goal:
@@ -49,11 +49,11 @@ class Goal:
 def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
     """Open, Close, TurnOn, TurnOff: one joint, or all of several, past a limit."""
     where = np.array([model.jnt_qposadr[model.joint(name).id] for name in spec["joints"]])
-    passes, limit = _COMPARISONS[spec["comparison"]], spec["limit"]
+    passes, limit = COMPARISONS[spec["comparison"]], spec["limit"]
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
         passed = passes(data["qpos"][rows[:, None], where], limit)
-        return np.logical_and.reduce(passed, 1) if spec["all"] else np.logical_or.reduce(passed, 1)
+        return np.asarray(passed.all(1) if spec["all"] else passed.any(1))
 
     return test
 

@@ -149,6 +149,10 @@ class Group:
         self.hand_quaternion[rows] = self.data["xquat"][rows, self.arm.hand]
         self.pose[rows] = self.data["qpos"][rows]
 
+    def body_poses(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where a world has its bodies, in their parents' frames: positions, quaternions."""
+        return self._position[row], self._quaternion[row]
+
     def _feel(self, rows: np.ndarray) -> None:
         self.fingers[rows] = self.data["qpos"][rows[:, None], self.arm.fingers]
 
