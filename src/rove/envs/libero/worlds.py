@@ -110,7 +110,7 @@ class Group:
             stage = _NONE if substep == SUBSTEPS - 1 else _VEL
             bad |= self._guarded(rows, lambda stage=stage: batch.step(rows, stage=stage))
         bad |= self._faults(rows) > warned
-        holds = self._judge(rows) & ~bad
+        holds = self.judge(rows) & ~bad
         if self.phase == "end":
             batch.forward(rows, stage=_VEL)
             self._see(rows)
@@ -128,7 +128,8 @@ class Group:
         """int [n]: how often MuJoCo has found a world's numbers bad, or had no room for its contacts."""
         return self.batch.warning[rows][:, _FAULTS, 1].sum(-1)
 
-    def _judge(self, rows: np.ndarray) -> np.ndarray:
+    def judge(self, rows: np.ndarray) -> np.ndarray:
+        """bool [n]: whether the goals hold, as of the last call on these rows."""
         names = [task.task for row in rows if (task := self.tasks[row]) is not None]
         holds = np.zeros(len(rows), bool)
         for name in dict.fromkeys(names):

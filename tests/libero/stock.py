@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +46,13 @@ class Stock:
         for _ in range(number + 1):
             self.env.reset()
         return self._seen(self.env.set_init_state(state), bool(self.env.check_success()))
+
+    def again(self, state: np.ndarray) -> Seen:
+        """Start from a state without a reset; then what a reset leaves in the controller is missing."""
+        robot = self.env.robots[0]
+        seen = self._seen(self.env.set_init_state(state), bool(self.env.check_success()))
+        robot.gripper.current_action = np.zeros(2)
+        return seen
 
     def step(self, action: np.ndarray) -> Seen:
         observation, _, done, _ = self.env.step(action)
@@ -95,15 +101,3 @@ class ExactController(Controller):
         torques = np.dot(j.T, wrench) + bias[i]
         torques += control_utils.nullspace_torques(mass, nullspace, control.POSTURE, now.q[i], now.qd[i])
         return torques
-
-
-def random_actions(seed: int, steps: int) -> Iterator[np.ndarray]:
-    """Full-range translations and rotations; the gripper changes its mind every ten actions, and one action
-    in four does not rotate."""
-    rng = np.random.default_rng(seed)
-    for i in range(steps):
-        action = rng.uniform(-1, 1, 7)
-        action[6] = 1.0 if (i // 10) % 2 else -1.0
-        if i % 4 == 3:
-            action[3:6] = 0.0
-        yield action

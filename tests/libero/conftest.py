@@ -1,0 +1,25 @@
+"""What the LIBERO tests share: the package, or a reason to skip; a cache of compiled scenes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports numba: it rounds otherwise than NumPy.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
+os.environ["MUJOCO_GL"] = "disable"
+os.environ.setdefault("ROVE_CACHE", str(Path(__file__).resolve().parents[2] / "build" / "cache"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from rove.envs.libero import package
+    from rove.errors import RoveError
+
+    try:
+        package.root()
+    except RoveError as error:
+        for item in items:
+            if Path(__file__).parent in Path(str(item.fspath)).parents:
+                item.add_marker(pytest.mark.skip(reason=str(error)))
