@@ -53,7 +53,7 @@ def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
         passed = passes(data["qpos"][rows[:, None], where], limit)
-        return np.asarray(passed.all(1) if spec["all"] else passed.any(1))
+        return np.array(passed.all(1) if spec["all"] else passed.any(1))
 
     return test
 
@@ -84,7 +84,7 @@ def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
         low, high = position - half, position + half
         low[:, 2] -= SUNK
         where = data["xpos"][rows, thing]
-        return ((low < where) & (where < high)).all(1)
+        return np.asarray(((low < where) & (where < high)).all(1))
 
     return test
 

@@ -21,7 +21,6 @@ from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
 from rove.envs.libero.scenes import Scene, TaskModel, load_task
-from rove.errors import RoveError
 
 Phase = Literal["stock", "end"]
 """When an action's observation is taken: as the stock environment's clocks do, after 23 of 25 substeps
@@ -39,8 +38,8 @@ _NONE, _VEL = mujoco.mjtStage.mjSTAGE_NONE.value, mujoco.mjtStage.mjSTAGE_VEL.va
 _FAULTS = [int(getattr(mujoco.mjtWarning, f"mjWARN_{name}")) for name in (
     "BADQPOS", "BADQVEL", "BADQACC", "BADCTRL", "CONTACTFULL", "CNSTRFULL",
 )]  # fmt: skip
-_ROWS = ("goal_position", "goal_rotation", "gripper", "fresh")
-_SEEN = ("hand_position", "hand_quaternion", "fingers", "pose")
+_CONTROL = ("goal_position", "goal_rotation", "gripper", "fresh")
+_OWN = ("hand_position", "hand_quaternion", "fingers", "pose", "broken")
 
 
 class Group:
@@ -58,6 +57,8 @@ class Group:
         self.tasks: list[TaskModel | None] = [None] * size
         self._goals: dict[str, Goal] = {}
         self._scratch = mujoco.MjData(scene.model)
+        self.broken = np.zeros(size, bool)
+        """Worlds that diverged before their episode began: its first action ends it."""
         self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
         self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
         """What was last observed: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
@@ -87,6 +88,7 @@ class Group:
         self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
         self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
         self.batch.reset([row], stage=_NONE)
+        self.broken[row] = False
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
@@ -110,6 +112,7 @@ class Group:
             stage = _NONE if substep == SUBSTEPS - 1 else _VEL
             bad |= self._guarded(rows, lambda stage=stage: batch.step(rows, stage=stage))
         bad |= self._faults(rows) > warned
+        bad |= self.broken[rows]
         holds = self.judge(rows) & ~bad
         if self.phase == "end":
             batch.forward(rows, stage=_VEL)
@@ -161,17 +164,17 @@ class Group:
 
     def save(self, row: int) -> dict[str, np.ndarray]:
         """Everything about a world that its task and initial state do not say."""
-        saved = {name: getattr(self.controller, name)[row].copy() for name in _ROWS}
-        saved |= {name: getattr(self, name)[row].copy() for name in _SEEN}
+        saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
+        saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
         return saved | {"physics": self.batch.state[row].copy()}
 
     def restore(self, row: int, task: TaskModel, initial_state: int, saved: dict[str, np.ndarray]) -> None:
         """Put a world into a saved state of the same task and initial state."""
         self.place(row, task, initial_state)
         self.batch.state[row] = saved["physics"]
-        for name in _ROWS:
+        for name in _CONTROL:
             getattr(self.controller, name)[row] = saved[name]
-        for name in _SEEN:
+        for name in _OWN:
             getattr(self, name)[row] = saved[name]
 
 
@@ -234,11 +237,7 @@ class Worlds:
 
     def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
         _, diverged = group.act(rows, np.tile(WAIT_ACTION, (len(rows), 1)))
-        if diverged.any():
-            place = self._place(int(slots[diverged.argmax()]))
-            raise RoveError(
-                f"Initial state {place.initial_state} of {place.task.task!r} diverges before any action."
-            )
+        group.broken[rows[diverged]] = True
 
     def release(self, slots: Sequence[int]) -> None:
         """Free the worlds of slots."""
