@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "checkpoint": (*BASE, "policies.base"),
     "rundir": (*BASE, "checkpoint"),
     "rollout": (*BASE, *CONTRACTS),
-    "evaluation": (*BASE, *CONTRACTS, "rollout", "reporting.video"),
+    "evaluation": (*BASE, *CONTRACTS, "policies.uniform", "rollout", "rundir", "reporting.video"),
     "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
     "serving": (*BASE, *CONTRACTS),

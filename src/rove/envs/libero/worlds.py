@@ -141,6 +141,11 @@ class Group:
         return holds
 
     def _touching(self, row: int, geoms: np.ndarray, others: np.ndarray) -> bool:
+        """Looks through a world's contacts, as the stock environment does.
+
+        A contact sensor for each pair would answer the same, but at every substep, and would tie a scene to
+        the tasks that were known when it was compiled.
+        """
         self.batch.get_data(int(row), self._scratch)
         pairs = self._scratch.contact.geom
         one, two = np.isin(pairs, geoms), np.isin(pairs, others)
@@ -211,6 +216,11 @@ class Worlds:
         self._tasks: dict[str, TaskModel] = {}
         self._settled: dict[tuple[str, int], dict[str, np.ndarray]] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="physics") if threads > 1 else None
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Keys of the scenes in memory, the one used last at the end."""
+        return tuple(self._groups)
 
     def task(self, name: str) -> TaskModel:
         """A task's model, which stays in memory as long as its scene does."""
