@@ -95,7 +95,7 @@ class Group:
         batch, data, arm, controller = self.batch, self.data, self.arm, self.controller
         warned = self._faults(rows)
         fresh = controller.fresh[rows]
-        bad = self._guarded(rows, lambda: batch.forward(rows, stage=_VEL))
+        bad, placed = self.broken[rows], np.zeros(len(rows), bool)
         for substep in range(SUBSTEPS):
             reading = arm.read(data, rows)
             if substep == 0:
@@ -109,35 +109,34 @@ class Group:
             self.ctrl[rows] = controller.command(
                 rows, reading, data["qfrc_bias"][rows, : control.JOINTS], actions[:, 6]
             )
-            stage = _NONE if substep == SUBSTEPS - 1 else _VEL
-            bad |= self._guarded(rows, lambda stage=stage: batch.step(rows, stage=stage))
+            if substep == SUBSTEPS - 1:
+                placed = self._judge(rows, Goal.placed)
+            try:
+                # positions and velocities of the new state are the next substep's first half
+                batch.step(rows, stage=_VEL)
+            except SimulationError as error:
+                bad |= np.isin(rows, error.ids)
         bad |= self._faults(rows) > warned
-        bad |= self.broken[rows]
-        holds = self.judge(rows) & ~bad
+        holds = placed & self._judge(rows, Goal.joined) & ~bad
         if self.phase == "end":
-            batch.forward(rows, stage=_VEL)
             self._see(rows)
             self._feel(rows)
         return holds, bad
-
-    def _guarded(self, rows: np.ndarray, call: Callable[[], None]) -> np.ndarray:
-        try:
-            call()
-        except SimulationError as error:
-            return np.isin(rows, error.ids)
-        return np.zeros(len(rows), bool)
 
     def _faults(self, rows: np.ndarray) -> np.ndarray:
         """int [n]: how often MuJoCo has found a world's numbers bad, or had no room for its contacts."""
         return self.batch.warning[rows][:, _FAULTS, 1].sum(-1)
 
     def judge(self, rows: np.ndarray) -> np.ndarray:
-        """bool [n]: whether the goals hold, as of the last call on these rows."""
+        """bool [n]: whether the goals hold, as of the last forward pass."""
+        return self._judge(rows, Goal.placed) & self._judge(rows, Goal.joined)
+
+    def _judge(self, rows: np.ndarray, part: Callable[..., np.ndarray]) -> np.ndarray:
         names = [task.task for row in rows if (task := self.tasks[row]) is not None]
         holds = np.zeros(len(rows), bool)
         for name in dict.fromkeys(names):
             where = np.array([n == name for n in names])
-            holds[where] = self._goals[name].holds(self.data, rows[where], self._touching)
+            holds[where] = part(self._goals[name], self.data, rows[where], self._touching)
         return holds
 
     def _touching(self, row: int, geoms: np.ndarray, others: np.ndarray) -> bool:
@@ -177,6 +176,7 @@ class Group:
         """Put a world into a saved state of the same task and initial state."""
         self.place(row, task, initial_state)
         self.batch.state[row] = saved["physics"]
+        self.batch.forward([row], stage=_VEL)
         for name in _CONTROL:
             getattr(self.controller, name)[row] = saved[name]
         for name in _OWN:
