@@ -16,7 +16,7 @@ from torch import Tensor
 from rove.config.schema import LiberoConfig
 from rove.envs.base import TaskSuite
 from rove.envs.conventions import LIBERO_ACTIONS
-from rove.envs.libero import scenes
+from rove.envs.libero import expert, grounding, scenes
 from rove.envs.libero.suite import LiberoSuite, perturbed
 from rove.envs.libero.worlds import STATE_DIM, Group, Place, Worlds
 from rove.errors import RoveError
@@ -24,6 +24,7 @@ from rove.types import (
     ActionSpec,
     Autoreset,
     ChunkResult,
+    Demonstrations,
     EpisodeRecord,
     EpisodeSpec,
     Finals,
@@ -77,6 +78,9 @@ class LiberoEnv:
         self._elapsed = np.zeros(num_envs, np.int64)
         self._total_reward = np.zeros(num_envs)
         self._recorded: tuple[int, ...] = ()
+        self._expert = expert.Expert(num_envs)
+        self._led: list[EpisodeSpec | None] = [None] * num_envs
+        """The episode that the expert leads in each slot."""
         self.diverged = 0
         """Episodes so far that ended because their simulation diverged."""
 
@@ -120,6 +124,7 @@ class LiberoEnv:
         for slot, episode in zip(slots, episodes, strict=True):
             self._specs[slot] = episode
             self._elapsed[slot], self._total_reward[slot] = 0, 0.0
+            self._led[slot] = None
 
     def _running(self) -> np.ndarray:
         return np.flatnonzero([spec is not None for spec in self._specs])
@@ -129,6 +134,61 @@ class LiberoEnv:
     def step_chunk(self, actions: Tensor) -> ChunkResult:
         values = self._checked(actions)
         return self.run(lambda c, slots: values[slots, c])
+
+    def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
+        """Let the scripted expert act for one chunk, closed loop; see `rove.envs.base.Demonstrator`.
+
+        Raises RoveError where a task of the suite has none.
+        """
+        expert.check(self.suite.name, self.suite.tasks)
+        for slot in self._running().tolist():
+            if self._led[slot] != self._specs[slot]:
+                place = self._place(slot)
+                place.group.refresh(np.array([place.row]))
+                self._expert.begin(slot, place, generator)
+                self._led[slot] = self._specs[slot]
+        actions = np.zeros((self.num_envs, self.chunk, self.action_spec.dim))
+        actions[..., -1] = -1.0
+        shoves = noise * generator.normal(size=(self.num_envs, 3))
+
+        def choose(c: int, slots: np.ndarray) -> np.ndarray:
+            action, freedom = self._expert.act(slots, [self._place(slot) for slot in slots.tolist()])
+            actions[slots, c] = action
+            # An episode that ends here is padded with "stay": what the policy should do when it is done.
+            actions[slots, c + 1 :, -1] = action[:, -1:]
+            if c == self.chunk - 1:
+                action[:, :3] += freedom[:, None] * shoves[slots]
+            return np.clip(action, -1.0, 1.0)
+
+        result = self.run(choose)
+        return torch.from_numpy(actions.astype(np.float32)), result
+
+    def points(self) -> Tensor:
+        """Object, destination and hand: see `rove.envs.base.Grounder`."""
+        where = torch.full((self.num_envs, 3, 2), torch.nan)
+        for slot in self._running().tolist():
+            place = self._place(slot)
+            place.group.refresh(np.array([place.row]))
+            goal = place.task.goal[self._expert.about(slot) if self._led[slot] else 0]
+            where[slot] = grounding.pixels(place, goal, self._image_shape[1])
+        return where
+
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
+        """Where what could be asked for is; see `rove.envs.base.Grounder`."""
+        images = self.reset(episodes).images[: len(episodes)]
+        frame, instruction, points = [], [], []
+        for slot in range(len(episodes)):
+            place = self._place(slot)
+            place.group.refresh(np.array([place.row]))
+            for text, goal in grounding.requests(place.task, self.suite.tasks, self.worlds.task):
+                frame.append(slot)
+                instruction.append(text)
+                points.append(grounding.pixels(place, goal, self._image_shape[1]))
+        actions = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
+        mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)
+        return Demonstrations(
+            images, torch.tensor(frame), tuple(instruction), actions, mask, torch.stack(points)
+        )
 
     def _checked(self, actions: Tensor) -> np.ndarray:
         expected = (self.num_envs, self.chunk, self.action_spec.dim)

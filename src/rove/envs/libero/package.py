@@ -124,3 +124,14 @@ def written_instruction(task: str) -> str:
     if found is None:
         raise RoveError(f"{bddl(task)} has no instruction.")
     return " ".join(found[1].split())
+
+
+@functools.cache
+def goal(task: str) -> tuple[tuple[str, ...], ...]:
+    """The predicates of which all must hold, as the task's definition has them: ("On", "plate_1", "…")."""
+    text = bddl(task).read_text()
+    start = text.find("(:goal")
+    found = re.findall(r"\(\s*(\w+)((?:\s+\w+)+)\s*\)", text[start:])
+    if start < 0 or not found:
+        raise RoveError(f"{bddl(task)} has no goal.")
+    return tuple((name, *arguments.split()) for name, arguments in found)

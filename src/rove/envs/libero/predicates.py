@@ -72,7 +72,7 @@ def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
     return test
 
 
-class _Region:
+class Region:
     """A box that a body carries."""
 
     def __init__(self, model: mujoco.MjModel, spec: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class _Region:
 
 def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
     """In: the middle of a thing is in the box, taken as if it had been turned by quarters."""
-    thing, region = model.body(spec["body"]).id, _Region(model, spec["region"])
+    thing, region = model.body(spec["body"]).id, Region(model, spec["region"])
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
         position, rotation = region.pose(data, rows)
@@ -105,7 +105,7 @@ def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 
 def _on_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
     """On, of a part of a thing, which must be touched, or of an area of the table, which need not."""
-    thing, region, size = model.body(spec["body"]).id, _Region(model, spec["region"]), spec["region"]["size"]
+    thing, region, size = model.body(spec["body"]).id, Region(model, spec["region"]), spec["region"]["size"]
     touched = _touch(model, spec["touching"]) if spec["touching"] else None
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:

@@ -157,6 +157,10 @@ class Group:
         self.hand_quaternion[rows] = self.data["xquat"][rows, self.arm.hand]
         self.pose[rows] = self.data["qpos"][rows]
 
+    def refresh(self, rows: np.ndarray) -> None:
+        """Bring what is derived from positions and velocities up to date; an action does so itself."""
+        self.batch.forward(rows, stage=_VEL)
+
     def body_poses(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a world has its bodies, in their parents' frames: positions, quaternions."""
         return self._position[row], self._quaternion[row]

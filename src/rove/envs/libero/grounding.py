@@ -1,0 +1,83 @@
+"""Where in the picture the things are that an instruction is about."""
+
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.envs.libero.predicates import Region
+from rove.envs.libero.scenes import CAMERAS, Scene, TaskModel
+from rove.envs.libero.worlds import Place
+
+
+def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
+    """float32 [3, 2]: object, destination and hand in a world whose positions are up to date, right and down
+    from the upper left corner of the first camera's picture, as an observation shows it: mirrored."""
+    data, rows = place.group.data, np.array([place.row])
+    model = place.task.model
+    where = np.full((3, 3), np.nan)
+    if "body" in goal:
+        where[0] = data["xpos"][place.row, model.body(goal["body"]).id]
+        if "region" in goal:
+            where[1] = Region(model, goal["region"]).pose(data, rows)[0][0]
+        else:
+            where[1] = data["xpos"][place.row, model.body(goal["other"]).id]
+    where[2] = data["site_xpos"][place.row, place.group.arm.site]
+    camera, rotation, slope = _camera(place.task.scene)
+    seen = (where - camera) @ rotation  # right, up, towards the viewer
+    depth = -seen[:, 2] * slope
+    flat = np.stack([0.5 - 0.5 * seen[:, 0] / depth, 0.5 - 0.5 * seen[:, 1] / depth], axis=1)
+    outside = (flat < 0) | (flat > 1)
+    flat[outside.any(1)] = np.nan
+    return torch.from_numpy((size * flat).astype(np.float32))
+
+
+@functools.lru_cache(maxsize=64)
+def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
+    """Position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands still."""
+    model = scene.model
+    camera = model.camera(CAMERAS[0]).id
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_camlight(model, data)
+    slope = float(np.tan(np.deg2rad(model.cam_fovy[camera]) / 2))
+    return data.cam_xpos[camera].copy(), data.cam_xmat[camera].reshape(3, 3).copy(), slope
+
+
+def requests(
+    task: TaskModel, suite: Sequence[str], load: Callable[[str], TaskModel]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What could be asked for where `task` takes place, and what it is about: its own instruction, and those
+    of the suite's tasks whose things are here, each the only one of its kind."""
+    there = set(task.bodies)
+    yield task.instruction, task.goal[0]
+    for name in suite:
+        if name == task.task or (goal := _things(name)) is None:
+            continue
+        if all(thing in there and not _twins(thing, there) for thing in goal):
+            yield load(name).instruction, load(name).goal[0]
+
+
+def _things(task: str) -> tuple[str, ...] | None:
+    """The objects of a goal of one predicate: what is put somewhere, and on or in what."""
+    from rove.envs.libero import package
+
+    goal = package.goal(task)
+    if len(goal) != 1 or len(goal[0]) != 3:
+        return None
+    thing, target = goal[0][1:]
+    return thing, re.sub(r"(_\d+)_.*$", r"\1", target)
+
+
+def _twins(thing: str, there: set[str]) -> bool:
+    """Whether there is another thing of that kind."""
+    kind = re.sub(r"_\d+$", "", thing)
+    return any(other != thing and re.sub(r"_\d+$", "", other) == kind for other in there)
