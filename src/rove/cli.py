@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from rove import recipes
 from rove.config import load
-from rove.config.schema import EvaluationConfig, Run
+from rove.config.schema import PPO, EvaluationConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.config.validate import validate
 from rove.errors import RoveError, nearest
 
@@ -103,15 +103,38 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _collect(args: argparse.Namespace, settings: list[str]) -> None:
-    run = _run(args.recipe, settings)
+    run = _run_of_suite(args.recipe, settings) or _run(args.recipe, settings)
     from rove import rundir
+    from rove.evaluation import report
     from rove.reporting.progress import Progress
     from rove.training.sft import demonstrate, make_env
 
     out = args.out or rundir.default(run) / "demonstrations.npz"
+    records = []
     with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
-        demonstrations = demonstrate(run, env, out, progress)
+        demonstrations = demonstrate(run, env, out, progress, records.append)
+    if records:  # none where the file was there
+        print(f"{report.tally(records)}\n")
     print(f"{len(demonstrations)} chunks: {out}")
+
+
+def _run_of_suite(name: str, settings: list[str]) -> Run | None:
+    """For "libero:object", a run that holds nothing but that suite; None where no suite is called so."""
+    from rove.envs import registry
+
+    kind, _, tasks = name.partition(":")
+    if kind not in registry.kinds() or name in {recipe.name for recipe in recipes.all()}:
+        return None
+    given = {"kind": kind, **({"tasks": tasks} if tasks else {}), **registry.published(kind, tasks or None)}
+    base = Run(
+        name.replace(":", "_").replace("/", "_").replace(",", "_"),
+        PPO(),
+        env=load.section("env", given),
+        policy=PolicyConfig(value_head=ValueHeadConfig()),
+    )
+    run = load.apply(base, settings)
+    validate(run)
+    return run
 
 
 def _eval(args: argparse.Namespace, settings: list[str]) -> None:
@@ -281,7 +304,7 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(_sft, "only the supervised warm-up of a recipe", (_RECIPE,), settings=True),
     "collect": Command(
         _collect,
-        "only the expert demonstrations of a recipe",
+        "only the expert demonstrations of a recipe, or of a suite such as libero:object",
         (_RECIPE, Argument("--out", "file to write (default: in the run's directory)", {"type": Path})),
         settings=True,
     ),

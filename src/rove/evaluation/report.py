@@ -123,6 +123,13 @@ def task_table(report: EvalReport) -> str:
     return _aligned([["task", "success, 95 % interval", "episodes"], *body])
 
 
+def tally(records: Sequence[EpisodeRecord]) -> str:
+    """Plain-text table of episodes that are no evaluation: each task, then all."""
+    body = [[name, str(rate), str(rate.trials)] for name, rate in sorted(by(records, task).items())]
+    body.append(["all", str(Rate.of(records)), str(len(records))])
+    return _aligned([["task", "success, 95 % interval", "episodes"], *body])
+
+
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns side by side, the first to the left, a rule below the heading."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

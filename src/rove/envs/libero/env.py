@@ -180,7 +180,7 @@ class LiberoEnv:
         for slot in range(len(episodes)):
             place = self._place(slot)
             place.group.refresh(np.array([place.row]))
-            for text, goal in grounding.requests(place.task, self.suite.tasks, self.worlds.task):
+            for text, goal in grounding.requests(place.task, self.suite.tasks):
                 frame.append(slot)
                 instruction.append(text)
                 points.append(grounding.pixels(place, goal, self._image_shape[1]))

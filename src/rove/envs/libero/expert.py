@@ -154,8 +154,8 @@ class Expert:
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
     def act(self, slots: np.ndarray, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [n, 7] for slots whose worlds are in one group, and how freely [n] each hand moves: 1 on the
-        way, less near contact."""
+        """Actions [n, 7] for slots whose worlds are in one group, and how freely [n] each hand moves: 1 on
+        the way, less near contact."""
         group, rows = places[0].group, np.array([place.row for place in places])
         data, site = group.data, group.arm.site
         hand = data["site_xpos"][rows, site]

@@ -59,7 +59,8 @@ def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
 
 def grasps(points: np.ndarray) -> list[Grasp]:
-    """Ways to hold what has these corners [n, 3], in the world's axes from the thing's position; best first."""
+    """Ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
+    first."""
     return _across(points) or _edge(points)
 
 

@@ -3,9 +3,9 @@
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mujoco
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove.envs.libero import package, scenes
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import CAMERAS, Scene, TaskModel
 from rove.envs.libero.worlds import Place
@@ -40,9 +41,17 @@ def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
     return torch.from_numpy((size * flat).astype(np.float32))
 
 
-@functools.lru_cache(maxsize=64)
+_cameras: weakref.WeakKeyDictionary[Scene, tuple[np.ndarray, np.ndarray, float]] = weakref.WeakKeyDictionary()
+
+
 def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
     """Position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands still."""
+    if scene not in _cameras:
+        _cameras[scene] = _place_camera(scene)
+    return _cameras[scene]
+
+
+def _place_camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
     model = scene.model
     camera = model.camera(CAMERAS[0]).id
     data = mujoco.MjData(model)
@@ -52,27 +61,22 @@ def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
     return data.cam_xpos[camera].copy(), data.cam_xmat[camera].reshape(3, 3).copy(), slope
 
 
-def requests(
-    task: TaskModel, suite: Sequence[str], load: Callable[[str], TaskModel]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def requests(task: TaskModel, suite: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What could be asked for where `task` takes place, and what it is about: its own instruction, and those
     of the suite's tasks whose things are here, each the only one of its kind."""
     there = set(task.bodies)
     yield task.instruction, task.goal[0]
     for name in suite:
-        if name == task.task or (goal := _things(name)) is None:
-            continue
-        if all(thing in there and not _twins(thing, there) for thing in goal):
-            yield load(name).instruction, load(name).goal[0]
+        goal = () if name == task.task else _things(name)
+        if goal and all(thing in there and not _twins(thing, there) for thing in goal):
+            yield package.published_instruction(name), scenes.goal(name)[0]
 
 
-def _things(task: str) -> tuple[str, ...] | None:
-    """The objects of a goal of one predicate: what is put somewhere, and on or in what."""
-    from rove.envs.libero import package
-
+def _things(task: str) -> tuple[str, ...]:
+    """The objects of a goal that is to put one thing somewhere: that thing, and on or in what; else none."""
     goal = package.goal(task)
     if len(goal) != 1 or len(goal[0]) != 3:
-        return None
+        return ()
     thing, target = goal[0][1:]
     return thing, re.sub(r"(_\d+)_.*$", r"\1", target)
 

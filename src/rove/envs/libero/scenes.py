@@ -93,6 +93,13 @@ def load_task(task: str) -> TaskModel:
     )
 
 
+@functools.cache
+def goal(task: str) -> tuple[Mapping[str, Any], ...]:
+    """`TaskModel.goal` of a task, without its scene; compiled first unless the cache has it."""
+    about, _, _ = _read(prepare([task])[0])
+    return tuple(about["goal"])
+
+
 _scenes: weakref.WeakValueDictionary[tuple[str, Path], Scene] = weakref.WeakValueDictionary()
 
 
