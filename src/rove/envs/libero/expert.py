@@ -8,7 +8,7 @@ to, and then held another way (`grasps.py`). Goals with several things are done 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from rove.envs.libero import package
 from rove.envs.libero.controller import REACH, TURN
-from rove.envs.libero.grasps import Grasp, grasps, shape
+from rove.envs.libero.grasps import Obstacles, grasps, shape
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.worlds import Place
@@ -34,6 +34,8 @@ CLOSING, OPENING, RISING = 10, 8, 12
 """Actions that the fingers are given, and the hand that leaves."""
 PATIENCE = 30
 """Actions after which a movement that should have ended is ended."""
+STUCK = 0.001
+"""Metres in an action, of a hand that something is in the way of."""
 LOST = 0.06
 """Metres that a thing has moved in the hand when it is no longer held."""
 
@@ -56,6 +58,7 @@ class Target:
         model = task.model
         self.body = model.body(spec["body"]).id
         self.points = shape(model, self.body)
+        self.obstacles = Obstacles(model, self.body)
         self.region = Region(model, spec["region"]) if "region" in spec else None
         self.inside = spec["kind"] == "in_region"
         self.other = -1 if self.region else model.body(spec["other"]).id
@@ -88,7 +91,6 @@ class _Course:
     """What one slot's expert is about."""
 
     targets: Sequence[Target]
-    grasps: list[Grasp] = field(default_factory=list)
     target: int = 0
     attempt: int = 0
 
@@ -122,7 +124,7 @@ class Expert:
         self._wanted = np.zeros((count, 3, 3))
         self._height = np.zeros(count)
         self._held = np.zeros((count, 3))
-        self._start = np.zeros(count)
+        self._last = np.zeros((count, 3))
         self._gain = np.full(count, GAIN)
         self._hover = np.full(count, HOVER)
 
@@ -145,6 +147,9 @@ class Expert:
         options = grasps(target.shape(data, place.row))
         if not options:
             raise RoveError(f"No way to hold what {place.task.task!r} names was found.")
+        # in order, those last that would strike something
+        xpos, xmat = data["xpos"][place.row], data["xmat"][place.row]
+        options.sort(key=lambda option: target.obstacles.hit(option, xpos[target.body], xpos, xmat))
         grasp = options[course.attempt % len(options)]
         turn, home = grasp.yaw, place.group.arm.home.rotation[0]
         cos, sin = np.cos(turn), np.sin(turn)
@@ -197,16 +202,18 @@ class Expert:
         high = np.abs(off[:, 2] - self._hover[slots])
         left = np.linalg.norm((thing - destination)[:, :2], axis=1)
         slipped = np.linalg.norm((thing - hand) - self._held[slots], axis=1) > LOST
+        stuck = np.linalg.norm(hand - self._last[slots], axis=1) < STUCK
+        self._last[slots] = hand
         for i, (slot, place) in enumerate(zip(slots.tolist(), places, strict=True)):
             since, phase = self._since[slot], self.phase[slot]
             self._since[slot] += 1
-            late = since >= PATIENCE
+            late = since >= PATIENCE or (since >= 6 and stuck[i])
             done = (
-                (flat[i] < 0.009 and high[i] < 0.03 and np.linalg.norm(turn[i]) < 0.06) or since >= 80,
+                (flat[i] < 0.009 and high[i] < 0.03 and abs(turn[i, 2]) < 0.06) or since >= 40,
                 np.linalg.norm(off[i]) < 0.008 or late,
                 since >= CLOSING,
                 hand[i, 2] > self._height[slot] - 0.03 or late,
-                left[i] < 0.008 or since >= 80,
+                left[i] < 0.008 or since >= 50,
                 thing[i, 2] < destination[i, 2] + 0.006 or late,
                 since >= OPENING,
                 since >= RISING,

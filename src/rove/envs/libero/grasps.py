@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from rove.envs.libero.controller import HAND
+
 OPENING = 0.066
 """Metres across the widest thing that the open fingers go around with room to spare; they open 0.08."""
 DEPTH = 0.040
@@ -101,3 +103,49 @@ def _edge(points: np.ndarray) -> list[Grasp]:
             z = max(high - RIM_DEPTH, low + GROUND)
             found.append(Grasp(np.array([*xy, z]), float(yaw)))
     return found
+
+
+class Obstacles:
+    """Everything of a model that collides, but for the robot and one thing: oriented boxes."""
+
+    def __init__(self, model: mujoco.MjModel, thing: int) -> None:
+        robot = model.body_rootid[model.body(HAND).id]
+        roots = model.body_rootid[model.geom_bodyid]
+        solid = (model.geom_contype | model.geom_conaffinity) != 0
+        # what is flat or endless is the floor, which fingers are kept off already
+        solid &= (roots != robot) & (roots != thing) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
+        geoms = np.flatnonzero(solid)
+        self._bodies = model.geom_bodyid[geoms]
+        self._rotation = np.array([_matrix(model.geom_quat[geom]) for geom in geoms]).reshape(-1, 3, 3)
+        self._half = model.geom_aabb[geoms, 3:]
+        middle = model.geom_aabb[geoms, :3]
+        self._position = model.geom_pos[geoms] + (self._rotation @ middle[..., None])[..., 0]
+
+    def hit(self, grasp: Grasp, origin: np.ndarray, xpos: np.ndarray, xmat: np.ndarray) -> bool:
+        """Whether the open hand around a thing at `origin` [3] would be in one of them, with bodies at `xpos`
+        [n, 3] and `xmat` [n, 9]."""
+        cos, sin = np.cos(grasp.yaw), np.sin(grasp.yaw)
+        hand = _HAND @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + grasp.point + origin
+        body = xmat[self._bodies].reshape(-1, 3, 3)
+        middle = xpos[self._bodies] + (body @ self._position[..., None])[..., 0]
+        inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None]
+        return bool(inside.all(-1).any())
+
+
+def _matrix(quaternion: np.ndarray) -> np.ndarray:
+    flat = np.zeros(9)
+    mujoco.mju_quat2Mat(flat, quaternion)
+    return flat
+
+
+def _hand() -> np.ndarray:
+    """[n, 3]: points of the open fingers and of the palm, from between the fingertips, metres; fingers open
+    along y."""
+    fingers = itertools.product(
+        (-0.018, 0.0, 0.018), (-0.065, -0.055, -0.044, 0.044, 0.055, 0.065), (0.0, 0.015, 0.03, 0.05)
+    )
+    palm = itertools.product((-0.03, 0.0, 0.03), np.linspace(-0.1, 0.1, 9), (0.07, 0.1))
+    return np.array([*fingers, *palm])
+
+
+_HAND = _hand()

@@ -303,7 +303,10 @@ class Worlds:
             rows.append(place.row)
         # the longest first, so that the threads end together
         jobs = sorted(parts.values(), key=lambda part: -len(part[1]))
-        calls = [(group, np.array(own), np.array(rows)) for group, own, rows in jobs]
+        calls = []
+        for group, own, rows in jobs:
+            order = np.argsort(rows)  # MuJoCo's batch wants them ascending
+            calls.append((group, np.array(own)[order], np.array(rows)[order]))
         if self._pool is None or len(calls) == 1:
             for call in calls:
                 work(*call)
