@@ -147,9 +147,9 @@ class Expert:
         options = grasps(target.shape(data, place.row))
         if not options:
             raise RoveError(f"No way to hold what {place.task.task!r} names was found.")
-        # in order, those last that would strike something
+        # in order, but rather those that strike nothing else
         xpos, xmat = data["xpos"][place.row], data["xmat"][place.row]
-        options.sort(key=lambda option: target.obstacles.hit(option, xpos[target.body], xpos, xmat))
+        options.sort(key=lambda option: target.obstacles.hits(option, xpos[target.body], xpos, xmat))
         grasp = options[course.attempt % len(options)]
         turn, home = grasp.yaw, place.group.arm.home.rotation[0]
         cos, sin = np.cos(turn), np.sin(turn)

@@ -19,6 +19,8 @@ RIM_DEPTH = 0.022
 """Metres below its edge at which the wall of a hollow thing is held."""
 GROUND = 0.012
 """Metres over what the thing stands on: closer, and the fingertips would touch that."""
+MARGIN = 0.008
+"""Metres that the hand should keep off other things."""
 SLAB = 0.010
 """Metres below the top of a hollow thing within which its points are its edge."""
 ANGLES = np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90])
@@ -121,15 +123,15 @@ class Obstacles:
         middle = model.geom_aabb[geoms, :3]
         self._position = model.geom_pos[geoms] + (self._rotation @ middle[..., None])[..., 0]
 
-    def hit(self, grasp: Grasp, origin: np.ndarray, xpos: np.ndarray, xmat: np.ndarray) -> bool:
-        """Whether the open hand around a thing at `origin` [3] would be in one of them, with bodies at `xpos`
-        [n, 3] and `xmat` [n, 9]."""
+    def hits(self, grasp: Grasp, origin: np.ndarray, xpos: np.ndarray, xmat: np.ndarray) -> int:
+        """How much of the open hand around a thing at `origin` [3] would be in one of them, or nearly: of its
+        points, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
         cos, sin = np.cos(grasp.yaw), np.sin(grasp.yaw)
         hand = _HAND @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + grasp.point + origin
         body = xmat[self._bodies].reshape(-1, 3, 3)
         middle = xpos[self._bodies] + (body @ self._position[..., None])[..., 0]
-        inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None]
-        return bool(inside.all(-1).any())
+        inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None] + MARGIN
+        return int(inside.all(-1).any(0).sum())
 
 
 def _matrix(quaternion: np.ndarray) -> np.ndarray:
