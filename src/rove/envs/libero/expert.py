@@ -95,9 +95,35 @@ class _Course:
     attempt: int = 0
 
 
+UNREACHED = frozenset(
+    f"90/{name}"
+    for name in (
+        # the arm strikes a drawer that stands open
+        "KITCHEN_SCENE5_put_the_black_bowl_in_the_top_drawer_of_the_cabinet",
+        "KITCHEN_SCENE5_put_the_black_bowl_on_the_plate",
+        "KITCHEN_SCENE5_put_the_black_bowl_on_top_of_the_cabinet",
+        "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet",
+        # to be entered from the side
+        "KITCHEN_SCENE9_put_the_frying_pan_on_the_cabinet_shelf",
+        "KITCHEN_SCENE9_put_the_frying_pan_under_the_cabinet_shelf",
+        "STUDY_SCENE4_pick_up_the_book_in_the_middle_and_place_it_on_the_cabinet_shelf",
+        "STUDY_SCENE4_pick_up_the_book_on_the_right_and_place_it_on_the_cabinet_shelf",
+        "STUDY_SCENE4_pick_up_the_book_on_the_right_and_place_it_under_the_cabinet_shelf",
+        # too narrow for a thing held this way
+        "STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_front_compartment_of_the_caddy",
+        "STUDY_SCENE2_pick_up_the_book_and_place_it_in_the_front_compartment_of_the_caddy",
+        "STUDY_SCENE3_pick_up_the_book_and_place_it_in_the_front_compartment_of_the_caddy",
+        # lost again and again
+        "KITCHEN_SCENE2_stack_the_black_bowl_at_the_front_on_the_black_bowl_in_the_middle",
+        "STUDY_SCENE3_pick_up_the_red_mug_and_place_it_to_the_right_of_the_caddy",
+    )
+) | {"goal/open_the_top_drawer_and_put_the_bowl_inside"}  # which its goal does not say is closed
+"""Tasks that ask for no more, and in which the expert has not succeeded."""
+
+
 def has_expert(task: str) -> bool:
-    """Whether a task only asks to put things somewhere, as its definition says."""
-    return all(name.lower() in ("in", "on") for name, *_ in package.goal(task))
+    """Whether a task only asks to put things somewhere, as its definition says, and was not out of reach."""
+    return task not in UNREACHED and all(name.lower() in ("in", "on") for name, *_ in package.goal(task))
 
 
 def check(suite: str, tasks: Sequence[str]) -> None:
