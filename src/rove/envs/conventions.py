@@ -30,6 +30,7 @@ def _libero(name: str) -> Conventions:
         action_spec=LIBERO_ACTIONS,
         images=(1, 2),
         statistics=(
+            name,
             folder := name.replace(":", "_"),
             f"{folder}_no_noops",
             "libero_4_task_suites*",
