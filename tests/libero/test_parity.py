@@ -100,7 +100,7 @@ def test_trajectories(task: str) -> None:
     assert i > 60
 
 
-def constructed(model: TaskModel, rng: np.random.Generator) -> np.ndarray:
+def constructed(group: Group, model: TaskModel, rng: np.random.Generator) -> np.ndarray:
     """An initial state, changed so that the goal may hold, or just not."""
     state = model.initial_states[STATE].copy()
     qpos = state[1 : 1 + model.model.nq]
@@ -110,19 +110,17 @@ def constructed(model: TaskModel, rng: np.random.Generator) -> np.ndarray:
             for joint, off in zip(predicate["joints"], offset, strict=True):
                 qpos[model.model.joint(joint).qposadr[0]] = predicate["limit"] + off
             continue
-        data = mujoco.MjData(model.model)
-        data.qpos[:] = qpos
-        mujoco.mj_kinematics(model.model, data)
+        put(group, model, state)
+        xpos, xmat = group.data["xpos"][0], group.data["xmat"][0].reshape(-1, 3, 3)
         if predicate["kind"] == "on_object":
-            centre = data.body(predicate["other"]).xpos + rng.uniform([-0.04, -0.04, 0], [0.04, 0.04, 0.06])
+            other = model.model.body(predicate["other"]).id
+            centre = xpos[other] + rng.uniform([-0.04, -0.04, 0], [0.04, 0.04, 0.06])
         else:
-            region = predicate["region"]
-            rotation = np.zeros(9)
+            region, rotation = predicate["region"], np.zeros(9)
+            body = model.model.body(region["body"]).id
             mujoco.mju_quat2Mat(rotation, np.array(region["quaternion"]))
-            body = data.body(region["body"])
-            rotation = body.xmat.reshape(3, 3) @ rotation.reshape(3, 3)
-            position = body.xpos + body.xmat.reshape(3, 3) @ region["position"]
-            size = np.abs(rotation @ np.array(region["size"]))
+            position = xpos[body] + xmat[body] @ region["position"]
+            size = np.abs(xmat[body] @ rotation.reshape(3, 3) @ np.array(region["size"]))
             centre = position + rng.uniform(-1.2, 1.2, 3) * size
             if predicate["kind"] == "on_region":
                 centre[2] = position[2] + size[2] + rng.uniform(-0.01, 0.11)
@@ -149,7 +147,7 @@ def test_predicates(task: str) -> None:
     stock.reset(model.initial_states[STATE], STATE)
     rng, rows, successes = np.random.default_rng(7), np.array([0]), []
     for _ in range(150):
-        state = constructed(model, rng)
+        state = constructed(group, model, rng)
         put(group, model, state)
         verdict = stock.judge(state)
         assert bool(group.judge(rows)[0]) == verdict
