@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from rove import recipes
 from rove.config import load
-from rove.config.schema import EvaluationConfig, Run
+from rove.config.schema import PPO, EvaluationConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.config.validate import validate
 from rove.errors import RoveError, nearest
 
@@ -103,15 +103,38 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _collect(args: argparse.Namespace, settings: list[str]) -> None:
-    run = _run(args.recipe, settings)
+    run = _run_of_suite(args.recipe, settings) or _run(args.recipe, settings)
     from rove import rundir
+    from rove.evaluation import report
     from rove.reporting.progress import Progress
     from rove.training.sft import demonstrate, make_env
 
     out = args.out or rundir.default(run) / "demonstrations.npz"
+    records = []
     with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
-        demonstrations = demonstrate(run, env, out, progress)
+        demonstrations = demonstrate(run, env, out, progress, records.append)
+    if records:  # none where the file was there
+        print(f"{report.tally(records)}\n")
     print(f"{len(demonstrations)} chunks: {out}")
+
+
+def _run_of_suite(name: str, settings: list[str]) -> Run | None:
+    """For "libero:object", a run that holds nothing but that suite; None where no suite is called so."""
+    from rove.envs import registry
+
+    kind, _, tasks = name.partition(":")
+    if kind not in registry.kinds() or name in {recipe.name for recipe in recipes.all()}:
+        return None
+    given = {"kind": kind, **({"tasks": tasks} if tasks else {}), **registry.published(kind, tasks or None)}
+    base = Run(
+        name.replace(":", "_").replace("/", "_").replace(",", "_"),
+        PPO(),
+        env=load.section("env", given),
+        policy=PolicyConfig(value_head=ValueHeadConfig()),
+    )
+    run = load.apply(base, settings)
+    validate(run)
+    return run
 
 
 def _eval(args: argparse.Namespace, settings: list[str]) -> None:
@@ -123,11 +146,16 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     judged = evaluate_checkpoint(
-        args.checkpoint, args.suite, args.tasks, args.variant, config, seed=args.seed
+        args.checkpoint,
+        args.suite,
+        args.tasks,
+        args.variant,
+        config,
+        seed=args.seed,
+        settings=settings,
+        out=args.out,
     )
-    print(report.table({args.checkpoint.name: judged}))
-    if args.out:
-        report.save(judged, args.out)
+    print(f"{report.task_table(judged)}\n\n{report.table({args.checkpoint.name: judged})}")
 
 
 def _report(args: argparse.Namespace, settings: list[str]) -> None:
@@ -276,7 +304,7 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(_sft, "only the supervised warm-up of a recipe", (_RECIPE,), settings=True),
     "collect": Command(
         _collect,
-        "only the expert demonstrations of a recipe",
+        "only the expert demonstrations of a recipe, or of a suite such as libero:object",
         (_RECIPE, Argument("--out", "file to write (default: in the run's directory)", {"type": Path})),
         settings=True,
     ),
@@ -286,10 +314,10 @@ COMMANDS: dict[str, Command] = {
         (
             Argument(
                 "checkpoint",
-                "a policy directory, e.g. runs/demo/sft",
+                "a policy directory, e.g. runs/demo/sft; or random",
                 {"type": Path, "metavar": "CHECKPOINT"},
             ),
-            Argument("--suite", "environment suite, e.g. tabletop", {"required": True}),
+            Argument("--suite", "environment suite, e.g. tabletop or libero:130", {"required": True}),
             Argument("--tasks", "a named set of tasks, or task ids separated by commas"),
             Argument(
                 "--variant", "a shifted variant; several separated by commas; or all", {"default": "none"}
@@ -303,8 +331,13 @@ COMMANDS: dict[str, Command] = {
                 "a file that registers the suite or the policy; may be given again",
                 {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
             ),
-            Argument("--out", "file for every episode's outcome, as JSON", {"type": Path}),
+            Argument(
+                "--out",
+                "file for every episode's outcome, as JSON; a stopped evaluation goes on from its journal",
+                {"type": Path},
+            ),
         ),
+        settings=True,
     ),
     "report": Command(
         _report,

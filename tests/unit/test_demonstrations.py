@@ -9,6 +9,7 @@ import torch
 from rove.config.schema import TabletopConfig
 from rove.envs import registry
 from rove.errors import RoveError
+from rove.evaluation.report import tally
 from rove.training.demonstrations import collect, ground, load, save, statistics
 
 
@@ -20,7 +21,10 @@ def env():
 
 
 def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
-    made = collect(env, episodes=6, noise=0.05, seed=3)
+    told = []
+    made = collect(env, episodes=6, noise=0.05, seed=3, on_episode=told.append)
+    assert sum(record.success for record in told) == 6 <= len(told)
+    assert f"{6 / len(told):.1%}".replace("%", " %") in tally(told).splitlines()[-1]
     assert made.mask[:, 0].all(), "a chunk of which nothing was executed"
     assert len(made.instruction) == len(made.actions) == len(made.frame)
     low, high = torch.tensor(env.action_spec.low), torch.tensor(env.action_spec.high)

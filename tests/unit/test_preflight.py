@@ -134,6 +134,20 @@ def test_prompt() -> None:
     assert_fails(find(policy, "prompt"), "no tokenizer")
 
 
+def test_a_policy_of_the_suites_own_demonstrations_is_not_held_to_published_ones() -> None:
+    own = {"libero:object": STATISTICS["libero_spatial_no_noops"]}
+    wanted = conventions.of("libero:object")
+    policy = build(statistics=own, center_crop=None, vocabulary=["pick", "up", "the", "soup"])
+    assert not [
+        f
+        for f in policy.preflight(wanted, rl=True)
+        if f.name in ("statistics", "crop", "prompt") and f.status != "pass"
+    ]
+    elsewhere = build(statistics={"libero_object": own["libero:object"]}, center_crop=None)
+    assert_fails(find(elsewhere, "crop", wanted), "does not say")
+    assert_fails(find(elsewhere, "prompt", wanted), "checkpoints of libero:object read")
+
+
 def test_likelihood() -> None:
     policy = build(head="l1")
     assert_fails(find(policy, "likelihood"), "L1 head")

@@ -36,6 +36,15 @@ def test_what_ships():
     assert recipes.get("tabletop_all").build().env.tasks == "train"
 
 
+def test_libero_recipes_play_the_published_horizons():
+    from rove.envs.libero.suite import HORIZONS
+
+    for suite in ("spatial", "object", "goal", "10", "90"):
+        run = recipes.get(f"libero_{suite}_oft").build()
+        assert run.env.horizon == HORIZONS[suite] and run.policy.temperature == 1.6
+        assert isinstance(run.algorithm, GRPO) and run.algorithm.length_normalization
+
+
 def test_a_misspelt_name_gets_the_nearest():
     with pytest.raises(RoveError, match="Unknown recipe 'tabeltop_ppo'. Did you mean 'tabletop_ppo'"):
         recipes.get("tabeltop_ppo")

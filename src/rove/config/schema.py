@@ -29,7 +29,38 @@ class TabletopConfig:
     """Physics threads; 0 uses every core."""
 
 
-EnvConfig = TabletopConfig
+@dataclass(frozen=True, slots=True)
+class LiberoConfig:
+    """LIBERO: `envs/libero`."""
+
+    kind: Literal["libero"] = "libero"
+    tasks: str = "spatial"
+    """A suite ("spatial", "object", "goal", "10", "90", "130", or a perturbed one of LIBERO-PRO such as
+    "goal_swap"), or suites and task ids separated by commas."""
+    image_size: int = 128
+    """Pixels, height and width; published checkpoints see 256."""
+    wrist: bool = True
+    """Also give the picture of the camera in the hand."""
+    horizon: int = 240
+    """Actions before an episode is truncated. Published: 240 in spatial and object, 320 in goal, 512 in 10,
+    90 and 130."""
+    wait: int = 15
+    """Actions that pass, doing nothing, before an episode begins, while things settle."""
+    protocol: Literal["split", "published"] = "split"
+    """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
+    on all 50, as published numbers were obtained."""
+    renderer: Literal["warp", "gl", "none"] = "warp"
+    """MuJoCo Warp's ray tracer; OpenGL, the way the pictures of published checkpoints were made; or black
+    pictures, for who looks at states only."""
+    phase: Literal["stock", "end"] = "stock"
+    """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
+    scenes: int = 4
+    """Scenes that stay in memory, about 0.3 GB each, though no episode is running in them."""
+    threads: int = 0
+    """Physics and rendering threads; 0 uses every core."""
+
+
+EnvConfig = TabletopConfig | LiberoConfig
 
 # --- policy -------------------------------------------------------------------------------------
 
@@ -359,7 +390,7 @@ class Run:
     name: str
     algorithm: AlgorithmConfig
     seed: int = 1
-    env: TabletopConfig = TabletopConfig()
+    env: EnvConfig = TabletopConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
     training: TrainingConfig = TrainingConfig()

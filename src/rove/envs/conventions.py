@@ -15,7 +15,7 @@ from rove.types import ActionSpec, Conventions
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
-_LIBERO_ACTIONS = ActionSpec(_POSE, ("1",) * 7, (-1.0,) * 7, (1.0,) * 7, gripper="open_low")
+LIBERO_ACTIONS = ActionSpec(_POSE, ("1",) * 7, (-1.0,) * 7, (1.0,) * 7, gripper="open_low")
 _MANISKILL_ACTIONS = ActionSpec(
     _POSE,
     (*["m"] * 3, *["rad"] * 3, "1"),
@@ -27,9 +27,15 @@ _MANISKILL_ACTIONS = ActionSpec(
 def _libero(name: str) -> Conventions:
     return Conventions(
         suite=name,
-        action_spec=_LIBERO_ACTIONS,
+        action_spec=LIBERO_ACTIONS,
         images=(1, 2),
-        statistics=(name, f"{name}_no_noops", "libero_4_task_suites*", "libero_130*"),
+        statistics=(
+            name,
+            folder := name.replace(":", "_"),
+            f"{folder}_no_noops",
+            "libero_4_task_suites*",
+            "libero_130*",
+        ),
         instructions=("put both the alphabet soup and the tomato sauce in the basket",),
         state=8,
         center_crop=True,
@@ -66,6 +72,7 @@ def _tabletop(name: str) -> Conventions:
 _KNOWN: dict[str, Callable[[str], Conventions]] = {
     "tabletop": _tabletop,
     "libero_*": _libero,
+    "libero:*": _libero,
     "maniskill*": _maniskill,
 }
 """Suite name, with `*`, to its conventions."""

@@ -10,11 +10,11 @@ from rove.envs.base import TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
 from rove.types import Autoreset
 
-_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop"}
+_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop", "libero": "rove.envs.libero"}
 """Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
 `suite(config) -> TaskSuite`."""
 
-_INSTALL = {"tabletop": "pip install mujoco mujoco-warp"}
+_INSTALL = {"tabletop": "pip install mujoco mujoco-warp", "libero": "pip install 'rove[libero]'"}
 
 
 def register(kind: str, entry_point: str) -> None:
@@ -54,6 +54,12 @@ def _module(kind: str) -> Any:
 def make(config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
     """B = `num_envs` environments of the suite that `config` describes, all slots idle until reset."""
     return _module(config.kind).make(config, num_envs, chunk, autoreset)
+
+
+def published(kind: str, tasks: str | None) -> dict[str, Any]:
+    """Settings that published results of these tasks were obtained with, where tasks differ in them."""
+    say = getattr(_module(kind), "published", None)
+    return {} if say is None else say(tasks)
 
 
 def suite(config: EnvConfig) -> TaskSuite:

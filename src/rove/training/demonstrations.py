@@ -12,7 +12,7 @@ import torch
 from rove.envs.base import Demonstrator, Grounder, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
-from rove.types import Demonstrations
+from rove.types import Demonstrations, EpisodeRecord
 
 
 def statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
@@ -68,12 +68,13 @@ def collect(
     noise: float,
     seed: int,
     emphasis: Sequence[str] = (),
-    on_episode: Callable[[], None] = lambda: None,
+    on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Demonstrations:
     """The first `episodes` successes of the environment's scripted expert on train states, failures left out.
 
-    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `Run.emphasis`. Raises RoveError where the
-    suite has no expert, or where it fails more than half of the time.
+    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `Run.emphasis`. `on_episode` is told how
+    each went, failures too. Raises RoveError where the suite has no expert, or where it fails more than half
+    of the time.
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
@@ -98,10 +99,11 @@ def collect(
         for record in result.finished:
             chunks = pending.pop(record.slot)
             failures += not record.success
+            if successes < episodes:
+                on_episode(record)
             if record.success and successes < episodes:
                 successes += 1
                 rows += chunks
-                on_episode()
         if failures > max(successes, env.num_envs):
             raise RoveError(
                 f"The expert of {env.suite.name!r} fails too often ({failures} of "

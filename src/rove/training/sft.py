@@ -22,7 +22,7 @@ from rove.training.batches import batches
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.optim import Optimizer
 from rove.training.pointing import learn_to_point, pointing_loss, present
-from rove.types import Demonstrations
+from rove.types import Demonstrations, EpisodeRecord
 
 
 def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: str = "cpu") -> Path:
@@ -78,19 +78,31 @@ def make_env(run: Run) -> VectorEnv:
     return envs.make(run.env, num_envs=run.rollout.num_envs, chunk=run.rollout.chunk, autoreset="refill")
 
 
-def demonstrate(run: Run, env: VectorEnv, path: Path, progress: Progress) -> Demonstrations:
+def demonstrate(
+    run: Run,
+    env: VectorEnv,
+    path: Path,
+    progress: Progress,
+    on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
+) -> Demonstrations:
     """Demonstrations of the run's tasks from the suite's scripted expert; read from `path` if it is there."""
     assert run.sft is not None
     if path.exists():
         return load(path)
     progress.phase("demonstrate", run.sft.episodes)
+
+    def count(record: EpisodeRecord) -> None:
+        on_episode(record)
+        if record.success:
+            progress.advance()
+
     demonstrations = collect(
         env,
         episodes=run.sft.episodes,
         noise=run.sft.noise,
         seed=run.seed,
         emphasis=run.emphasis,
-        on_episode=progress.advance,
+        on_episode=count,
     )
     save(demonstrations, path)
     return demonstrations

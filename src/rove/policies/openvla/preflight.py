@@ -6,6 +6,7 @@ runs the very functions that act, on pictures of noise.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,19 @@ _BOS = 1
 
 def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Finding]:
     """Every check; none changes the policy."""
+    # What learned from this suite's own demonstrations learned from what it is given here: conventions of
+    # published checkpoints, and words of suites that it knows a part of, are nothing to it.
+    at_home = policy.unnorm_key == conventions.suite
+    own = replace(conventions, center_crop=None, prompt=None, instructions=())
+    expected = own if at_home else conventions
     findings = [
         statistics(policy, conventions),
         images(policy, conventions),
         actions(policy, conventions),
         gripper(policy, conventions),
         state(policy, conventions),
-        crop(policy, conventions),
-        prompt(policy, conventions),
+        crop(policy, expected),
+        prompt(policy, expected),
         likelihood(policy, rl),
     ]
     with torch.no_grad(), policy._precision():

@@ -1,0 +1,25 @@
+"""LIBERO's 130 tasks, and LIBERO-PRO's perturbed ones, on the C engine in batch; no stock environment."""
+
+from __future__ import annotations
+
+from rove.config.schema import LiberoConfig
+from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.libero.suite import LiberoSuite, horizon
+from rove.types import Autoreset
+
+
+def make(config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
+    """The entry point of `rove.envs.registry.make`."""
+    from rove.envs.libero.env import LiberoEnv
+
+    return LiberoEnv(config, num_envs, chunk, autoreset)
+
+
+def suite(config: LiberoConfig) -> TaskSuite:
+    """The entry point of `rove.envs.registry.suite`; imports no simulator."""
+    return LiberoSuite(config)
+
+
+def published(tasks: str | None) -> dict[str, int]:
+    """The entry point of `rove.envs.registry.published`."""
+    return {"horizon": horizon(tasks or LiberoConfig().tasks)}

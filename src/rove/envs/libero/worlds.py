@@ -1,0 +1,352 @@
+"""The physics of many LIBERO worlds: batches of the C engine, one or more for each scene that is played.
+
+A group is one batch of one scene, with a controller a world, and runs on one thread at a time; groups run
+side by side. What a world does follows from its task, its initial state and its actions alone.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import mujoco
+import numpy as np
+from mujoco.batch import Batch, SimulationError
+
+from rove.envs.libero import controller as control
+from rove.envs.libero import predicates
+from rove.envs.libero.controller import SUBSTEPS, Controller
+from rove.envs.libero.predicates import Goal
+from rove.envs.libero.scenes import Scene, TaskModel, load_task
+
+Phase = Literal["stock", "end"]
+"""When an action's observation is taken: as the stock environment's clocks do, after 23 of 25 substeps
+(joints after 24), or at the action's end."""
+SEEN, FELT = 23, 24
+"""Substeps after which the stock environment looks at bodies, and at joints."""
+WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+"""What is done while things settle: nothing, with the gripper opening."""
+LARGEST_GROUP = 16
+"""Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
+STATE_DIM = 8
+"""Size of the robot's own state: see `observed`."""
+
+_NONE, _VEL = mujoco.mjtStage.mjSTAGE_NONE.value, mujoco.mjtStage.mjSTAGE_VEL.value
+_FAULTS = [int(getattr(mujoco.mjtWarning, f"mjWARN_{name}")) for name in (
+    "BADQPOS", "BADQVEL", "BADQACC", "BADCTRL", "CONTACTFULL", "CNSTRFULL",
+)]  # fmt: skip
+_CONTROL = ("goal_position", "goal_rotation", "gripper", "fresh")
+_OWN = ("hand_position", "hand_quaternion", "fingers", "pose", "broken")
+
+
+class Group:
+    """Worlds of one scene."""
+
+    def __init__(self, scene: Scene, size: int, phase: Phase, make: Callable[..., Controller] = Controller):
+        self.scene, self.size, self.phase = scene, size, phase
+        self.arm = scene.arm
+        self.batch = Batch(scene.model, size, nthread=1, persistent=True)
+        bound = dict.fromkeys((*control.BOUND, *predicates.BOUND))
+        self.data = {name: self.batch.bind(name) for name in bound}
+        self.ctrl = self.batch.bind("ctrl")
+        self._position, self._quaternion = self.batch.expand("body_pos"), self.batch.expand("body_quat")
+        self.controller = make(self.arm, size)
+        self.tasks: list[TaskModel | None] = [None] * size
+        self._goals: dict[str, Goal] = {}
+        self._scratch = mujoco.MjData(scene.model)
+        self.broken = np.zeros(size, bool)
+        """Worlds that diverged before their episode began: its first action ends it."""
+        self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
+        self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
+        """What was last observed: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
+
+    def free(self) -> list[int]:
+        """Rows that run nothing."""
+        return [row for row, task in enumerate(self.tasks) if task is None]
+
+    def start(self, row: int, task: TaskModel, initial_state: int) -> None:
+        """Put a world into an initial state, as a stock reset and `set_init_state` leave it."""
+        self.place(row, task, initial_state)
+        model, start = self.scene.model, task.initial_states[initial_state]
+        self.data["qpos"][row] = start[1 : 1 + model.nq]
+        self.data["qvel"][row] = start[1 + model.nq :]
+        self.controller.reset(row)
+        rows = np.array([row])
+        self.batch.forward(rows, stage=_VEL)
+        self._see(rows)
+        self._feel(rows)
+
+    def place(self, row: int, task: TaskModel, initial_state: int) -> None:
+        """Give a row to a task: its fixtures; the rest is reset."""
+        self.tasks[row] = task
+        if task.task not in self._goals:
+            self._goals[task.task] = Goal(self.scene.model, task.goal)
+        poses, bodies = task.fixture_poses[initial_state], list(task.fixtures)
+        self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
+        self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
+        self.batch.reset([row], stage=_NONE)
+        self.broken[row] = False
+
+    def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
+        batch, data, arm, controller = self.batch, self.data, self.arm, self.controller
+        warned = self._faults(rows)
+        fresh = controller.fresh[rows]
+        bad, placed = self.broken[rows], np.zeros(len(rows), bool)
+        for substep in range(SUBSTEPS):
+            reading = arm.read(data, rows)
+            if substep == 0:
+                reading = reading.where(fresh, arm.home) if fresh.any() else reading
+                controller.aim(rows, reading, actions)
+                controller.fresh[rows] = False
+            elif substep == SEEN:
+                self._see(rows)
+            elif substep == FELT:
+                self._feel(rows)
+            self.ctrl[rows] = controller.command(
+                rows, reading, data["qfrc_bias"][rows, : control.JOINTS], actions[:, 6]
+            )
+            if substep == SUBSTEPS - 1:
+                placed = self._judge(rows, Goal.placed)
+            try:
+                # positions and velocities of the new state are the next substep's first half
+                batch.step(rows, stage=_VEL)
+            except SimulationError as error:
+                bad |= np.isin(rows, error.ids)
+        bad |= self._faults(rows) > warned
+        holds = placed & self._judge(rows, Goal.joined) & ~bad
+        if self.phase == "end":
+            self._see(rows)
+            self._feel(rows)
+        return holds, bad
+
+    def _faults(self, rows: np.ndarray) -> np.ndarray:
+        """int [n]: how often MuJoCo has found a world's numbers bad, or had no room for its contacts."""
+        return self.batch.warning[rows][:, _FAULTS, 1].sum(-1)
+
+    def judge(self, rows: np.ndarray) -> np.ndarray:
+        """bool [n]: whether the goals hold, as of the last forward pass."""
+        return self._judge(rows, Goal.placed) & self._judge(rows, Goal.joined)
+
+    def _judge(self, rows: np.ndarray, part: Callable[..., np.ndarray]) -> np.ndarray:
+        names = [task.task for row in rows if (task := self.tasks[row]) is not None]
+        holds = np.zeros(len(rows), bool)
+        for name in dict.fromkeys(names):
+            where = np.array([n == name for n in names])
+            holds[where] = part(self._goals[name], self.data, rows[where], self._touching)
+        return holds
+
+    def _touching(self, row: int, geoms: np.ndarray, others: np.ndarray) -> bool:
+        """Looks through a world's contacts, as the stock environment does.
+
+        A contact sensor for each pair would answer the same, but at every substep, and would tie a scene to
+        the tasks that were known when it was compiled.
+        """
+        self.batch.get_data(int(row), self._scratch)
+        pairs = self._scratch.contact.geom
+        one, two = np.isin(pairs, geoms), np.isin(pairs, others)
+        return bool(((one[:, 0] & two[:, 1]) | (one[:, 1] & two[:, 0])).any())
+
+    # --- what is observed -------------------------------------------------------------------------
+
+    def _see(self, rows: np.ndarray) -> None:
+        self.hand_position[rows] = self.data["site_xpos"][rows, self.arm.site]
+        self.hand_quaternion[rows] = self.data["xquat"][rows, self.arm.hand]
+        self.pose[rows] = self.data["qpos"][rows]
+
+    def refresh(self, rows: np.ndarray) -> None:
+        """Bring what is derived from positions and velocities up to date; an action does so itself."""
+        self.batch.forward(rows, stage=_VEL)
+
+    def body_poses(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where a world has its bodies, in their parents' frames: positions, quaternions."""
+        return self._position[row], self._quaternion[row]
+
+    def _feel(self, rows: np.ndarray) -> None:
+        self.fingers[rows] = self.data["qpos"][rows[:, None], self.arm.fingers]
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def save(self, row: int) -> dict[str, np.ndarray]:
+        """Everything about a world that its task and initial state do not say."""
+        saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
+        saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
+        return saved | {"physics": self.batch.state[row].copy()}
+
+    def restore(self, row: int, task: TaskModel, initial_state: int, saved: dict[str, np.ndarray]) -> None:
+        """Put a world into a saved state of the same task and initial state."""
+        self.place(row, task, initial_state)
+        self.batch.state[row] = saved["physics"]
+        self.batch.forward([row], stage=_VEL)
+        for name in _CONTROL:
+            getattr(self.controller, name)[row] = saved[name]
+        for name in _OWN:
+            getattr(self, name)[row] = saved[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a slot's world is."""
+
+    group: Group
+    row: int
+    task: TaskModel
+    initial_state: int
+
+
+class Worlds:
+    """Slots, each with a world of whatever scene its task takes place in."""
+
+    def __init__(
+        self,
+        count: int,
+        threads: int,
+        *,
+        wait: int,
+        phase: Phase,
+        scenes: int,
+        on_drop: Callable[[str], None] = lambda scene: None,
+    ) -> None:
+        """`wait` actions pass before an episode begins. `scenes` scenes stay in memory though nothing runs in
+        them; `on_drop` is called with the key of each that leaves."""
+        self.places: list[Place | None] = [None] * count
+        self._wait, self._kept, self._on_drop = wait, scenes, on_drop
+        self._phase: Phase = phase
+        self._size = max(1, min(LARGEST_GROUP, -(-count // threads)))
+        self._groups: dict[str, list[Group]] = {}
+        self._tasks: dict[str, TaskModel] = {}
+        self._settled: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="physics") if threads > 1 else None
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Keys of the scenes in memory, the one used last at the end."""
+        return tuple(self._groups)
+
+    def task(self, name: str) -> TaskModel:
+        """A task's model, which stays in memory as long as its scene does."""
+        if name not in self._tasks:
+            self._tasks[name] = load_task(name)
+        return self._tasks[name]
+
+    def start(self, slots: Sequence[int], tasks: Sequence[str], initial_states: Sequence[int]) -> None:
+        """Begin episodes: the initial state, then the wait, simulated once for each initial state."""
+        self.release(slots)
+        waiting = []
+        for slot, name, state in zip(slots, tasks, initial_states, strict=True):
+            place = self._occupy(slot, name, state)
+            if (saved := self._settled.get((name, state))) is not None:
+                place.group.restore(place.row, place.task, state, saved)
+            else:
+                place.group.start(place.row, place.task, state)
+                waiting.append(slot)
+        for _ in range(self._wait if waiting else 0):
+            self.run(waiting, self._settle)
+        for slot in waiting:
+            place = self._place(slot)
+            self._settled[place.task.task, place.initial_state] = place.group.save(place.row)
+
+    def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
+        _, diverged = group.act(rows, np.tile(WAIT_ACTION, (len(rows), 1)))
+        group.broken[rows[diverged]] = True
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Free the worlds of slots."""
+        for slot in slots:
+            if (place := self.places[slot]) is not None:
+                place.group.tasks[place.row] = None
+                self.places[slot] = None
+
+    def _occupy(self, slot: int, name: str, initial_state: int) -> Place:
+        """Find a world for a slot, and claim it."""
+        task = self.task(name)
+        key = task.scene.key
+        groups = self._groups.pop(key, [])
+        self._groups[key] = groups  # the scene that was used last is dropped last
+        group = next((group for group in groups if group.free()), None)
+        if group is None:
+            self._drop_idle_scenes(besides=key)
+            groups.append(group := Group(task.scene, self._size, self._phase))
+        row = group.free()[0]
+        group.place(row, task, initial_state)
+        place = self.places[slot] = Place(group, row, task, initial_state)
+        return place
+
+    def _drop_idle_scenes(self, besides: str) -> None:
+        idle = [
+            key
+            for key, groups in self._groups.items()
+            if key != besides and all(len(group.free()) == group.size for group in groups)
+        ]
+        for key in idle[: max(0, len(self._groups) - self._kept)]:
+            del self._groups[key]
+            self._tasks = {name: task for name, task in self._tasks.items() if task.scene.key != key}
+            self._on_drop(key)
+
+    def _place(self, slot: int) -> Place:
+        place = self.places[slot]
+        assert place is not None, f"slot {slot} idles"
+        return place
+
+    def run(
+        self, slots: Sequence[int] | np.ndarray, work: Callable[[Group, np.ndarray, np.ndarray], None]
+    ) -> None:
+        """Call `work(group, slots, rows)` for each group that has worlds of `slots`, side by side."""
+        parts: dict[int, tuple[Group, list[int], list[int]]] = {}
+        for slot in slots:
+            place = self._place(int(slot))
+            _, own, rows = parts.setdefault(id(place.group), (place.group, [], []))
+            own.append(int(slot))
+            rows.append(place.row)
+        # the longest first, so that the threads end together
+        jobs = sorted(parts.values(), key=lambda part: -len(part[1]))
+        calls = []
+        for group, own, rows in jobs:
+            order = np.argsort(rows)  # MuJoCo's batch wants them ascending
+            calls.append((group, np.array(own)[order], np.array(rows)[order]))
+        if self._pool is None or len(calls) == 1:
+            for call in calls:
+                work(*call)
+        else:
+            for done in [self._pool.submit(work, *call) for call in calls]:
+                done.result()
+
+    def observed(self, slots: Sequence[int]) -> np.ndarray:
+        """float32 [n, 8], as published policies read it: the hand's position (m) and axis-angle (rad), the
+        finger joints (m)."""
+        state = np.zeros((len(slots), STATE_DIM))
+        for i, slot in enumerate(slots):
+            place = self._place(slot)
+            group, row = place.group, place.row
+            state[i] = [
+                *group.hand_position[row],
+                *axis_angle(group.hand_quaternion[row]),
+                *group.fingers[row],
+            ]
+        return state.astype(np.float32)
+
+    def save(self, slot: int) -> dict[str, np.ndarray]:
+        """What a slot's task and initial state do not say about its world."""
+        place = self._place(slot)
+        return place.group.save(place.row)
+
+    def restore(self, slot: int, name: str, initial_state: int, saved: dict[str, np.ndarray]) -> None:
+        """Put a slot's world into a state that `save` gave."""
+        self.release([slot])
+        place = self._occupy(slot, name, initial_state)
+        place.group.restore(place.row, place.task, initial_state, saved)
+
+    def close(self) -> None:
+        """Stop the threads; harmless when called twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Axis times angle [3] of a quaternion (w, x, y, z); zero where it does not turn."""
+    w = min(max(quaternion[0], -1.0), 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if sine == 0.0 else quaternion[1:] * 2.0 * np.arccos(w) / sine

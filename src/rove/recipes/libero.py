@@ -1,0 +1,160 @@
+"""LIBERO: a tiny policy on a laptop, and OpenVLA-OFT 7B on GPUs in the setting of published RL results.
+
+That setting (SimpleVLA-RL, Li et al. 2025): groups of eight episodes from one initial state, nothing but
+success for a reward, groups without a difference left out and replaced, tokens weighted by one over their
+episode's length, asymmetric clipping, and sampling at temperature 1.6.
+"""
+
+from dataclasses import replace
+
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    EvaluationConfig,
+    LiberoConfig,
+    OptimConfig,
+    PlacementConfig,
+    RolloutConfig,
+    Run,
+    SFTConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
+from rove.recipes import recipe
+from rove.recipes.openvla import PUBLISHED
+from rove.recipes.tabletop import SIGHT, TINY
+
+PUBLISHED_GRPO = GRPO(
+    group_size=8,
+    clip_low=0.2,
+    clip_high=0.28,
+    keep_low=0.1,
+    keep_high=0.9,
+    max_rounds=4,
+    length_normalization=True,
+)
+"""Groups that all succeed or all fail teach nothing: up to four rollouts make up for them."""
+
+
+@recipe
+def libero_object_grpo() -> Run:
+    """GRPO on libero_object for a laptop: a tiny policy, 64 pixels, warmed up by scripted experts."""
+    return Run(
+        name="libero_object_grpo",
+        algorithm=replace(PUBLISHED_GRPO, ratio_level="action", max_rounds=1),
+        env=LiberoConfig(tasks="object", image_size=64, horizon=160),
+        policy=replace(TINY, temperature=1.6),
+        rollout=RolloutConfig(num_envs=32, chunk=8, chunks=20),
+        # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
+        sft=SFTConfig(
+            episodes=300,
+            smoothing=3.0,
+            steps=1000,
+            grounding=400,
+            grounding_steps=400,
+            optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
+        ),
+        training=TrainingConfig(
+            iterations=100,
+            batch=128,
+            micro_batch=128,
+            freeze=SIGHT,
+            optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=20),
+        ),
+        evaluation=EvaluationConfig(every=20, episodes=100, variant_episodes=0, num_envs=20),
+        placement=PlacementConfig(threads=0),
+    )
+
+
+@recipe
+def libero_object_ppo() -> Run:
+    """PPO on libero_object for a laptop: slots are refilled as episodes end, a critic in place of groups."""
+    base = libero_object_grpo()
+    return replace(
+        base,
+        name="libero_object_ppo",
+        algorithm=PPO(gamma=0.99, lam=0.95),
+        policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
+        rollout=RolloutConfig(num_envs=32, chunk=8, chunks=8),
+        training=replace(base.training, optim=replace(base.training.optim, value_lr=1e-3)),
+    )
+
+
+@recipe
+def libero_multitask_grpo() -> Run:
+    """GRPO on libero_object and libero_spatial at once, 20 tasks: one tiny policy, 64 pixels."""
+    base = libero_object_grpo()
+    assert base.sft is not None
+    return replace(
+        base,
+        name="libero_multitask_grpo",
+        env=replace(base.env, tasks="object,spatial", scenes=11),
+        sft=replace(base.sft, episodes=600, steps=2000, grounding=800),
+        training=replace(base.training, iterations=200),
+        evaluation=replace(base.evaluation, episodes=200),
+    )
+
+
+def _oft(name: str, tasks: str, horizon: int, checkpoint: str) -> Run:
+    """OpenVLA-OFT 7B with discrete tokens, LoRA, from a checkpoint that was warmed up on demonstrations.
+
+    One camera, pictures by OpenGL and all 50 initial states, as in published results.
+    """
+    return Run(
+        name=name,
+        algorithm=PUBLISHED_GRPO,
+        env=LiberoConfig(
+            tasks=tasks, image_size=256, wrist=False, horizon=horizon, protocol="published", renderer="gl"
+        ),
+        policy=replace(
+            PUBLISHED, checkpoint=checkpoint, center_crop=True, decoding="parallel", temperature=1.6
+        ),
+        rollout=RolloutConfig(num_envs=64, chunk=8, chunks=horizon // 8),
+        sft=None,
+        training=TrainingConfig(
+            iterations=300,
+            batch=512,
+            micro_batch=16,
+            gradient_checkpointing=True,
+            optim=OptimConfig(lr=2e-5),
+        ),
+        evaluation=EvaluationConfig(every=10, episodes=500, variant_episodes=0),
+    )
+
+
+@recipe
+def libero_spatial_oft() -> Run:
+    """GRPO on libero_spatial: OpenVLA-OFT 7B from one demonstration a task, LoRA."""
+    return _oft("libero_spatial_oft", "spatial", 240, "Haozhan72/Openvla-oft-SFT-libero-spatial-traj1")
+
+
+@recipe
+def libero_object_oft() -> Run:
+    """GRPO on libero_object: OpenVLA-OFT 7B from one demonstration a task, LoRA."""
+    return _oft("libero_object_oft", "object", 240, "Haozhan72/Openvla-oft-SFT-libero-object-traj1")
+
+
+@recipe
+def libero_goal_oft() -> Run:
+    """GRPO on libero_goal: OpenVLA-OFT 7B from one demonstration a task, LoRA."""
+    return _oft("libero_goal_oft", "goal", 320, "Haozhan72/Openvla-oft-SFT-libero-goal-traj1")
+
+
+@recipe
+def libero_10_oft() -> Run:
+    """GRPO on libero_10, the long tasks: OpenVLA-OFT 7B from one demonstration a task, LoRA."""
+    return _oft("libero_10_oft", "10", 512, "Haozhan72/Openvla-oft-SFT-libero10-traj1")
+
+
+@recipe
+def libero_90_oft() -> Run:
+    """GRPO on libero_90: OpenVLA-OFT 7B from a checkpoint that was warmed up on all 90 tasks, LoRA."""
+    return _oft("libero_90_oft", "90", 512, "RLinf/RLinf-OpenVLAOFT-LIBERO-90-Base-Lora")
+
+
+@recipe
+def libero_130_oft() -> Run:
+    """GRPO on all 130 tasks at once: one OpenVLA-OFT 7B, LoRA."""
+    run = _oft("libero_130_oft", "130", 512, "RLinf/RLinf-OpenVLAOFT-LIBERO-130-Base-Lora")
+    # 16 groups of other tasks in each rollout
+    return replace(run, rollout=replace(run.rollout, num_envs=128))

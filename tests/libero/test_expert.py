@@ -1,0 +1,141 @@
+"""Scripted experts: how they take hold, that they succeed, and what is written of it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from rove import cli
+from rove.config.schema import LiberoConfig
+from rove.envs import registry
+from rove.envs.base import Demonstrator, Grounder
+from rove.envs.libero import expert, package
+from rove.envs.libero.grasps import grasps
+from rove.errors import RoveError
+from rove.training.demonstrations import load
+from rove.types import EpisodeSpec
+
+SOUP = "object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+
+
+def make(tasks: str, num_envs: int = 2, **settings):
+    config = LiberoConfig(tasks=tasks, renderer="none", **settings)
+    return registry.make(config, num_envs=num_envs, chunk=8, autoreset="refill")
+
+
+def box(x: float, y: float, z: float) -> np.ndarray:
+    """Corners of a box on the ground, from its middle."""
+    return np.array([[i, j, k] for i in (-x, x) for j in (-y, y) for k in (-z, z)])
+
+
+def test_a_box_is_held_across_its_narrow_side():
+    along_x, along_y = grasps(box(0.06, 0.02, 0.01)), grasps(box(0.02, 0.06, 0.01))
+    assert along_x[0].yaw == pytest.approx(0.0)
+    assert abs(along_y[0].yaw) == pytest.approx(np.pi / 2)
+    np.testing.assert_allclose(along_x[0].point[:2], 0.0, atol=1e-9)
+    assert -0.01 < along_x[0].point[2] < 0.01, "between the table and the box's top"
+
+
+def test_what_is_tall_is_held_near_its_top():
+    held = grasps(box(0.02, 0.02, 0.08))[0].point[2]
+    assert 0.02 < held < 0.08
+
+
+def test_what_is_wide_and_hollow_is_held_by_its_edge():
+    around = np.linspace(0, 2 * np.pi, 73)
+    bowl = np.column_stack([0.055 * np.cos(around), 0.055 * np.sin(around), np.full(73, 0.05)])
+    foot = np.column_stack([0.02 * np.cos(around), 0.02 * np.sin(around), np.zeros(73)])
+    found = grasps(np.concatenate([bowl, foot]))
+    assert len(found) > 4
+    for grasp in found:
+        assert np.linalg.norm(grasp.point[:2]) == pytest.approx(0.055, abs=1e-3)
+        across = np.array([-np.sin(grasp.yaw), np.cos(grasp.yaw)])
+        assert abs(across @ grasp.point[:2]) == pytest.approx(0.055, abs=1e-3), "one finger inside"
+        assert abs(grasp.yaw) <= np.pi / 2 + 1e-9
+    np.testing.assert_allclose(found[0].point[:2], [0.0, 0.055], atol=1e-6)
+
+
+def test_which_tasks_have_an_expert():
+    for suite in ("spatial", "object"):
+        assert all(expert.has_expert(task) for task in package.tasks(suite))
+    lacking = {task for task in package.tasks("goal") if not expert.has_expert(task)}
+    assert lacking == {
+        "goal/open_the_middle_drawer_of_the_cabinet",
+        "goal/open_the_top_drawer_and_put_the_bowl_inside",
+        "goal/turn_on_the_stove",
+    }
+    assert set(package.tasks("90")) | set(package.tasks("goal")) > expert.UNREACHED, "they all exist"
+    with closing(make("goal")) as env:
+        with pytest.raises(RoveError, match=r"without a scripted expert.*Those that have one: goal/put_the"):
+            env.step_expert_chunk(0.0, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def soup():
+    with closing(make(SOUP)) as env:
+        yield env
+
+
+def test_the_expert_succeeds_and_a_restored_world_is_seen_as_it_is(soup):
+    assert isinstance(soup, Demonstrator) and isinstance(soup, Grounder)
+    episodes = [EpisodeSpec(SOUP, 3), EpisodeSpec(SOUP, 17)]
+    for _ in range(2):  # the second time from worlds that were settled before
+        soup.reset(episodes)
+        records, generator = [], np.random.default_rng(0)
+        while any(soup.specs):
+            actions, result = soup.step_expert_chunk(0.0, generator)
+            assert actions.shape == (2, 8, 7) and actions.abs().max() <= 1.0
+            assert torch.equal(result.executed, result.executed.cummin(1).values)
+            records += result.finished
+        assert all(record.success for record in records) and len(records) == 2
+        assert all(60 < record.length < 200 for record in records)
+
+
+def test_the_same_generator_gives_the_same_actions(soup):
+    def play(seed: int) -> torch.Tensor:
+        soup.reset([EpisodeSpec(SOUP, 3)])
+        generator = np.random.default_rng(seed)
+        return torch.stack([soup.step_expert_chunk(0.5, generator)[0] for _ in range(3)])
+
+    one, again, other = play(1), play(1), play(2)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_points_lie_in_the_picture_and_follow_the_hand(soup):
+    soup.reset([EpisodeSpec(SOUP, 3)])
+    before = soup.points()
+    assert before.shape == (2, 3, 2) and before[1].isnan().all(), "a slot that idles has no points"
+    assert ((before[0] >= 0) & (before[0] <= 128)).all()
+    actions = torch.zeros(2, 8, 7)
+    actions[0, :, 1] = 1.0  # to the robot's left, which a mirrored picture from in front shows on the left
+    soup.step_chunk(actions)
+    after = soup.points()
+    moved = after[0] - before[0]
+    assert moved[2].norm() > 5 and moved[:2].norm() < 1
+    assert abs(moved[2, 0]) > abs(moved[2, 1])
+
+
+def test_grounding_asks_for_all_that_could_be_asked_for():
+    with closing(make(f"{SOUP},object/pick_up_the_salad_dressing_and_place_it_in_the_basket")) as env:
+        pictures = env.ground([EpisodeSpec(SOUP, 0), EpisodeSpec(SOUP, 1)])
+    assert len(set(pictures.instruction)) == 2 and pictures.frame.tolist() == [0, 0, 1, 1]
+    assert not pictures.points.isnan().any() and not pictures.mask.any()
+    soup, dressing = pictures.points[0], pictures.points[1]
+    assert (soup[0] - dressing[0]).norm() > 3, "two things in two places"
+    assert torch.equal(soup[1:], dressing[1:]), "the same basket, the same hand"
+
+
+def test_collect_writes_successes_of_a_suite(tmp_path, capsys):
+    out = tmp_path / "d.npz"
+    settings = "--env.renderer none --env.image_size 32 --sft.episodes 2 --rollout.num_envs 2"
+    assert cli.main(["collect", f"libero:{SOUP}", "--out", str(out), *settings.split()]) == 0
+    said = capsys.readouterr().out
+    assert "alphabet_soup" in said and "all" in said and str(out) in said
+    made = load(out)
+    assert made.images.shape[1:] == (2, 32, 32, 3) and made.actions.shape[1:] == (8, 7)
+    assert made.state is not None and made.points is not None
+    assert set(made.instruction) == {"pick up the alphabet soup and place it in the basket"}
+    assert made.actions[..., 6].unique().tolist() == [-1.0, 1.0]
