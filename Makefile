@@ -12,10 +12,10 @@ PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test test-libero check format bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## Make .venv and install Rove into it
 
@@ -34,6 +34,9 @@ demo: $(INSTALLED)  ## Warm up, train by RL, evaluate before and after, write ru
 
 test: $(INSTALLED)  ## Run the tests; PYTEST_ARGS goes to pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-libero: $(INSTALLED)  ## Compare all of LIBERO with the stock environment; some minutes
+	LIBERO_FULL=1 $(BIN)/python -m pytest tests/libero $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## Lint, formatting, types
 	$(BIN)/ruff check .

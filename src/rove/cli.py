@@ -123,11 +123,16 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     judged = evaluate_checkpoint(
-        args.checkpoint, args.suite, args.tasks, args.variant, config, seed=args.seed
+        args.checkpoint,
+        args.suite,
+        args.tasks,
+        args.variant,
+        config,
+        seed=args.seed,
+        settings=settings,
+        out=args.out,
     )
-    print(report.table({args.checkpoint.name: judged}))
-    if args.out:
-        report.save(judged, args.out)
+    print(f"{report.task_table(judged)}\n\n{report.table({args.checkpoint.name: judged})}")
 
 
 def _report(args: argparse.Namespace, settings: list[str]) -> None:
@@ -286,10 +291,10 @@ COMMANDS: dict[str, Command] = {
         (
             Argument(
                 "checkpoint",
-                "a policy directory, e.g. runs/demo/sft",
+                "a policy directory, e.g. runs/demo/sft; or random",
                 {"type": Path, "metavar": "CHECKPOINT"},
             ),
-            Argument("--suite", "environment suite, e.g. tabletop", {"required": True}),
+            Argument("--suite", "environment suite, e.g. tabletop or libero:130", {"required": True}),
             Argument("--tasks", "a named set of tasks, or task ids separated by commas"),
             Argument(
                 "--variant", "a shifted variant; several separated by commas; or all", {"default": "none"}
@@ -303,8 +308,13 @@ COMMANDS: dict[str, Command] = {
                 "a file that registers the suite or the policy; may be given again",
                 {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
             ),
-            Argument("--out", "file for every episode's outcome, as JSON", {"type": Path}),
+            Argument(
+                "--out",
+                "file for every episode's outcome, as JSON; a stopped evaluation goes on from its journal",
+                {"type": Path},
+            ),
         ),
+        settings=True,
     ),
     "report": Command(
         _report,

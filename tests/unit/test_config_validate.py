@@ -8,16 +8,17 @@ from dataclasses import replace
 import pytest
 
 from rove.config import load as config
-from rove.config.schema import GRPO, Run, TabletopConfig, ValueHeadConfig
+from rove.config.schema import GRPO, LiberoConfig, Run, TabletopConfig, ValueHeadConfig
 from rove.config.validate import validate
 from rove.errors import RoveError
 
 GRPO_RUN = Run(name="grpo", algorithm=GRPO(), env=TabletopConfig(horizon=32))
 PPO_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "ppo", "--policy.value_head.level", "action"])
+LIBERO_RUN = replace(GRPO_RUN, env=LiberoConfig(horizon=32))
 VINE_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "vine"])
 
 
-@pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN, VINE_RUN])
+@pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN, VINE_RUN, LIBERO_RUN])
 def test_sound_runs_pass_unchanged(run):
     before = config.to_dict(run)
     validate(run)
@@ -47,6 +48,8 @@ def test_sound_runs_pass_unchanged(run):
             "level = 'action', but .*advantage_level = 'chunk'",
             0,
         ),
+        (LIBERO_RUN, "--env.wait -1", "expected a number at least 0", "--env.wait 0"),
+        (LIBERO_RUN, "--env.scenes 0", "expected a number at least 1", "--env.scenes 1"),
         (VINE_RUN, "--algorithm.branches 1", "nothing to compare", "--algorithm.branches 8"),
         (VINE_RUN, "--algorithm.spread_floor -1", "expected a number at least 0", None),
         (VINE_RUN, "--policy.value_head.level action", "vine sampling has no critic", 0),

@@ -31,6 +31,7 @@ def validate(run: Run) -> None:
 _AT_LEAST_ONE = (
     "env.image_size",
     "env.horizon",
+    "env.scenes",
     "rollout.num_envs",
     "rollout.chunk",
     "rollout.chunks",
@@ -65,6 +66,7 @@ _AT_LEAST_ZERO = (
     "algorithm.entropy_coef",
     "algorithm.kl_coef",
     "env.threads",
+    "env.wait",
     "placement.threads",
     "placement.stages",
     "placement.ahead",

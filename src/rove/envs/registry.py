@@ -56,6 +56,12 @@ def make(config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset) 
     return _module(config.kind).make(config, num_envs, chunk, autoreset)
 
 
+def published(kind: str, tasks: str | None) -> dict[str, Any]:
+    """Settings that published results of these tasks were obtained with, where tasks differ in them."""
+    say = getattr(_module(kind), "published", None)
+    return {} if say is None else say(tasks)
+
+
 def suite(config: EnvConfig) -> TaskSuite:
     """The tasks that `config` selects; builds no simulation."""
     return _module(config.kind).suite(config)

@@ -9,7 +9,7 @@ import torch
 
 from rove.envs.base import TaskSuite, VectorEnv
 from rove.errors import RoveError
-from rove.policies.base import Policy
+from rove.policies.base import Actor
 from rove.rollout.collect import act_rows, running, scatter
 from rove.types import EpisodeRecord, EpisodeSpec, EvalReport, Mode, Split
 
@@ -38,7 +38,7 @@ def episodes(
 
 def evaluate(
     env: VectorEnv,
-    policy: Policy,
+    policy: Actor,
     specs: Sequence[EpisodeSpec],
     *,
     decoding: Mode = "greedy",
@@ -48,20 +48,23 @@ def evaluate(
     about: dict | None = None,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
     on_frames: Callable[[EpisodeSpec, torch.Tensor], None] | None = None,
+    done: Iterable[EpisodeRecord] = (),
 ) -> EvalReport:
     """Run every episode of `specs` once, in a refill environment. Records come back in the order of `specs`.
 
-    With `on_frames(episode, frames)` every action is rendered, uint8 [n, H, W, 3], and handed over by chunk.
+    Episodes that are `done` already are not run again. With `on_frames(episode, frames)` every action is
+    rendered, uint8 [n, H, W, 3], and handed over by chunk.
     """
     if env.autoreset != "refill":
         raise RoveError("Evaluation walks a list: make the environment with autoreset='refill'.")
     began = time.perf_counter()
-    first = min(env.num_envs, len(specs))
+    records: dict[EpisodeSpec, EpisodeRecord] = {record.spec: record for record in done}
+    waiting = [spec for spec in specs if spec not in records]
+    first = min(env.num_envs, len(waiting))
     env.finals = "none"
     env.record(range(env.num_envs) if on_frames is not None else ())
-    observation = env.reset(specs[:first])
-    env.enqueue(specs[first:])
-    records: dict[EpisodeSpec, EpisodeRecord] = {}
+    observation = env.reset(waiting[:first])
+    env.enqueue(waiting[first:])
     while len(rows := running(env)):
         chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
         acting = env.specs

@@ -7,12 +7,12 @@ The JSON holds every episode, so any other grouping or interval can be computed 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rove.errors import RoveError
-from rove.evaluation.statistics import Rate, by, variant
+from rove.evaluation.statistics import Mean, Rate, by, family, task, variant
 from rove.types import EpisodeRecord, EpisodeSpec, EvalReport
 
 NAMES = {"sft": "SFT", "sft_continued": "SFT continued", "rl": "RL"}
@@ -101,7 +101,30 @@ def table(reports: Mapping[str, EvalReport]) -> str:
         ]
         for label, indent, cells in rows(reports)
     ]
-    lines = [["success, 95 % interval", *(NAMES.get(name, name) for name in reports), "episodes"], *body]
+    return _aligned([["success, 95 % interval", *(NAMES.get(n, n) for n in reports), "episodes"], *body])
+
+
+def task_table(report: EvalReport) -> str:
+    """Plain-text table of one evaluation without its shifts: each family of tasks (in LIBERO: each suite),
+    its tasks below it, then the mean of families, as LIBERO's results are published, and that of tasks."""
+    records = in_distribution(report)
+    families, tasks = by(records, family), by(records, task)
+    body = []
+    for name, rate in families.items():
+        body.append([name, str(rate), str(rate.trials)])
+        body += [
+            ["  " + label.partition("/")[2], str(own), str(own.trials)]
+            for label, own in tasks.items()
+            if label.startswith(f"{name}/")
+        ]
+    for label, rates in (("mean of families", families), ("mean of tasks", tasks)):
+        if len(rates) > 1:
+            body.append([label, str(Mean.of(list(rates.values()))), str(len(records))])
+    return _aligned([["task", "success, 95 % interval", "episodes"], *body])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, the first to the left, a rule below the heading."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(

@@ -8,6 +8,8 @@ approximation collapses to a point.
   Statistics in Medicine 17:873–890, method 10.
 - Newcombe, R. G. (1998b), "Improved confidence intervals for the difference between binomial proportions
   based on paired data", Statistics in Medicine 17:2635–2650, method 10.
+- Zou, G. Y., Donner, A. (2008), "Construction of confidence limits about effect measures: a general
+  approach", Statistics in Medicine 27:1693–1702: limits of a sum from those of its terms.
 """
 
 from __future__ import annotations
@@ -71,6 +73,29 @@ class Rate:
             return "–"
         low, high = self.interval
         return f"{self.rate:.1%} [{100 * low:.1f}, {100 * high:.1f}]".replace("%", " %")
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The plain mean of several success rates, each counting alike, in fractions, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(rates: Sequence[Rate]) -> Mean:
+        """Independent rates, each with at least one trial, else ValueError (Zou and Donner 2008)."""
+        if not rates or not all(rate.trials for rate in rates):
+            raise ValueError("the mean of success rates needs rates, each with at least one episode")
+        value = sum(rate.rate for rate in rates) / len(rates)
+        below = math.sqrt(sum((rate.rate - rate.interval[0]) ** 2 for rate in rates)) / len(rates)
+        above = math.sqrt(sum((rate.interval[1] - rate.rate) ** 2 for rate in rates)) / len(rates)
+        return Mean(value, value - below, value + above)
+
+    def __str__(self) -> str:
+        """Example: `"61.3 % [55.1, 67.2]"`."""
+        return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]".replace("%", " %")
 
 
 @dataclass(frozen=True, slots=True)

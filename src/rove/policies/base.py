@@ -60,15 +60,13 @@ def through(block: nn.Module, compute: Callable[..., Tensor], *args: Any) -> Ten
 
 
 @runtime_checkable
-class Policy(Protocol):
-    """A torch module that also answers these."""
+class Actor(Protocol):
+    """What acts: all of a policy that an evaluation needs."""
 
     chunk: int
     """C."""
     action_spec: ActionSpec
     """The convention of `ActionChunk.actions`."""
-    value_head: nn.Module | None
-    """The critic; None without one."""
 
     def act(
         self,
@@ -82,6 +80,14 @@ class Policy(Protocol):
         With `samples` = G that many for each row, [B, G, C, A]; the first is the one drawn without.
         """
         ...
+
+
+@runtime_checkable
+class Policy(Actor, Protocol):
+    """A torch module that also answers these."""
+
+    value_head: nn.Module | None
+    """The critic; None without one."""
 
     def evaluate(
         self,

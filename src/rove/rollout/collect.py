@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rove.envs.base import VectorEnv
 from rove.policies.actions import ActionConverter
-from rove.policies.base import Policy, SamplingNoise
+from rove.policies.base import Actor, SamplingNoise
 from rove.types import ActionChunk, ActionSpec, Observation
 
 
@@ -20,7 +20,7 @@ def running(env: VectorEnv) -> Tensor:
 
 
 def act_rows(
-    policy: Policy, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
+    policy: Actor, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
 ) -> ActionChunk:
     """Act for the running slots only; without a seed, greedily. R rows, in the environment's convention."""
     seen = observation if len(rows) == env.num_envs else observation.select(rows)
@@ -33,7 +33,7 @@ def act_rows(
 
 
 def act(
-    policy: Policy,
+    policy: Actor,
     action_spec: ActionSpec,
     observation: Observation,
     noise: SamplingNoise | None,

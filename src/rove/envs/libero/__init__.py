@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rove.config.schema import LiberoConfig
 from rove.envs.base import TaskSuite, VectorEnv
-from rove.envs.libero.suite import LiberoSuite
+from rove.envs.libero.suite import LiberoSuite, horizon
 from rove.types import Autoreset
 
 
@@ -18,3 +18,8 @@ def make(config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) 
 def suite(config: LiberoConfig) -> TaskSuite:
     """The entry point of `rove.envs.registry.suite`; imports no simulator."""
     return LiberoSuite(config)
+
+
+def published(tasks: str | None) -> dict[str, int]:
+    """The entry point of `rove.envs.registry.published`."""
+    return {"horizon": horizon(tasks or LiberoConfig().tasks)}

@@ -183,11 +183,26 @@ class Controller:
         error = np.concatenate([position - now.position, turn], axis=1)
         wanted = (STIFFNESS * error - DAMPING * velocity)[..., None]
         posture = (POSTURE_STIFFNESS * (POSTURE - now.q) - POSTURE_DAMPING * now.qd)[..., None]
-        a = j @ np.linalg.solve(now.mass, jt)
-        wrench = -np.linalg.solve(a, j @ posture)
-        wrench[:, :3] += np.linalg.solve(a[:, :3, :3], wanted[:, :3])
-        wrench[:, 3:] += np.linalg.solve(a[:, 3:, 3:], wanted[:, 3:])
+        a = j @ _solve(now.mass, jt)
+        wrench = -_solve(a, j @ posture)
+        wrench[:, :3] += _solve(a[:, :3, :3], wanted[:, :3])
+        wrench[:, 3:] += _solve(a[:, 3:, 3:], wanted[:, 3:])
         return (jt @ wrench + now.mass @ posture)[..., 0] + bias
+
+
+def _solve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Solutions of n linear systems; zero for one that has none, as of a world that has diverged."""
+    try:
+        return np.linalg.solve(a, b)
+    except np.linalg.LinAlgError:
+        return np.stack([_solve_one(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def _solve_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.solve(a, b)
+    except np.linalg.LinAlgError:
+        return np.zeros_like(b)
 
 
 def _rotation(turn: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
@@ -62,6 +63,7 @@ class LiberoEnv:
             from rove.envs.libero.pictures import Pictures
 
             self._pictures = Pictures(config, self._cameras, num_envs, threads)
+        scenes.prepare(self.suite.tasks, lambda task: print(f"Compiled {task}.", file=sys.stderr))
         self.worlds = Worlds(
             num_envs,
             threads,

