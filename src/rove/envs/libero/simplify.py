@@ -2,7 +2,7 @@
 
 Positions are simplified by quadric error metrics (Garland and Heckbert 1997, in the `fast-simplification`
 package). Texture coordinates and normals of a face that is left are those of the original corner nearest to
-where its corner came to lie, on the same piece of the texture: so that texture does not slide.
+where its corner came to lie, so that the texture does not slide.
 """
 
 from __future__ import annotations
@@ -45,13 +45,21 @@ def simplify(corners: Corners, faces: int) -> Corners:
             "Drawing LIBERO needs fast-simplification, which is not installed. Install it: pip install "
             "'rove[libero]'"
         ) from error
-    points, index = distinct(corners.position)
+    # Where the texture is cut, a corner is two: the border of each piece stays as it is.
+    textured = bool(corners.uv.any())
+    rows, index = distinct(np.concatenate([corners.position, corners.uv], axis=1))
+    points = rows[:, :3]
     triangles = index.reshape(-1, 3).astype(np.int32)
     solid = _solid(triangles)
     if faces > _TRIED * solid.sum():
         return corners
     collapses = fast.simplify(
-        points, triangles[solid], target_count=faces, agg=_CAUTION, return_collapses=True
+        points,
+        triangles[solid],
+        target_count=faces,
+        agg=_CAUTION,
+        return_collapses=True,
+        preserve_border=textured,
     )[-1]
     new_points, _, moved = fast.replay_simplification(points, triangles[solid], collapses)
     new = moved[triangles]
@@ -74,11 +82,10 @@ def _dress(
     kept: np.ndarray,
 ) -> Corners:
     """Normals and texture coordinates for the triangles that are left."""
-    chart = np.repeat(_charts(corners, index), 3)
-    group = moved[index] * np.int64(chart.max() + 1) + chart
+    group = moved[index]
     order = np.argsort(group, kind="stable")
     ordered = group[order]
-    # For each corner that is left, all original corners that came to lie there, on its piece of texture.
+    # For each corner that is left, all original corners that came to lie there.
     wanted = np.flatnonzero(np.repeat(kept, 3))
     start = np.searchsorted(ordered, group[wanted], "left")
     count = np.searchsorted(ordered, group[wanted], "right") - start
@@ -94,23 +101,6 @@ def _dress(
     best = np.lexsort((far + turned, owner))[np.cumsum(count) - count]
     chosen = member[best]
     return Corners(place, corners.normal[chosen], corners.uv[chosen])
-
-
-def _charts(corners: Corners, index: np.ndarray) -> np.ndarray:
-    """int [F]: which connected piece of the texture a triangle lies on."""
-    if not corners.uv.any():
-        return np.zeros(len(corners), np.int64)
-    _, corner = distinct(np.concatenate([index[:, None], corners.uv], axis=1))
-    label = np.arange(corner.max() + 1)
-    triangles = corner.reshape(-1, 3)
-    while True:  # the least label spreads over neighbours; pointers double its pace
-        least = label[triangles].min(1)
-        spread = label.copy()
-        np.minimum.at(spread, triangles.ravel(), np.repeat(least, 3))
-        spread = spread[spread]
-        if (spread == label).all():
-            return np.unique(label[triangles[:, 0]], return_inverse=True)[1].ravel()
-        label = spread
 
 
 def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,7 +148,7 @@ def _corners(model: mujoco.MjModel, geom: int) -> Corners:
     if kind == Mesh:
         position, normal, uv = _mesh(model, int(model.geom_dataid[geom]))
         if uv is not None:
-            return Corners(position, normal, uv)
+            return Corners(position, normal, uv if texture >= 0 else np.zeros_like(uv))
         unit = position
     else:
         position, normal = _solid(kind, size, model)
