@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.libero import pictures
 
 from rove.errors import RoveError
-from tests.libero import pictures
 
 GL, WARP = 0.5, 6.0
 """Grey levels, mean absolute difference."""

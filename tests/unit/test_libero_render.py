@@ -176,7 +176,7 @@ def test_a_shape_that_cannot_be_drawn_is_named() -> None:
 def test_gl_without_a_library_names_the_fix(square: mujoco.MjModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl_renderer.ctypes.util, "find_library", lambda name: None)
-    with pytest.raises(RoveError, match=r"no EGL or OSMesa library.*apt install.*env\.renderer=warp"):
+    with pytest.raises(RoveError, match=r"no EGL or OSMesa library.*apt install.*--env\.renderer warp"):
         Renderer(square, 1, cameras=("above",), size=16, backend="gl")
 
 

@@ -17,7 +17,7 @@ from rove.errors import RoveError
 
 _FIX = (
     "Install one (Debian, Ubuntu: apt install libegl1 libgl1, or libosmesa6), choose with MUJOCO_GL=egl or "
-    "MUJOCO_GL=osmesa, or draw without OpenGL: env.renderer=warp."
+    "MUJOCO_GL=osmesa, or draw without OpenGL: --env.renderer warp."
 )
 
 
