@@ -1,4 +1,4 @@
-"""What the LIBERO tests share: the package, or a reason to skip; a cache of compiled scenes."""
+"""What the LIBERO tests share: the package, or a reason to skip; NumPy's own rounding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 # Before anything imports numba: it rounds otherwise than NumPy.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
-os.environ["MUJOCO_GL"] = "disable"
-os.environ.setdefault("ROVE_CACHE", str(Path(__file__).resolve().parents[2] / "build" / "cache"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -158,21 +158,23 @@ def test_eval_imports_files_and_hands_on_what_was_given(monkeypatch, capsys, tmp
     from rove.config.schema import EvaluationConfig
     from rove.evaluation import report
 
-    made, imported, saved = [], [], []
+    made, imported = [], []
     monkeypatch.setattr(recipes, "import_file", imported.append)
     monkeypatch.setattr(report, "table", lambda reports: f"table of {', '.join(reports)}")
-    monkeypatch.setattr(report, "save", lambda judged, path: saved.append((judged, path)))
+    monkeypatch.setattr(report, "task_table", lambda judged: f"tasks of {judged}")
     fake(
         monkeypatch,
         "rove.evaluation.checkpoint",
         evaluate_checkpoint=lambda *args, **kwargs: made.append((args, kwargs)) or "judged",
     )
     words = "eval runs/x/sft --suite reach --import mine.py --episodes 5 --variant all --out a.json"
+    words += " --env.horizon 8"
     assert cli.main(words.split()) == 0
     config = EvaluationConfig(episodes=5)
-    assert made == [((Path("runs/x/sft"), "reach", None, "all", config), {"seed": 0})]
-    assert (imported, saved) == ([Path("mine.py")], [("judged", Path("a.json"))])
-    assert capsys.readouterr().out.strip() == "table of sft"
+    options = {"seed": 0, "settings": ["--env.horizon", "8"], "out": Path("a.json")}
+    assert made == [((Path("runs/x/sft"), "reach", None, "all", config), options)]
+    assert imported == [Path("mine.py")]
+    assert capsys.readouterr().out.split("\n\n") == ["tasks of judged", "table of sft\n"]
 
 
 @pytest.mark.parametrize(("status", "code"), [("missing", 0), ("error", 1)])

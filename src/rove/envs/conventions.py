@@ -70,7 +70,8 @@ def _tabletop(name: str) -> Conventions:
 
 _KNOWN: dict[str, Callable[[str], Conventions]] = {
     "tabletop": _tabletop,
-    "libero[:_]*": _libero,
+    "libero_*": _libero,
+    "libero:*": _libero,
     "maniskill*": _maniskill,
 }
 """Suite name, with `*`, to its conventions."""

@@ -7,6 +7,7 @@ each task its initial states, where each of the published resets puts the fixtur
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import types
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +249,10 @@ def _threshold(test: Callable[[float], bool], limits: list[float]) -> tuple[str,
 # --- the process ----------------------------------------------------------------------------------
 
 
-def _do_without_pictures() -> None:
-    """Keep robosuite from loading OpenCV and OpenGL, which many a machine lacks libraries for."""
-    sys.modules["cv2"] = types.ModuleType("cv2")
-    os.environ["MUJOCO_GL"] = "disable"
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
+    """Import robosuite in here, and it loads neither OpenCV nor OpenGL, which many a machine has no libraries
+    for; nor does it open a log file in /tmp, which may be another user's."""
     package = importlib.util.find_spec("robosuite")
     assert package is not None and package.submodule_search_locations
     path = Path(package.submodule_search_locations[0]) / "macros.py"
@@ -259,15 +260,25 @@ def _do_without_pictures() -> None:
     assert spec is not None and spec.loader is not None
     macros = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(macros)
-    macros.MUJOCO_GPU_RENDERING = False
-    macros.FILE_LOGGING_LEVEL = None  # else it opens a file in /tmp, which may be another user's
+    macros.MUJOCO_GPU_RENDERING, macros.FILE_LOGGING_LEVEL = False, None
+    opencv, display = sys.modules.get("cv2"), os.environ.get("MUJOCO_GL")
+    sys.modules["cv2"], os.environ["MUJOCO_GL"] = types.ModuleType("cv2"), "disable"
+    try:
+        yield
+    finally:
+        del sys.modules["cv2"], os.environ["MUJOCO_GL"]
+        if opencv is not None:
+            sys.modules["cv2"] = opencv
+        if display is not None:
+            os.environ["MUJOCO_GL"] = display
 
 
 def main() -> None:
     """Read {"folder": …, "tasks": [[task, …] …]} from standard input; print a task's name when it is done."""
     request = json.load(sys.stdin)
     answers, sys.stdout = sys.stdout, sys.stderr  # robosuite and LIBERO print
-    _do_without_pictures()
+    with without_pictures():
+        import libero.libero.envs.env_wrapper  # noqa: F401
     for task in request["tasks"]:
         build(task, Path(request["folder"]))
         print(task, file=answers, flush=True)
