@@ -50,8 +50,8 @@ class LiberoConfig:
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
     on all 50, as published numbers were obtained."""
     renderer: Literal["warp", "gl", "none"] = "warp"
-    """MuJoCo Warp's ray tracer; OpenGL, the way the pictures of published checkpoints were made; or black
-    pictures, for who looks at states only."""
+    """A rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints were made;
+    or black pictures, for who looks at states only."""
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
     scenes: int = 4

@@ -26,7 +26,7 @@ class Frame:
     light_xdir: np.ndarray
     """[n, nlight, 3], unit vectors."""
     burner_xpos: np.ndarray
-    """[n, b, 3]: the sites that `soup.burners` names."""
+    """[n, b, 3]: the sites that the renderer was made with as burners."""
     burner_xmat: np.ndarray
     """[n, b, 3, 3]."""
     lit: np.ndarray

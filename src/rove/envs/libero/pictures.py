@@ -10,6 +10,7 @@ import numpy as np
 from mujoco.batch import Batch
 
 from rove.config.schema import LiberoConfig
+from rove.envs.libero import fingerprint
 from rove.envs.libero.frame import Frame
 from rove.envs.libero.predicates import COMPARISONS
 from rove.envs.libero.render import Renderer
@@ -47,6 +48,7 @@ class _Scene:
             capacity,
             cameras=cameras,
             size=config.image_size,
+            burners=self._sites.tolist(),
             backend=config.renderer,
             device="cpu",
             threads=threads,
@@ -102,6 +104,8 @@ class Pictures:
     """Draws any worlds; keeps a renderer for each scene that it has drawn, until the scene is dropped."""
 
     def __init__(self, config: LiberoConfig, cameras: Sequence[str], num_envs: int, threads: int) -> None:
+        assert config.renderer != "none"
+        fingerprint.check(config.renderer)
         self._config, self._cameras = config, cameras
         self._capacity, self._threads = min(num_envs, LARGEST), threads
         self._scenes: dict[str, _Scene] = {}

@@ -1,21 +1,27 @@
-"""RGB pictures of one model from MuJoCo Warp's ray tracer."""
+"""RGB pictures of one model, by either of two renderers."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import mujoco
-import mujoco_warp
 import numpy as np
-import warp as wp
 
 from rove.envs.libero.frame import Frame
+from rove.errors import RoveError
+
+Backend = Literal["warp", "gl"]
 
 
 class Renderer:
-    """Draws up to `capacity` worlds of one model."""
+    """Draws up to `capacity` worlds of one model.
+
+    "warp" is a rasteriser of our own on Warp, on CPU or CUDA, that shades as MuJoCo's OpenGL renderer does;
+    "gl" is that renderer, for pictures exactly as published checkpoints were trained on.
+    """
 
     def __init__(
         self,
@@ -24,41 +30,45 @@ class Renderer:
         *,
         cameras: Sequence[str],
         size: int,
-        backend: Literal["warp", "gl"] = "warp",
+        burners: Sequence[int] = (),
+        backend: Backend = "warp",
         device: str = "cpu",
         threads: int = 1,
     ) -> None:
-        self.size, self.device = size, device
-        self._cameras = [model.camera(name).id for name in cameras]
-        with wp.ScopedDevice(device):
-            self._model = mujoco_warp.put_model(model)
-            self._data = mujoco_warp.make_data(model, nworld=capacity)
-            self._context = mujoco_warp.create_render_context(
-                model,
-                nworld=capacity,
-                cam_res=(size, size),
-                cam_active=[i in self._cameras for i in range(model.ncam)],
-                render_rgb=True,
-                render_depth=False,
-                use_shadows=False,
-                enabled_geom_groups=[1, 2],
-            )
+        """`burners` are the sites that `Frame.lit` speaks of; `threads` are used on CPU by "warp"."""
+        self._shape = (len(cameras), size, size, 3)
+        self._capacity = capacity
+        threads = max(1, min(threads, capacity)) if device == "cpu" else 1
+        self._pool = None
+        if backend == "gl":
+            from rove.envs.libero.gl_renderer import GLRenderer
+
+            self._drawer = GLRenderer(model, cameras=cameras, size=size, burners=burners)
+            return
+        from rove.envs.libero.warp_renderer import WarpRenderer
+
+        self._drawer = WarpRenderer(
+            model,
+            cameras=cameras,
+            size=size,
+            burners=burners,
+            capacity=capacity,
+            lanes=threads,
+            device=device,
+        )
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
 
     def render(self, frame: Frame) -> np.ndarray:
-        """uint8 [n, cameras, size, size, 3], top row first."""
-        n = len(frame)
-        with wp.ScopedDevice(self.device):
-            for name in ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir"):
-                target = getattr(self._data, name)
-                values = np.ascontiguousarray(getattr(frame, name), np.float32)
-                wp.copy(target, wp.array(values, dtype=target.dtype, device="cpu"), count=n * target[0].size)
-            self._data.nworld = n
-            mujoco_warp.refit_bvh(self._model, self._data, self._context)
-            mujoco_warp.render(self._model, self._data, self._context)
-            packed = self._context.rgb_data.numpy()[:n]
-        pixels = packed.view(np.uint8).reshape(n, len(self._cameras), self.size, self.size, 4)
-        order = np.argsort(np.argsort(self._cameras))  # the context draws them by number
-        return pixels[:, order][..., 2::-1]
+        """uint8 [n, cameras, size, size, 3], a fresh array: top row first, not mirrored."""
+        if len(frame) > self._capacity:
+            raise RoveError(f"render got {len(frame)} worlds; this renderer draws up to {self._capacity}.")
+        image = np.empty((len(frame), *self._shape), np.uint8)
+        self._drawer.draw(frame, image, self._pool)
+        return image
 
     def close(self) -> None:
-        """Nothing outlives the object."""
+        """Stop the threads and free the context; harmless when called twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._drawer.close()

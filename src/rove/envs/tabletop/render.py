@@ -8,7 +8,6 @@ renderers of equal size, one to a thread. A renderer draws only as many worlds a
 # (MuJoCo's compiled modules have no type stubs, and Warp kernels are not Python)
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -20,26 +19,12 @@ from rove.errors import RoveError
 try:
     import mujoco_warp
     import warp as wp
+
+    import rove.envs.quiet_warp  # noqa: F401
 except ImportError as error:
     raise RoveError(
         "The tabletop suite needs MuJoCo Warp, which is not installed. Install it: pip install mujoco-warp"
     ) from error
-
-
-def _start_warp() -> None:
-    """Start Warp without its greeting, and without its note on a machine that has no CUDA driver."""
-    wp.config.log_level = wp.LOG_ERROR
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        wp.init()
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
-
-
-_start_warp()
 
 
 @wp.kernel
