@@ -65,6 +65,7 @@ _AT_LEAST_ZERO = (
     "algorithm.entropy_coef",
     "algorithm.kl_coef",
     "env.threads",
+    "env.workers",
     "placement.threads",
     "placement.stages",
     "placement.ahead",
