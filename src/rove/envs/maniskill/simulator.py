@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ def load() -> Any:
         import mani_skill.envs  # registers
     except ModuleNotFoundError as error:
         raise RoveError(f"ManiSkill needs the package {error.name!r}. Install it: {INSTALL}") from error
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of its own robots
     # It collects garbage whenever it clears a scene, which takes longer than all else: `restart` does, sometimes.
     mani_skill.envs.sapien_env.gc = SimpleNamespace(collect=lambda: 0)
     if Path(mani_skill.ASSET_DIR) != folder / "data":

@@ -69,6 +69,8 @@ class PutOnPlate(BaseEnv):
         self._data = data
         self._size = (height, width)
         self._settles = settle
+        self.everything = False
+        """Also build, and park, what an episode does not use."""
         self.scenes: list[Scene | None] = [None] * options.get("num_envs", 1)
         super().__init__(
             robot_uids=WidowX250SBridgeDatasetFlatTable, obs_mode="rgb+segmentation", reward_mode="none", **options
@@ -124,7 +126,7 @@ class PutOnPlate(BaseEnv):
         }
         # On a GPU nothing can be added later, so all there is; else what the episode uses.
         scenes = options.get("scenes", ())
-        everything = self._sim_device.is_cuda()
+        everything = self.everything or self._sim_device.is_cuda()
         self._built = {
             group: {
                 index: self._build(group, index)
