@@ -166,7 +166,9 @@ def put_on_plate(chunks: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chunks", type=int, default=8, help="chunks of 8 actions an episode")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -178,7 +180,11 @@ def main() -> None:
 
     before |= {"mani_skill": mani_skill.__version__, "sapien": sapien.__version__, "torch": torch.__version__}
     pairs = [stock(args.chunks, args.repeats), put_on_plate(args.chunks, args.repeats)]
-    print(json.dumps({"benchmark": "ManiSkill steps", "chunk": CHUNK, "machine": before, "pairs": pairs}, indent=2))
+    print(
+        json.dumps(
+            {"benchmark": "ManiSkill steps", "chunk": CHUNK, "machine": before, "pairs": pairs}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -123,11 +123,20 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     judged = evaluate_checkpoint(
-        args.checkpoint, args.suite, args.tasks, args.variant, config, seed=args.seed
+        args.checkpoint, args.suite, args.tasks, args.variant, config, settings, seed=args.seed
     )
-    print(report.table({args.checkpoint.name: judged}))
+    print(report.table(report.once_and_at_end(args.checkpoint.name, judged), judged.about.get("published")))
     if args.out:
         report.save(judged, args.out)
+
+
+def _assets(args: argparse.Namespace, settings: list[str]) -> int:
+    from rove.envs import downloads
+    from rove.findings import table
+
+    findings = downloads.fetch(args.suite, only_check=args.check, say=print)
+    print(table(findings))
+    return 1 if any(f.status in ("error", "missing") for f in findings) else 0
 
 
 def _report(args: argparse.Namespace, settings: list[str]) -> None:
@@ -289,7 +298,9 @@ COMMANDS: dict[str, Command] = {
                 "a policy directory, e.g. runs/demo/sft",
                 {"type": Path, "metavar": "CHECKPOINT"},
             ),
-            Argument("--suite", "environment suite, e.g. tabletop", {"required": True}),
+            Argument(
+                "--suite", "environment suite, e.g. tabletop or maniskill:PickCube-v1", {"required": True}
+            ),
             Argument("--tasks", "a named set of tasks, or task ids separated by commas"),
             Argument(
                 "--variant", "a shifted variant; several separated by commas; or all", {"default": "none"}
@@ -304,6 +315,15 @@ COMMANDS: dict[str, Command] = {
                 {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
             ),
             Argument("--out", "file for every episode's outcome, as JSON", {"type": Path}),
+        ),
+        settings=True,
+    ),
+    "assets": Command(
+        _assets,
+        "download what a suite needs, check it, and say what is missing",
+        (
+            Argument("suite", "maniskill", {"metavar": "SUITE"}),
+            Argument("--check", "say what is there, and download nothing", {"action": "store_true"}),
         ),
     ),
     "report": Command(

@@ -65,7 +65,9 @@ def _why(cls: type, error: Exception) -> str:
     if any(word in text.lower() for word in ("vulkan", "render", "device", "vk::")):
         finding = vulkan.finding()
         return f"{cls.__name__} cannot render: {text}. Vulkan: {finding.detail}. {finding.fix}".strip()
-    return f"{cls.__name__} cannot be made: {text}. Assets are looked for below {assets.root()}; {assets.FIX}."
+    return (
+        f"{cls.__name__} cannot be made: {text}. Assets are looked for below {assets.root()}; {assets.FIX}."
+    )
 
 
 _COLLECT_EVERY = 32

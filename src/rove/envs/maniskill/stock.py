@@ -43,7 +43,11 @@ HELD_OUT, TRAIN = 4096, 1 << 16
 """Seeds of each split."""
 
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_NAMES = {"pd_ee_delta_pose": _POSE, "pd_ee_target_delta_pose": _POSE, "pd_ee_delta_pos": (*_POSE[:3], "gripper")}
+_NAMES = {
+    "pd_ee_delta_pose": _POSE,
+    "pd_ee_target_delta_pose": _POSE,
+    "pd_ee_delta_pos": (*_POSE[:3], "gripper"),
+}
 
 
 def instruction(task: str) -> str:
@@ -126,7 +130,9 @@ class StockTask:
                 **options
                 | {
                     "num_envs": num_envs,
-                    "obs_mode": "rgb+segmentation" if "rgb+segmentation" in registered.cls.SUPPORTED_OBS_MODES else "rgb",
+                    "obs_mode": "rgb+segmentation"
+                    if "rgb+segmentation" in registered.cls.SUPPORTED_OBS_MODES
+                    else "rgb",
                     "control_mode": config.control_mode,
                     "sim_backend": sim,
                     "render_backend": render,
@@ -165,7 +171,9 @@ class StockTask:
 
     def _dense(self, env: Any, action: Tensor, info: dict[str, Any]) -> Tensor:
         try:
-            return env.compute_normalized_dense_reward(obs=None, action=action.to(env.device), info=info).float()
+            return env.compute_normalized_dense_reward(
+                obs=None, action=action.to(env.device), info=info
+            ).float()
         except NotImplementedError:
             raise RoveError(f"{self.id} has no dense reward: set --env.reward sparse.") from None
 

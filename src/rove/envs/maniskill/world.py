@@ -65,7 +65,9 @@ Choose = Callable[[int, int], np.ndarray]
 class World:
     """n rows of one task; `task` says what it is."""
 
-    def __init__(self, task: Task, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]) -> None:
+    def __init__(
+        self, task: Task, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]
+    ) -> None:
         self.task, self.num_envs, self.horizon = task, num_envs, horizon
         self.env = task.make(num_envs)
         self.action_spec = action_spec(self.env)

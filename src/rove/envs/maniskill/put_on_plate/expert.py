@@ -22,7 +22,7 @@ CLEARANCE = 0.045
 CLOSED = 0.0165
 """Position of a finger that has closed on nothing, metres."""
 DEEP = 0.030
-"""How far down the fingertips reach past the object's top, at most."""
+"""How far the fingertips reach down past the top of an object before the palm lies on it, metres."""
 OPEN, CLOSE = 1.0, -1.0
 _ANGLES = np.linspace(0.0, np.pi, 24, endpoint=False)
 
@@ -69,7 +69,7 @@ def grasp(points: np.ndarray, centre: np.ndarray, now: float) -> Grasp:
     `now` is the angle that the fingers have, from which a turn costs a little.
     """
     top, bottom = float(points[:, 2].max()), float(points[:, 2].min())
-    tip = max(bottom + 0.004, min((top + bottom) / 2 - 0.012, top - 0.008), top - 2 * DEEP)
+    tip = max(bottom + 0.004, min((top + bottom) / 2 - 0.012, top - 0.008), top - DEEP)
     band = points[(points[:, 2] > tip - 0.004) & (points[:, 2] < tip + 0.030), :2]
     band = band if len(band) > 20 else points[:, :2]
     best = None
@@ -91,13 +91,8 @@ def _turn(angle: float, now: float) -> float:
     return (angle - now + np.pi / 2) % np.pi - np.pi / 2
 
 
-@cache
-def _tip_offset(urdf: str) -> float:
-    """Metres from the end effector's frame to the fingertips, along the way the hand points."""
-    return TIP
-
-
 TIP = 0.012
+"""From the end effector's frame to the fingertips, along the way the hand points, metres."""
 
 
 class _Hand(NamedTuple):
@@ -164,7 +159,7 @@ def _reach(hand: _Hand, hold: Grasp) -> tuple[np.ndarray, float, float]:
     if low and off < 0.020:
         return np.array([*hand.wanted[:2], max(hold.place[2], TABLE + 0.004)]), 0.0, CLOSE
     deep = hand.place[2] < hold.top + 0.005
-    if off < 0.010 and abs(turn) < 0.12 or deep and off < 0.02:
+    if (off < 0.010 and abs(turn) < 0.12) or (deep and off < 0.02):
         return hold.place, 0.0 if deep else turn, OPEN
     if deep:
         return np.array([*hand.wanted[:2], above[2]]), 0.0, OPEN

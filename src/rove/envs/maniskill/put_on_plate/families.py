@@ -73,9 +73,7 @@ def _family(name: str, train: Part, test: Part | None = None, **options) -> Fami
 
 
 def _vision(name: str, effect: Literal["texture", "whole"], strength: float) -> Family:
-    return _family(
-        name, Part(), Part(extras=range(1, 17)), extra="texture", effect=effect, strength=strength
-    )
+    return _family(name, Part(), Part(extras=range(1, 17)), extra="texture", effect=effect, strength=strength)
 
 
 _MAIN = _family("Main-v3", Part(), Part(objects=_UNSEEN_OBJECTS, tables=_UNSEEN_TABLES))
@@ -107,9 +105,7 @@ FAMILIES: dict[str, Family] = {
         _family(
             "MultiPlate-v1",
             Part(tables=range(21), extras=range(16), places="triples_receptacle"),
-            Part(
-                receptacles=range(1, 17), tables=range(21), extras=range(15), places="triples_receptacle"
-            ),
+            Part(receptacles=range(1, 17), tables=range(21), extras=range(15), places="triples_receptacle"),
             extra="receptacle",
             heights=(1.0, 0.92, 0.96),
             settled_heights=(1.0, 0.92, 0.96),

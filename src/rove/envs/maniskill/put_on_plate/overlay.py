@@ -23,7 +23,9 @@ HEIGHT, WIDTH = 480, 640
 def _table_files(folder: Path) -> list[tuple[Path, Path]]:
     """Photo and texture of each table."""
     tables = json.loads((folder / "model_db.json").read_text())
-    return [(folder / "imgs" / name, folder / "textures" / about["texture"]) for name, about in tables.items()]
+    return [
+        (folder / "imgs" / name, folder / "textures" / about["texture"]) for name, about in tables.items()
+    ]
 
 
 @cache

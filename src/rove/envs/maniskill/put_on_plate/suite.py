@@ -88,7 +88,11 @@ class PutOnPlateSuite:
     published = PUBLISHED
 
     def __init__(
-        self, tasks: tuple[str, ...], objects: tuple[int, ...] = (), tables: tuple[int, ...] = (), settle: bool = False
+        self,
+        tasks: tuple[str, ...],
+        objects: tuple[int, ...] = (),
+        tables: tuple[int, ...] = (),
+        settle: bool = False,
     ) -> None:
         self.vocabulary = catalog.vocabulary()
         self._limits = (objects, tables, settle)
@@ -100,7 +104,10 @@ class PutOnPlateSuite:
         names = tuple(name.strip() for name in config.tasks.split(",") if name.strip())
         if not names or len(set(names)) != len(names):
             raise RoveError(f"env.tasks = {config.tasks!r}: task ids separated by commas, each once.")
-        for name, chosen, size in (("objects", config.objects, 25), ("tables", config.tables, catalog.TABLES)):
+        for name, chosen, size in (
+            ("objects", config.objects, 25),
+            ("tables", config.tables, catalog.TABLES),
+        ):
             if bad := [i for i in chosen if not 0 <= i < size]:
                 raise RoveError(f"env.{name} = {bad[0]}: expected numbers 0..{size - 1}.")
         return PutOnPlateSuite(names, config.objects, config.tables, config.settle)
@@ -120,7 +127,9 @@ class PutOnPlateSuite:
         if episode.variant == "none":
             return self._spaces(episode.task)
         if episode.variant not in VARIANTS:
-            raise RoveError(f"Unknown variant {episode.variant!r}. {nearest(episode.variant, ('none', *VARIANTS))}")
+            raise RoveError(
+                f"Unknown variant {episode.variant!r}. {nearest(episode.variant, ('none', *VARIANTS))}"
+            )
         return self._spaces(VARIANTS[episode.variant][1])
 
     def scene(self, episode: EpisodeSpec) -> Scene:

@@ -73,7 +73,10 @@ class PutOnPlate(BaseEnv):
         """Also build, and park, what an episode does not use."""
         self.scenes: list[Scene | None] = [None] * options.get("num_envs", 1)
         super().__init__(
-            robot_uids=WidowX250SBridgeDatasetFlatTable, obs_mode="rgb+segmentation", reward_mode="none", **options
+            robot_uids=WidowX250SBridgeDatasetFlatTable,
+            obs_mode="rgb+segmentation",
+            reward_mode="none",
+            **options,
         )
 
     # --- the scene ----------------------------------------------------------------------
@@ -121,7 +124,9 @@ class PutOnPlate(BaseEnv):
         builder.build_static(name="arena")
         self.__dict__.pop("_kept_ids", None)
         self._models = {
-            group: list(json.loads((self._data / "tasks/carrot" / group / "model_db.json").read_text()).items())
+            group: list(
+                json.loads((self._data / "tasks/carrot" / group / "model_db.json").read_text()).items()
+            )
             for group in _PARKED_AT
         }
         # On a GPU nothing can be added later, so all there is; else what the episode uses.
@@ -216,7 +221,9 @@ class PutOnPlate(BaseEnv):
                 self.scene.step()
             if self.gpu_sim_enabled:
                 self.scene._gpu_fetch_all()
-            speeds = [(a.linear_velocity[row], a.angular_velocity[row]) for row in rows for a in self._used(row)]
+            speeds = [
+                (a.linear_velocity[row], a.angular_velocity[row]) for row in rows for a in self._used(row)
+            ]
             linear, angular = (sum(float(v.norm()) for v in column) for column in zip(*speeds, strict=True))
             if linear <= 1e-3 and angular <= 1e-2:
                 break
@@ -242,7 +249,8 @@ class PutOnPlate(BaseEnv):
         """Extents as things lie now, for the whole episode; statistics from zero."""
         rows = env_idx.tolist()
         source, plate = (
-            torch.stack([self.model(group, row).pose.q[row] for row in rows]) for group in (OBJECTS, RECEPTACLES)
+            torch.stack([self.model(group, row).pose.q[row] for row in rows])
+            for group in (OBJECTS, RECEPTACLES)
         )
         sizes = self._sizes(OBJECTS, [scene.object for scene in chosen])
         self.source_extents[env_idx] = progress.extents(source, sizes)
@@ -300,7 +308,9 @@ class PutOnPlate(BaseEnv):
             self.scene.px.gpu_query_contact_pair_impulses(self._query)
             impulses = self._query.cuda_impulses.torch().clone().reshape(len(rows), 3, 3)
         else:
-            impulses = torch.from_numpy(_impulses(self.scene.px.get_contacts(), pairs)).reshape(len(rows), 3, 3)
+            impulses = torch.from_numpy(_impulses(self.scene.px.get_contacts(), pairs)).reshape(
+                len(rows), 3, 3
+            )
         found[rows] = impulses.to(found) / self.scene.px.timestep
         return found
 
