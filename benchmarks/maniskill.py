@@ -1,4 +1,4 @@
-"""ManiSkill as it is used today, and as Rove steps it: python benchmarks/maniskill.py [--chunks 12] [--repeats 5]
+"""ManiSkill as it is used today, and as Rove steps it: python benchmarks/maniskill.py [--repeats 5]
 
 Prints JSON. Both sides of each pair carry out the same actions in the same episodes, in this process, by
 turns, and have to end in the same state with the same picture. "Bound" is what rendering once a chunk would
@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
 
 
 class Side:
-    """One way to step a world: action by action with a frame each, or a chunk at a time with one at its end."""
+    """One way to step a world: action by action with a frame each, or a chunk at a time with one frame."""
 
     def __init__(self, world: World, spec: EpisodeSpec, everything: Callable[[World], Any] | None) -> None:
         self.world, self.spec, self.everything = world, spec, everything
@@ -78,8 +78,8 @@ def compare(
 ) -> dict[str, Any]:
     """Medians over repeats, by turns; the first repeat warms caches up.
 
-    How PhysX rounds depends on which bodies a scene has. `same_bodies` steps as Rove does, in a scene with those
-    of today's: it, and not `rove`, has to end in the same bits.
+    How PhysX rounds depends on which bodies a scene has. `same_bodies` steps as Rove does, in a scene with
+    those of today's: it, and not `rove`, has to end in the same bits.
     """
     seconds: dict[str, list[float]] = {"today": [], "rove": []}
     ends: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -7,18 +7,24 @@ from functools import cache
 from typing import get_args
 
 import pytest
+from tests import maniskill
 
 from rove.config import schema
 from rove.envs import registry
 from rove.envs.check import CHECKS, CheckResult, check_env
 
-CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig) or (schema.EnvConfig,)}
+CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig)} | {
+    "maniskill": schema.ManiSkillConfig(image_size=48, horizon=6, workers=1),
+    "maniskill_put_on_plate": schema.PutOnPlateConfig(image_size=48, horizon=6, workers=1),
+}
 CHUNK = 5  # divides no suite's horizon, so that episodes are truncated in mid-chunk
 
 
 @cache
 def results(kind: str) -> Mapping[str, CheckResult]:
     config = CONFIGS[kind]
+    if kind.startswith("maniskill"):
+        maniskill.require()
     try:
         registry.suite(config)
     except ValueError as error:

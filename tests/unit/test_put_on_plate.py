@@ -1,4 +1,4 @@
-"""The put-on-plate benchmark without a simulator: ids, start states, sentences, pictures, success and reward."""
+"""The put-on-plate benchmark without a simulator: ids, starts, sentences, pictures, success and reward."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rove.envs.maniskill.put_on_plate.suite import PUBLISHED, VARIANTS, PutOnPla
 from rove.errors import RoveError
 from rove.types import EpisodeSpec
 
-# The table of the published environments, written down a second time: objects, receptacles, tables and extra digit
-# as (first, count), set of places, number of ids.
-P, R, O, T = (784, "pairs"), (628, "ring"), (2104, "triples_object"), (2104, "triples_receptacle")
+# The table of the published environments, written down a second time: objects, receptacles, tables and extra
+# digit as (first, count), set of places, number of ids.
+P, R, S, T = (784, "pairs"), (628, "ring"), (2104, "triples_object"), (2104, "triples_receptacle")
 SEEN, UNSEEN, ONE = (0, 16), (16, 9), (0, 1)
 TABLE = {
     ("Main-v3", "train"): (SEEN, ONE, SEEN, None, P, 802_816),
@@ -47,16 +47,16 @@ TABLE = {
     ("Plate-v1", "test"): (SEEN, (1, 16), SEEN, None, P, 12_845_056),
     ("Instruct-v1", "train"): (SEEN, ONE, SEEN, (0, 1), P, 802_816),
     ("Instruct-v1", "test"): (SEEN, ONE, SEEN, (1, 16), P, 12_845_056),
-    ("MultiCarrot-v1", "train"): (SEEN, ONE, SEEN, (0, 15), O, 32_317_440),
-    ("MultiCarrot-v1", "test"): (UNSEEN, ONE, SEEN, (0, 8), O, 9_695_232),
+    ("MultiCarrot-v1", "train"): (SEEN, ONE, SEEN, (0, 15), S, 32_317_440),
+    ("MultiCarrot-v1", "test"): (UNSEEN, ONE, SEEN, (0, 8), S, 9_695_232),
     ("MultiPlate-v1", "train"): (SEEN, ONE, (0, 21), (0, 16), T, 45_244_416),
     ("MultiPlate-v1", "test"): (SEEN, (1, 16), (0, 21), (0, 15), T, 678_666_240),
     ("Position-v1", "train"): (SEEN, ONE, SEEN, None, P, 802_816),
     ("Position-v1", "test"): (SEEN, ONE, SEEN, None, R, 643_072),
     ("EEPose-v1", "train"): (SEEN, ONE, SEEN, (0, 1), P, 802_816),
     ("EEPose-v1", "test"): (SEEN, ONE, SEEN, (1, 14_375), P, 11_540_480_000),
-    ("PositionChangeTo-v1", "train"): (SEEN, ONE, SEEN, None, O, 2_154_496),
-    ("PositionChangeTo-v1", "test"): (SEEN, ONE, SEEN, None, O, 2_154_496),
+    ("PositionChangeTo-v1", "train"): (SEEN, ONE, SEEN, None, S, 2_154_496),
+    ("PositionChangeTo-v1", "test"): (SEEN, ONE, SEEN, None, S, 2_154_496),
 }
 
 

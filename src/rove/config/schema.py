@@ -75,7 +75,8 @@ class PutOnPlateConfig:
     """Change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1; or of success
     alone."""
     terminate: bool = True
-    """End an episode at its first success. Off, it goes on to its horizon, and success at its end counts too."""
+    """End an episode at its first success. Off, it goes on to its horizon, and both are reported: success at
+    any time, and at the end."""
     settle: bool = False
     """Let things come to rest before an episode, as RL4VLA does; RLinf does not."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"

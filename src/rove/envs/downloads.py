@@ -126,8 +126,10 @@ def _wanted(archive: Archive, names: list[str]) -> Iterator[tuple[str, str]]:
     """(name in the archive, path below the root) of each file to unpack."""
     for name in names:
         for folder, target in archive.folders:
-            if name.startswith(folder) and not name.endswith("/"):
-                yield name, target + name.removeprefix(folder)
+            # A leading "*/" stands for any one folder: archives of a commit have its hash for one.
+            inside = name.partition("/")[2] if folder.startswith("*/") else name
+            if inside.startswith(folder.removeprefix("*/")) and not name.endswith("/"):
+                yield name, target + inside.removeprefix(folder.removeprefix("*/"))
 
 
 def _sha256(file: Path) -> str:

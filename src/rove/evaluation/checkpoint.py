@@ -29,8 +29,8 @@ def evaluate_checkpoint(
 ) -> EvalReport:
     """Run `config.episodes` held-out episodes per variant of `suite` with the policy at `path`.
 
-    `suite` may name tasks too, "maniskill:PickCube-v1". `settings` are those of the environment, as on the command
-    line: `--env.terminate false`.
+    `suite` may name tasks too, "maniskill:PickCube-v1". `settings` are those of the environment, as on the
+    command line: `--env.terminate false`.
 
     Below a run's directory the suite is set up as that run had it, `tasks` aside; elsewhere as the schema's
     defaults say. `variants` is "none", names separated by commas, or "all" (which includes

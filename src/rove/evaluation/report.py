@@ -100,9 +100,9 @@ def table(
 ) -> str:
     """Plain-text comparison: a column a report, each cell success with its 95 % Wilson interval.
 
-    Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it, then the
-    mean of the axes. The last column is the number of episodes of the first report that has any in that row.
-    `published` holds further columns: name -> row -> percent; an axis is the mean of its variants.
+    Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it, then
+    the mean of the axes. The last column is the number of episodes of the first report that has any in that
+    row. `published` holds further columns: name -> row -> percent; an axis is the mean of its variants.
     """
     published = published or {}
     axes = {axis: list(found) for report in reports.values() for axis, found in shifted(report).items()}

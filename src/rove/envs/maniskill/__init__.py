@@ -5,12 +5,14 @@ Needs `pip install "rove[maniskill]"` and a Vulkan device, which may be a CPU (`
 
 from __future__ import annotations
 
-from rove.config.schema import EnvConfig
+from rove.config.schema import EnvConfig, ManiSkillConfig, PutOnPlateConfig
 from rove.envs.base import TaskSuite, VectorEnv
 from rove.types import Autoreset
 
 
-def make(config: EnvConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
+def make(
+    config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
+) -> VectorEnv:
     """The entry point of `rove.envs.registry.make`."""
     from rove.envs.maniskill.env import ManiSkillEnv
 

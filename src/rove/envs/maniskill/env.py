@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,10 +75,8 @@ class Remote:
         )
 
     def send(self, call: Call, argument: Any) -> None:
-        try:
+        with suppress(ChannelClosed):  # the answer says so
             self.child.channel.send((call, argument))
-        except ChannelClosed:
-            pass  # the answer says so
 
     def recv(self) -> Any:
         try:
@@ -122,10 +122,11 @@ class ManiSkillEnv:
             self._members = [self._enlist(part) for part in self._parts]
             for member in self._members:
                 member.send("hello", self.suite.tasks[0])
-            hello: Hello = [member.recv() for member in self._members][0]
+            hellos: list[Hello] = [member.recv() for member in self._members]
         except Died as error:
             self.close()
             raise RoveError(f"The simulation does not start: {error}") from error
+        hello = hellos[0]
         self.action_spec = hello.action_spec
         self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
         self._state = torch.zeros(num_envs, hello.state)
@@ -139,7 +140,7 @@ class ManiSkillEnv:
         count = min(self._config.workers or cores, self.num_envs) if single else 1
         self._threads = max(1, cores // count)
         bounds = np.linspace(0, self.num_envs, count + 1).round().astype(int).tolist()
-        return [list(range(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [list(range(a, b)) for a, b in pairwise(bounds)]
 
     def _enlist(self, part: Sequence[int]) -> Member:
         if len(self._parts) == 1:
@@ -270,9 +271,10 @@ class ManiSkillEnv:
         outside = ((running < low - 1e-6) | (running > high + 1e-6)).flatten(0, 1).any(0)
         if outside.any():
             dim = int(outside.int().argmax())
+            spec = self.action_spec
             raise RoveError(
-                f"step_chunk got an out-of-range {self.action_spec.names[dim]!r} action; expected "
-                f"{self.action_spec.low[dim]:g} to {self.action_spec.high[dim]:g} {self.action_spec.units[dim]}."
+                f"step_chunk got an out-of-range {spec.names[dim]!r} action; expected "
+                f"{spec.low[dim]:g} to {spec.high[dim]:g} {spec.units[dim]}."
             )
         return values
 

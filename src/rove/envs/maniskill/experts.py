@@ -15,6 +15,7 @@ from rove.errors import RoveError
 REACH = 0.1
 """Metres and radians that an action of 1 stands for."""
 OPEN, CLOSE = 1.0, -1.0
+AHEAD, UP = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 HOVER = 0.08
 """Metres above an object at which the hand approaches it."""
 
@@ -47,7 +48,7 @@ def _grasp(env: Any, row: int, thing: Any, hand: np.ndarray) -> Want | None:
     if off > 0.012 and hand[2] < place[2] + HOVER - 0.02:
         return Want(np.array([*hand[:2], place[2] + HOVER]) if off > 0.02 else place, OPEN, yaw)
     if off > 0.012:
-        return Want(place + [0.0, 0.0, HOVER], OPEN, yaw)
+        return Want(place + UP * HOVER, OPEN, yaw)
     return Want(place, CLOSE if hand[2] < place[2] + 0.012 else OPEN, yaw)
 
 
@@ -60,10 +61,11 @@ def _pick_cube(env: Any, row: int, hand: np.ndarray) -> Want:
 def _stack_cube(env: Any, row: int, hand: np.ndarray) -> Want:
     a, b = _at(env.cubeA, row), _at(env.cubeB, row)
     side = 2 * float(env.cube_half_size[-1])
-    goal = b + [0.0, 0.0, side]
+    goal = b + UP * side
     on_top = np.linalg.norm((a - b)[:2]) < 0.012 and abs(a[2] - b[2] - side) < 0.006
     if on_top:
-        return Want(hand + [0.0, 0.0, 0.01 if env.agent.robot.get_qpos()[row, -1] < 0.035 else 0.05], OPEN)
+        let_go = env.agent.robot.get_qpos()[row, -1] >= 0.035
+        return Want(hand + UP * (0.05 if let_go else 0.01), OPEN)
     if (want := _grasp(env, row, env.cubeA, hand)) is not None:
         return want
     shift = goal - a
@@ -76,29 +78,29 @@ def _stack_cube(env: Any, row: int, hand: np.ndarray) -> Want:
 
 def _push_cube(env: Any, row: int, hand: np.ndarray) -> Want:
     cube, goal = _at(env.obj, row), _at(env.goal_region, row)
-    behind = cube - [0.10, 0.0, 0.0]
+    behind = cube - AHEAD * 0.10
     if hand[0] < cube[0] - 0.02 and abs(hand[1] - cube[1]) < 0.015 and hand[2] < cube[2] + 0.03:
         return Want(np.array([min(goal[0] - 0.02, hand[0] + 0.06), cube[1], cube[2]]), CLOSE)
     if np.linalg.norm((hand - behind)[:2]) < 0.02:
         return Want(behind, CLOSE)
-    return Want(behind + [0.0, 0.0, HOVER], CLOSE)
+    return Want(behind + UP * HOVER, CLOSE)
 
 
 def _pull_cube(env: Any, row: int, hand: np.ndarray) -> Want:
     cube, goal = _at(env.obj, row), _at(env.goal_region, row)
-    beyond = cube + [0.08, 0.0, 0.0]
+    beyond = cube + AHEAD * 0.08
     if hand[0] > cube[0] + 0.02 and abs(hand[1] - cube[1]) < 0.02 and hand[2] < cube[2] + 0.03:
         return Want(np.array([max(goal[0] + 0.02, hand[0] - 0.06), cube[1], cube[2]]), CLOSE)
     if np.linalg.norm((hand - beyond)[:2]) < 0.02:
         return Want(beyond, CLOSE)
-    return Want(beyond + [0.0, 0.0, HOVER], CLOSE)
+    return Want(beyond + UP * HOVER, CLOSE)
 
 
 def _place_sphere(env: Any, row: int, hand: np.ndarray) -> Want:
     ball, bin_ = _at(env.obj, row), _at(env.bin, row)
     over = np.linalg.norm((ball - bin_)[:2]) < 0.008
     if over and ball[2] < bin_[2] + 0.045:
-        return Want(hand + [0.0, 0.0, 0.0], OPEN)
+        return Want(hand, OPEN)
     if (want := _grasp(env, row, env.obj, hand)) is not None:
         return Want(want.place, want.grip)
     shift = bin_ - ball

@@ -71,8 +71,7 @@ class Answer(NamedTuple):
 
 
 class Fleet:
-    """The worlds of the slots given: one each on a CPU, one for all on a GPU. A slot's world is made when first
-    needed."""
+    """The worlds of the slots given: one each on a CPU, one for all on a GPU. They are made when needed."""
 
     def __init__(self, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
         from rove.envs.maniskill import tasks

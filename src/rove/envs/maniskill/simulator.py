@@ -22,12 +22,12 @@ def load() -> Any:
     os.environ.setdefault("MS_ASSET_DIR", str(folder))
     try:
         import mani_skill
-        import mani_skill.envs  # registers
+        import mani_skill.envs.sapien_env  # registers every task
     except ModuleNotFoundError as error:
         raise RoveError(f"ManiSkill needs the package {error.name!r}. Install it: {INSTALL}") from error
     logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of its own robots
-    # It collects garbage whenever it clears a scene, which takes longer than all else: `restart` does, sometimes.
-    mani_skill.envs.sapien_env.gc = SimpleNamespace(collect=lambda: 0)
+    # It collects garbage whenever it clears a scene, which takes longest of all: `restart` does, sometimes.
+    setattr(mani_skill.envs.sapien_env, "gc", SimpleNamespace(collect=lambda: 0))  # noqa: B010
     if Path(mani_skill.ASSET_DIR) != folder / "data":
         raise RoveError(
             f"mani_skill was imported with its data at {mani_skill.ASSET_DIR}, and the suite looks for them "

@@ -8,6 +8,7 @@ from rove.envs.maniskill.assets import root
 __all__ = ["archives", "root"]
 
 _RL4VLA = "55f966d"
+_GROUPS = ("more_carrot", "more_plate", "more_table")
 _CARROT = "ManiSkill/mani_skill/assets/carrot/"
 
 
@@ -20,7 +21,7 @@ def archives() -> tuple[Archive, ...]:
         Archive(
             "robot",
             "https://github.com/haosulab/ManiSkill-WidowX250S/archive/refs/tags/v0.2.0.zip",
-            (("ManiSkill-WidowX250S-0.2.0/", "data/robots/widowx/"),),
+            (("*/", "data/robots/widowx/"),),
             ("data/robots/widowx/wx250s.urdf",),
             terms="No licence is stated.",
         ),
@@ -36,7 +37,7 @@ def archives() -> tuple[Archive, ...]:
         Archive(
             "objects",
             f"https://github.com/gen-robot/RL4VLA/archive/{_RL4VLA}.zip",
-            ((f"RL4VLA-{_RL4VLA}/{_CARROT}", "data/tasks/carrot/"),),
+            ((f"*/{_CARROT}", "data/tasks/carrot/"),),
             tuple(
                 f"data/tasks/carrot/{group}/model_db.json"
                 for group in ("more_carrot", "more_plate", "more_table")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class StockSuite:
     """Tasks of ManiSkill's; an initial state is a seed."""
 
     name = "maniskill"
-    variants: dict[str, str] = {}
+    variants: Mapping[str, str] = {}
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
@@ -98,8 +98,8 @@ def action_spec(config: ManiSkillConfig, env: Any) -> ActionSpec:
     if len(names) != size:
         names = tuple(f"action {i}" for i in range(size))
     control = "delta" if "delta" in mode else "absolute"
-    bounds = (tuple(float(x) for x in side) for side in (space.low, space.high))
-    return ActionSpec(names, ("1",) * size, *bounds, control=control)
+    low, high = (tuple(float(x) for x in side) for side in (space.low, space.high))
+    return ActionSpec(names, ("1",) * size, low, high, control=control)
 
 
 class StockTask:
@@ -123,16 +123,14 @@ class StockTask:
         config = self.config
         sim, render = simulator.backends(config.backend, config.render)
         size = {"width": config.image_size, "height": config.image_size}
-        options = dict(registered.default_kwargs)
+        options, both = dict(registered.default_kwargs), "rgb+segmentation"
         try:
             env = simulator.make(
                 registered.cls,
                 **options
                 | {
                     "num_envs": num_envs,
-                    "obs_mode": "rgb+segmentation"
-                    if "rgb+segmentation" in registered.cls.SUPPORTED_OBS_MODES
-                    else "rgb",
+                    "obs_mode": both if both in registered.cls.SUPPORTED_OBS_MODES else "rgb",
                     "control_mode": config.control_mode,
                     "sim_backend": sim,
                     "render_backend": render,

@@ -106,7 +106,7 @@ class World:
     def play(
         self, rows: Sequence[int], chunk: int, choose: Choose, film: Callable[[int], None] = lambda row: None
     ) -> Played:
-        """One chunk in the rows named; a row whose episode ends stays as it ended, and `film` sees each action."""
+        """One chunk in these rows; one whose episode ends stays as it ended; `film` is told of actions."""
         shape = (self.num_envs, chunk)
         reward = np.zeros(shape, np.float32)
         terminated, truncated, success, executed = (np.zeros(shape, bool) for _ in range(4))

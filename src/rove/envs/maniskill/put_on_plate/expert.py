@@ -18,7 +18,7 @@ TABLE = 0.8695
 STEP, TURN = 0.04, 0.4
 """Longest step of a target pose in an action, metres along an axis, radians."""
 CLEARANCE = 0.045
-"""Height of the fingertips above the object on the way to it, and of the object above things on the way back."""
+"""Of the fingertips above the object on the way to it, of the object above all else on the way back."""
 CLOSED = 0.0165
 """Position of a finger that has closed on nothing, metres."""
 DEEP = 0.030
@@ -45,8 +45,7 @@ def _surface(file: Path) -> np.ndarray:
     import trimesh
 
     mesh = trimesh.load(file, force="mesh")
-    points, _ = trimesh.sample.sample_surface(mesh, 2000, seed=0)
-    return np.asarray(points)
+    return np.asarray(trimesh.sample.sample_surface(mesh, 2000, seed=0)[0])
 
 
 def _numpy(x: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from rove.envs.maniskill.put_on_plate import catalog, poses
 from rove.errors import RoveError, nearest
@@ -67,7 +67,7 @@ _UNSEEN_OBJECTS, _UNSEEN_TABLES = range(16, 25), range(16, 21)
 _THREE = (0.95, 0.92, 1.0)
 
 
-def _family(name: str, train: Part, test: Part | None = None, **options) -> Family:
+def _family(name: str, train: Part, test: Part | None = None, **options: Any) -> Family:
     parts = {"train": train} if test is None else {"train": train, "test": test}
     return Family(PREFIX + name, parts, **options)
 
@@ -77,7 +77,7 @@ def _vision(name: str, effect: Literal["texture", "whole"], strength: float) -> 
 
 
 _MAIN = _family("Main-v3", Part(), Part(objects=_UNSEEN_OBJECTS, tables=_UNSEEN_TABLES))
-_TRIPLES = {"places": "triples_object"}
+_TRIPLES = "triples_object"
 
 FAMILIES: dict[str, Family] = {
     family.id: family
@@ -96,8 +96,8 @@ FAMILIES: dict[str, Family] = {
         _family("Instruct-v1", Part(), Part(extras=range(1, 17)), extra="template"),
         _family(
             "MultiCarrot-v1",
-            Part(extras=range(15), **_TRIPLES),
-            Part(objects=_UNSEEN_OBJECTS, extras=range(8), **_TRIPLES),
+            Part(extras=range(15), places=_TRIPLES),
+            Part(objects=_UNSEEN_OBJECTS, extras=range(8), places=_TRIPLES),
             extra="distractor",
             heights=_THREE,
             settled_heights=_THREE,
@@ -119,8 +119,8 @@ FAMILIES: dict[str, Family] = {
         _family("EEPose-v1", Part(), Part(extras=range(1, 14376)), extra="joints"),
         _family(
             "PositionChangeTo-v1",
-            Part(**_TRIPLES),
-            Part(**_TRIPLES),
+            Part(places=_TRIPLES),
+            Part(places=_TRIPLES),
             heights=_THREE,
             settled_heights=_THREE,
             moves=("test",),

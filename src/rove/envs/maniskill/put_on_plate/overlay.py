@@ -46,8 +46,8 @@ def _texture(path: Path) -> Tensor:
 def compose(rgb: Tensor, keep: Tensor, scenes: Sequence[Scene], folder: Path) -> Tensor:
     """The observation of n worlds, uint8 [n, H, W, 3].
 
-    `rgb` uint8 [n, H, W, 3] is what was rendered, `keep` bool [n, H, W] where it shows the robot or an object:
-    there it stays, elsewhere the photo of the scene's table shows. `folder` holds the photos and textures.
+    `rgb` uint8 [n, H, W, 3] is what was rendered, `keep` bool [n, H, W] where it shows robot or objects:
+    there it stays; elsewhere the photo of the scene's table shows. `folder` holds photos and textures.
     """
     height, width = rgb.shape[1:3]
     files = _table_files(folder)

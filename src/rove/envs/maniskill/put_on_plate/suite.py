@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 from rove.config.schema import PutOnPlateConfig
@@ -73,8 +74,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
     "RLinf PPO OFT": {"in distribution": 97.7, "shifted": 77.1},
     "RLinf GRPO OFT": {"in distribution": 94.1, "shifted": 60.6},
 }
-"""Success in percent, as published: Liu et al. 2025, "What Can RL Bring to VLA Generalization?", table 1, at the
-end of the episode; RLinf-VLA 2025, once in the episode, the mean of the axes."""
+"""Success in percent, as published. RL4VLA (Liu et al. 2025, "What Can RL Bring to VLA Generalization?"):
+at the end of an episode; RLinf-VLA (2025): at any time; the latter gives the mean of the axes."""
 
 
 class PutOnPlateSuite:
@@ -84,7 +85,7 @@ class PutOnPlateSuite:
     """
 
     name = "maniskill_put_on_plate"
-    variants = {name: axis for name, (axis, _) in VARIANTS.items()}
+    variants: Mapping[str, str] = {name: axis for name, (axis, _) in VARIANTS.items()}
     published = PUBLISHED
 
     def __init__(

@@ -3,6 +3,9 @@
 This module derives from ManiSkill's classes: import it only where a simulation is made.
 """
 
+# ManiSkill and SAPIEN give no types that a checker could follow.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
 from __future__ import annotations
 
 import json
@@ -49,7 +52,7 @@ def used(scene: Scene, group: str) -> set[int]:
 
 
 class PutOnPlate(BaseEnv):
-    """n worlds, each with its own scene: `reset(options={"scenes": ..., "env_idx": ...})` starts some of them.
+    """n worlds, a scene each: `reset(options={"scenes": ..., "env_idx": ...})` starts some of them.
 
     With one world, `"reconfigure": True` makes the scene anew, with what the episode uses and nothing else.
     """
@@ -360,7 +363,7 @@ class PutOnPlate(BaseEnv):
 
 
 def _impulses(contacts: Sequence[Any], pairs: Sequence[tuple]) -> np.ndarray:
-    """[len(pairs), 3], newton-seconds: on the first body of each pair, summed over the contacts of the two."""
+    """[len(pairs), 3], newton-seconds: on the first body of each pair, over all contacts of the two."""
     number = {}
     for index, (first, second) in enumerate(pairs):
         number[first, second] = index, 1.0
