@@ -66,7 +66,7 @@ def _tabletop(name: str) -> Conventions:
 _KNOWN: dict[str, Callable[[str], Conventions]] = {
     "tabletop": _tabletop,
     "libero_*": _libero,
-    "maniskill*": _maniskill,
+    "maniskill_*": _maniskill,
 }
 """Suite name, with `*`, to its conventions."""
 

@@ -1,7 +1,7 @@
-"""ManiSkill: the 25-object put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
+"""ManiSkill: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
 
 `put_on_plate_*` train OpenVLA 7B and OpenVLA-OFT 7B after a warm-up on the scripted expert's demonstrations;
-`put_on_plate_tiny_*` train a third of a million weights on a reduced set: three objects, one table, small frames.
+`put_on_plate_tiny_*` train a third of a million weights on a reduced set: three objects, one table, 64².
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ BENCHMARK = PutOnPlateConfig(full_frame=True)
 
 @recipe
 def put_on_plate_ppo() -> Run:
-    """PPO on OpenVLA 7B and the put-on-plate benchmark, as published: action level, a value after every end."""
+    """PPO on OpenVLA 7B and the put-on-plate benchmark, as published: a value after every end."""
     base = openvla_ppo()
     return replace(
         base,
@@ -95,7 +95,7 @@ def put_on_plate_oft_grpo() -> Run:
 
 @recipe
 def put_on_plate_tiny_ppo() -> Run:
-    """PPO for the tiny policy on a reduced put-on-plate set: three objects, one table, small frames, a CPU."""
+    """PPO for the tiny policy on a reduced put-on-plate set: three objects, one table, 64²."""
     return Run(
         name="put_on_plate_tiny_ppo",
         algorithm=PPO(gamma=0.97, lam=0.95),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import EnvConfig
-from rove.envs.maniskill import simulator
 from rove.envs.maniskill.world import Played, World, one_world
 from rove.ipc import Channel
 from rove.types import ActionSpec, EpisodeSpec, Finals
@@ -76,18 +75,18 @@ class Fleet:
     def __init__(self, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
         from rove.envs.maniskill import tasks
 
-        simulator.load()
         self._config, self._slots, self._chunk = config, tuple(slots), chunk
         self._make = tasks.world
         self._single = one_world(tasks.backends(config)[0])
+        self._shares = tasks.shares(config)
         self._worlds: dict[tuple[int, str], World] = {}
-        """(slot, task) -> its world; on a GPU slot is 0 for all."""
+        """(slot, task) -> its world; on a GPU slot is 0 for all, and where tasks share a world "" is any."""
         self._at: dict[int, tuple[World, int]] = {}
         """Slot -> world and row of its episode."""
 
     def _world(self, slot: int, task: str) -> tuple[World, int]:
         row = 0 if self._single else self._slots.index(slot)
-        key = (slot if self._single else 0, task)
+        key = (slot if self._single else 0, "" if self._shares else task)
         if key not in self._worlds:
             count = 1 if self._single else len(self._slots)
             self._worlds[key] = self._make(self._config, task, count)

@@ -25,7 +25,7 @@ def load() -> Any:
         import mani_skill.envs.sapien_env  # registers every task
     except ModuleNotFoundError as error:
         raise RoveError(f"ManiSkill needs the package {error.name!r}. Install it: {INSTALL}") from error
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it warns of its own robots
+    mani_skill.logger.setLevel(logging.ERROR)  # it warns of its own robots
     # It collects garbage whenever it clears a scene, which takes longest of all: `restart` does, sometimes.
     setattr(mani_skill.envs.sapien_env, "gc", SimpleNamespace(collect=lambda: 0))  # noqa: B010
     if Path(mani_skill.ASSET_DIR) != folder / "data":
