@@ -1,6 +1,6 @@
 """Which Vulkan devices there are, asked of the loader itself: SAPIEN renders with one of them.
 
-Run as a module it prints them, one a line; `devices` runs it so, because a broken driver can crash a process.
+Run as a script it prints them, one a line; `devices` runs it so, because a broken driver can crash a process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Device(NamedTuple):
 def devices() -> list[Device]:
     """Every device. Raises OSError where there is no Vulkan loader, or a driver broke down."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, __file__], capture_output=True, text=True, check=False, timeout=120
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
