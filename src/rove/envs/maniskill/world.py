@@ -183,12 +183,16 @@ def one_world(sim: str) -> bool:
     return sim == "physx_cpu"
 
 
-def begin(env: Any, rows: Sequence[int], seeds: Sequence[int], options: dict[str, Any]) -> None:
-    """Reset rows: a world of one row in a fresh scene, rows of a shared simulation where they are."""
+def begin(env: Any, rows: Sequence[int], seeds: Sequence[int] | None, options: dict[str, Any]) -> None:
+    """Reset rows: a world of one row in a fresh scene, rows of a shared simulation where they are.
+
+    With `seeds` what a row starts with is a function of its own; None: `options` say everything.
+    """
     if env.num_envs == 1:
-        simulator.restart(env, seed=list(seeds), options=options)
+        simulator.restart(env, seed=list(seeds or [0]), options=options)
         return
-    # A seed is a whole batch's; rows that keep running do not draw from it.
-    batch = torch.zeros(env.num_envs, dtype=torch.int64)
-    batch[list(rows)] = torch.tensor(list(seeds))
-    env.reset(seed=batch.tolist(), options=options | {"env_idx": torch.tensor(rows, device=env.device)})
+    # ManiSkill draws for all rows of a reset from the first one's seed: one reset a row.
+    parts = [(list(rows), 0)] if seeds is None else [([row], s) for row, s in zip(rows, seeds, strict=True)]
+    for part, seed in parts:
+        index = torch.tensor(part, device=env.device)
+        env.reset(seed=[seed] * env.num_envs, options=options | {"env_idx": index})

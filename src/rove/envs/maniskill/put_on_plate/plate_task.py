@@ -53,7 +53,7 @@ class PlateTask:
 
     def start(self, env: Any, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None:
         scenes = [self.suite.scene(episode) for episode in episodes]
-        begin(env, rows, [0] * len(rows), {"scenes": scenes})
+        begin(env, rows, None, {"scenes": scenes})
         self._potential[list(rows)] = 0.0
 
     def outcome(self, env: Any, action: Tensor, info: dict[str, Any]) -> Outcome:
