@@ -155,7 +155,17 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
         settings=settings,
         out=args.out,
     )
-    print(f"{report.task_table(judged)}\n\n{report.table({args.checkpoint.name: judged})}")
+    compared = report.once_and_at_end(args.checkpoint.name, judged)
+    print(f"{report.task_table(judged)}\n\n{report.table(compared, judged.about.get('published'))}")
+
+
+def _assets(args: argparse.Namespace, settings: list[str]) -> int:
+    from rove.envs import downloads
+    from rove.findings import table
+
+    findings = downloads.fetch(args.suite, only_check=args.check, say=print)
+    print(table(findings))
+    return 1 if any(f.status in ("error", "missing") for f in findings) else 0
 
 
 def _report(args: argparse.Namespace, settings: list[str]) -> None:
@@ -317,7 +327,11 @@ COMMANDS: dict[str, Command] = {
                 "a policy directory, e.g. runs/demo/sft; or random",
                 {"type": Path, "metavar": "CHECKPOINT"},
             ),
-            Argument("--suite", "environment suite, e.g. tabletop or libero:130", {"required": True}),
+            Argument(
+                "--suite",
+                "environment suite, e.g. tabletop, libero:130 or maniskill:PickCube-v1",
+                {"required": True},
+            ),
             Argument("--tasks", "a named set of tasks, or task ids separated by commas"),
             Argument(
                 "--variant", "a shifted variant; several separated by commas; or all", {"default": "none"}
@@ -338,6 +352,14 @@ COMMANDS: dict[str, Command] = {
             ),
         ),
         settings=True,
+    ),
+    "assets": Command(
+        _assets,
+        "download what a suite needs, check it, and say what is missing",
+        (
+            Argument("suite", "maniskill", {"metavar": "SUITE"}),
+            Argument("--check", "say what is there, and download nothing", {"action": "store_true"}),
+        ),
     ),
     "report": Command(
         _report,

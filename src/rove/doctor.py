@@ -44,6 +44,7 @@ def examine() -> list[Finding]:
         mujoco_versions(),
         renderer(),
         *optional_packages(),
+        *maniskill(),
     ]
 
 
@@ -138,6 +139,22 @@ def optional_packages() -> list[Finding]:
         else Finding(name, "missing", f"optional, for {purpose}", f'.venv/bin/pip install -e ".[{extra}]"')
         for name, (module, extra, purpose) in OPTIONAL.items()
     ]
+
+
+def maniskill() -> list[Finding]:
+    """What the ManiSkill suites need besides their package; nothing where that is not installed."""
+    if importlib.util.find_spec("mani_skill") is None:
+        return []
+    from rove.envs.maniskill import assets, vulkan
+
+    lacking = assets.absent()
+    detail = f"of the put-on-plate suite, at {assets.root()}"
+    data = (
+        Finding("Assets", "missing", f"no {', '.join(lacking)} {detail}", assets.FIX)
+        if lacking
+        else Finding("Assets", "ok", detail)
+    )
+    return [vulkan.finding(), data]
 
 
 def _version(package: str) -> str | None:

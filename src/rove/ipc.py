@@ -319,8 +319,8 @@ def child(fd: int) -> None:
     threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
     try:
         setup, cores = channel.recv()
-        # A cluster's nodes may be given more cores than there are. What this process inherited says nothing: its
-        # parent may have kept to a core of its own when it started it.
+        # A cluster's nodes may be given more cores than there are. What this process inherited says nothing:
+        # its parent may have kept to a core of its own when it started it.
         if own := set(cores) & set(range(os.cpu_count() or 0)):
             os.sched_setaffinity(0, own)
             torch.set_num_threads(len(own))

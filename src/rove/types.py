@@ -48,6 +48,9 @@ class EpisodeRecord:
     """Undiscounted sum of rewards."""
     truncated: bool
     """Ended by the horizon, not by the task."""
+    success_at_end: bool | None = None
+    """Whether the last action left it a success; `success` says whether any action did. None: the suite does
+    not tell the two apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,16 @@ from functools import cache
 from typing import get_args
 
 import pytest
+from tests import maniskill
 
 from rove.config import schema
 from rove.envs import registry
 from rove.envs.check import CHECKS, CheckResult, check_env
 
-CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig) or (schema.EnvConfig,)}
+CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig)} | {
+    "maniskill": schema.ManiSkillConfig(image_size=48, horizon=6, workers=1),
+    "maniskill_put_on_plate": schema.PutOnPlateConfig(image_size=48, horizon=6, workers=1),
+}
 # Two scenes, small pictures, and few actions.
 CONFIGS["libero"] = schema.LiberoConfig(
     tasks="goal/turn_on_the_stove,object/pick_up_the_milk_and_place_it_in_the_basket",
@@ -26,6 +30,8 @@ CHUNK = 5  # divides no suite's horizon, so that episodes are truncated in mid-c
 @cache
 def results(kind: str) -> Mapping[str, CheckResult]:
     config = CONFIGS[kind]
+    if kind.startswith("maniskill"):
+        maniskill.require()
     try:
         registry.suite(config)
     except ValueError as error:

@@ -202,3 +202,20 @@ def test_every_number_of_the_schema_has_a_range_or_a_reason():
     for run in (GRPO_RUN, PPO_RUN):
         loose = {k for k in numbers(run, "", run) if not k.startswith(architecture)} - bounded - elsewhere
         assert not loose
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ("--env.kind", "maniskill", "--env.workers", "2"),
+            "env.workers = 2, but env.backend = 'physx_cuda'",
+        ),
+        (("--env.kind", "maniskill", "--env.tasks", "PickCube-v1,StackCube-v1"), "simulates one task"),
+        (("--env.kind", "maniskill_put_on_plate", "--env.settle", "true"), "cannot reset one world"),
+    ],
+)
+def test_what_a_gpu_simulation_cannot_do(words, problem):
+    run = config.apply(PPO_RUN, [*words, "--env.backend", "physx_cuda", "--env.image_size", "64"])
+    with pytest.raises(RoveError, match=problem):
+        validate(run)

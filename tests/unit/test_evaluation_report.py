@@ -64,3 +64,25 @@ def test_the_table_lines_up_and_admits_what_was_not_measured():
     unseen = next(line for line in lines if line.startswith("  unseen_shape"))
     assert unseen.split()[1] == "–"
     assert unseen.split()[-1] == "60"
+
+
+def test_published_rows_stand_beside_with_their_means():
+    column = {"in distribution": 90.0, "light": 70.0, "table_texture": 50.0, "shifted": 61.0}
+    lines = evaluation.table({"rl": report(0.6)}, {"Published": column}).splitlines()
+    assert len({len(line.rstrip()) for line in lines[2:-1]}) == 1
+    cells = {line.split("  ")[0].strip() or line.split()[0]: line.split() for line in lines[2:]}
+    assert "Published" in lines[0].split()
+    assert cells["in distribution"][-3:-1] == ["90.0", "%"]
+    assert cells["vision"][-3:-1] == ["60.0", "%"]
+    assert cells["execution"][-2] == "–"
+    assert lines[-1].startswith("shifted: mean of the axes") and lines[-1].split()[-2:] == ["61.0", "%"]
+
+
+def test_success_once_and_at_the_end_are_two_columns():
+    plain = report(0.6)
+    assert list(evaluation.once_and_at_end("mine", plain)) == ["mine"]
+    lost = tuple(replace(r, success_at_end=False) for r in plain.records)
+    both = evaluation.once_and_at_end("mine", replace(plain, records=lost))
+    assert list(both) == ["mine, once", "at the end"]
+    assert Rate.of(both["mine, once"].records) == Rate.of(plain.records)
+    assert Rate.of(both["at the end"].records).successes == 0

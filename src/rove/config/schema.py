@@ -60,7 +60,64 @@ class LiberoConfig:
     """Physics and rendering threads; 0 uses every core."""
 
 
-EnvConfig = TabletopConfig | LiberoConfig
+@dataclass(frozen=True, slots=True)
+class ManiSkillConfig:
+    """ManiSkill's own tasks: `envs/maniskill`."""
+
+    kind: Literal["maniskill"] = "maniskill"
+    tasks: str = "PickCube-v1"
+    """Task ids separated by commas; on a GPU one."""
+    image_size: int = 128
+    """Pixels, height and width."""
+    horizon: int = 48
+    """Actions before an episode is truncated."""
+    reward: Literal["sparse", "shaped"] = "sparse"
+    """"sparse": 1 on success. "shaped": besides, the change of the task's own normalised dense reward."""
+    control_mode: str = "pd_ee_delta_pose"
+    """One of the robot's, by ManiSkill's name."""
+    cameras: tuple[str, ...] = ()
+    """Names of the task's cameras, in the order of the pictures; empty: all of them."""
+    backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
+    """Simulation; "auto" takes the GPU where there is one."""
+    render: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = 0
+    """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutOnPlateConfig:
+    """The 25-object put-on-plate benchmark: `envs/maniskill/put_on_plate`."""
+
+    kind: Literal["maniskill_put_on_plate"] = "maniskill_put_on_plate"
+    tasks: str = "PutOnPlateInScene25Main-v3"
+    """Ids of published environments separated by commas, each with ":test" or ":all" for another split than
+    "train"."""
+    objects: tuple[int, ...] = ()
+    """Numbers of the source objects to use; empty: all of the split."""
+    tables: tuple[int, ...] = ()
+    """Numbers of the tables to use; empty: all of the split."""
+    image_size: int = 224
+    """Pixels, height and width, of the picture, which has the published camera's view squashed."""
+    full_frame: bool = False
+    """Render 480 × 640 as published, and leave the squashing to the policy."""
+    horizon: int = 80
+    """Actions before an episode is truncated."""
+    reward: Literal["sparse", "shaped"] = "shaped"
+    """Change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1; or of success
+    alone."""
+    terminate: bool = True
+    """End an episode at its first success. Off, it goes on to its horizon, and both are reported: success at
+    any time, and at the end."""
+    settle: bool = False
+    """Let things come to rest before an episode, as RL4VLA does; RLinf does not."""
+    backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
+    """Simulation; "auto" takes the GPU where there is one."""
+    render: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = 0
+    """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
+
+
+EnvConfig = TabletopConfig | LiberoConfig | ManiSkillConfig | PutOnPlateConfig
 
 # --- policy -------------------------------------------------------------------------------------
 

@@ -11,7 +11,16 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from rove.config.load import decode, to_dict
-from rove.config.schema import GRPO, PPO, OptimConfig, Run, SFTConfig, Vine
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    ManiSkillConfig,
+    OptimConfig,
+    PutOnPlateConfig,
+    Run,
+    SFTConfig,
+    Vine,
+)
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -67,6 +76,7 @@ _AT_LEAST_ZERO = (
     "algorithm.kl_coef",
     "env.threads",
     "env.wait",
+    "env.workers",
     "placement.threads",
     "placement.stages",
     "placement.ahead",
@@ -321,6 +331,27 @@ def _checkpoint(run: Run) -> Problems:
         yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
 
 
+def _maniskill(run: Run) -> Problems:
+    env = run.env
+    if not isinstance(env, ManiSkillConfig | PutOnPlateConfig) or env.backend != "physx_cuda":
+        return
+    if env.workers:
+        yield (
+            f"env.workers = {env.workers}, but env.backend = 'physx_cuda' holds all slots in one simulation: "
+            "set --env.workers 0, or --env.backend physx_cpu."
+        )
+    if isinstance(env, PutOnPlateConfig) and env.settle:
+        yield (
+            "env.settle = true cannot reset one world of a shared simulation: set --env.settle false, or "
+            "--env.backend physx_cpu."
+        )
+    if isinstance(env, ManiSkillConfig) and "," in env.tasks:
+        yield (
+            f"env.tasks = {env.tasks!r}: env.backend = 'physx_cuda' simulates one task: name one, or set "
+            "--env.backend physx_cpu."
+        )
+
+
 def _placement(run: Run) -> Problems:
     placement = run.placement
     parts = max(placement.stages, 1) * max(placement.env_workers, 1)
@@ -399,6 +430,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _start,
     _checkpoint,
     _evaluation,
+    _maniskill,
     _placement,
     _unread,
 )

@@ -142,10 +142,10 @@ class Demonstrator(VectorEnv, Protocol):
         """Let the expert act for one chunk, closed loop, action by action.
 
         `noise` is the standard deviation of a Gaussian that is added to the translation of a chunk's last
-        action, as a fraction of its bounds, less of it near contact: the next chunk then starts where the
-        expert would not have gone, and shows the way back (DART, Laskey et al. 2017). Returns the actions
-        that the expert wanted, [B, C, A], padded with "stay" after the end of an episode, and what
-        `step_chunk` would have answered.
+        action, as a fraction of its bounds (where those lie far beyond it, of the expert's reach), less of it
+        near contact: the next chunk then starts where the expert would not have gone, and shows the way back
+        (DART, Laskey et al. 2017). Returns the actions that the expert wanted, [B, C, A], padded with "stay"
+        after the end of an episode, and what `step_chunk` would have answered.
         """
         ...
 

@@ -103,13 +103,15 @@ def records(envs: Envs) -> None:
     """`finished` names every episode that ended, by slot, with its length, reward and outcome."""
     for steps in (envs.stopped, envs.refilled):
         reward: dict[EpisodeSpec, float] = {}
+        won: set[EpisodeSpec] = set()
         for taken in steps:
             result, expected = taken.result, []
             for slot, spec in running(taken):
                 reward[spec] = reward.get(spec, 0.0) + float(result.reward[slot].sum())
+                won |= {spec} if result.success[slot].any() else set()
                 if (result.terminated | result.truncated)[slot].any():
                     length = int(taken.elapsed[slot] + result.executed[slot].sum())
-                    success, cut = bool(result.success[slot].any()), bool(result.truncated[slot].any())
+                    success, cut = spec in won, bool(result.truncated[slot].any())
                     expected.append((spec, slot, success, length, cut))
             found = [(r.spec, r.slot, r.success, r.length, r.truncated) for r in result.finished]
             require(found == expected, f"finished is {found}; expected {expected}")

@@ -73,7 +73,7 @@ _KNOWN: dict[str, Callable[[str], Conventions]] = {
     "tabletop": _tabletop,
     "libero_*": _libero,
     "libero:*": _libero,
-    "maniskill*": _maniskill,
+    "maniskill_*": _maniskill,
 }
 """Suite name, with `*`, to its conventions."""
 

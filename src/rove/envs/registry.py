@@ -10,7 +10,12 @@ from rove.envs.base import TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
 from rove.types import Autoreset
 
-_ENTRY_POINTS = {"tabletop": "rove.envs.tabletop", "libero": "rove.envs.libero"}
+_ENTRY_POINTS = {
+    "tabletop": "rove.envs.tabletop",
+    "libero": "rove.envs.libero",
+    "maniskill": "rove.envs.maniskill",
+    "maniskill_put_on_plate": "rove.envs.maniskill",
+}
 """Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
 `suite(config) -> TaskSuite`."""
 

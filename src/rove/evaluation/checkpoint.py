@@ -64,6 +64,8 @@ def evaluate_checkpoint(
             "chunk": chunk,
             "versions": rundir.versions(),
         }
+        if published := getattr(env.suite, "published", None):
+            about["published"] = published
         listed = [astuple(spec) for spec in specs]
         decides = {**about, "policy": str(path), "decoding": config.decoding, "episodes": listed}
         journal = Journal(out, decides) if out else None

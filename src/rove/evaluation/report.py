@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rove.errors import RoveError
@@ -87,21 +87,43 @@ def rows(reports: Mapping[str, EvalReport]) -> list[tuple[str, int, dict[str, Ra
     return result
 
 
-def table(reports: Mapping[str, EvalReport]) -> str:
+def once_and_at_end(name: str, report: EvalReport) -> dict[str, EvalReport]:
+    """The report by its name; where episodes go on after a success, beside it what held at their end."""
+    if all(record.success_at_end in (None, record.success) for record in report.records):
+        return {name: report}
+    at_end = tuple(replace(record, success=bool(record.success_at_end)) for record in report.records)
+    return {f"{name}, once": report, "at the end": replace(report, records=at_end)}
+
+
+def table(
+    reports: Mapping[str, EvalReport], published: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
     """Plain-text comparison: a column a report, each cell success with its 95 % Wilson interval.
 
-    Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it.
-    The last column is the number of episodes of the first report that has any in that row.
+    Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it, then
+    the mean of the axes. The last column is the number of episodes of the first report that has any in that
+    row. `published` holds further columns: name -> row -> percent; an axis is the mean of its variants.
     """
+    published = published or {}
+    axes = {axis: list(found) for report in reports.values() for axis, found in shifted(report).items()}
+    known = {name: _with_means(column, axes) for name, column in published.items()}
     body = [
         [
             "  " * indent + label,
             *(str(cells[name]) for name in reports),
+            *(f"{column[label]:.1f} %" if label in column else "–" for column in known.values()),
             str(next((n for r in cells.values() if (n := r.trials)), 0)),
         ]
         for label, indent, cells in rows(reports)
     ]
-    return _aligned([["success, 95 % interval", *(NAMES.get(n, n) for n in reports), "episodes"], *body])
+    if len(axes) > 1:
+        means = [_mean([pooled(found).rate for found in shifted(r).values()]) for r in reports.values()]
+        others = [f"{column[_SHIFTED]:.1f} %" if _SHIFTED in column else "–" for column in known.values()]
+        body.append(
+            [f"{_SHIFTED}: mean of the axes", *(f"{100 * mean:.1f} %" for mean in means), *others, ""]
+        )
+    titles = [*(NAMES.get(name, name) for name in reports), *known, "episodes"]
+    return _aligned([["success, 95 % interval", *titles], *body])
 
 
 def task_table(report: EvalReport) -> str:
@@ -140,3 +162,21 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         for line in lines
     ]
     return "\n".join([text[0], "─" * len(text[0]), *text[1:]])
+
+
+_SHIFTED = "shifted"
+
+
+def _with_means(column: Mapping[str, float], axes: Mapping[str, list[str]]) -> dict[str, float]:
+    """A published column with the means of the axes whose variants it has, and of all axes."""
+    whole = {
+        axis: _mean([column[name] for name in names])
+        for axis, names in axes.items()
+        if all(name in column for name in names)
+    }
+    overall = {_SHIFTED: _mean(list(whole.values()))} if len(whole) == len(axes) > 1 else {}
+    return {**overall, **column, **whole}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

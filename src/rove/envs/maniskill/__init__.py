@@ -1,0 +1,26 @@
+"""ManiSkill's tasks: its own, and the 25-object put-on-plate benchmark (`put_on_plate`).
+
+Needs `pip install "rove[maniskill]"` and a Vulkan device, which may be a CPU (`rove doctor`).
+"""
+
+from __future__ import annotations
+
+from rove.config.schema import EnvConfig, ManiSkillConfig, PutOnPlateConfig
+from rove.envs.base import TaskSuite, VectorEnv
+from rove.types import Autoreset
+
+
+def make(
+    config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
+) -> VectorEnv:
+    """The entry point of `rove.envs.registry.make`."""
+    from rove.envs.maniskill.env import ManiSkillEnv
+
+    return ManiSkillEnv(config, num_envs, chunk, autoreset)
+
+
+def suite(config: EnvConfig) -> TaskSuite:
+    """The entry point of `rove.envs.registry.suite`; imports no simulator."""
+    from rove.envs.maniskill import tasks
+
+    return tasks.suite(config)

@@ -1,0 +1,48 @@
+"""Where the data of the ManiSkill suites lies, and whether it is all there.
+
+ManiSkill keeps what it downloads below `$MS_ASSET_DIR/data` (default `~/.maniskill`) and reads that variable
+when it is imported. `ROVE_ASSETS` names a folder for every suite; ours is `maniskill` below it, or the folder
+itself where it holds `data`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rove.errors import RoveError
+
+FIX = "rove assets maniskill downloads them; ROVE_ASSETS or MS_ASSET_DIR names the folder of a copy"
+
+
+def root() -> Path:
+    """The folder that holds `data`, whether or not it exists."""
+    if given := os.environ.get("MS_ASSET_DIR"):
+        return Path(given)
+    if given := os.environ.get("ROVE_ASSETS"):
+        folder = Path(given)
+        return folder if (folder / "data").is_dir() else folder / "maniskill"
+    return Path.home() / ".maniskill"
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "robot": ("robots/widowx/wx250s.urdf",),
+    "scene": ("tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb",),
+    "objects": ("tasks/carrot/more_carrot/model_db.json",),
+    "receptacles": ("tasks/carrot/more_plate/model_db.json",),
+    "tables": ("tasks/carrot/more_table/model_db.json",),
+}
+"""Of the put-on-plate suite: part -> a file below `data` that it cannot do without."""
+
+
+def absent() -> list[str]:
+    """Parts of the put-on-plate suite that are not there: names of GROUPS."""
+    data = root() / "data"
+    return [name for name, files in GROUPS.items() if not all((data / file).is_file() for file in files)]
+
+
+def data() -> Path:
+    """The folder `data` of the put-on-plate suite. Raises RoveError, with the fix, where a part is absent."""
+    if lacking := absent():
+        raise RoveError(f"No {', '.join(lacking)} of the put-on-plate suite below {root()}: {FIX}.")
+    return root() / "data"

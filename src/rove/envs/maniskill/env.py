@@ -1,0 +1,394 @@
+"""ManiSkill behind the `VectorEnv` contract: see `rove.envs.base` for the rules.
+
+The slots are spread over worker processes, one a core, or stay in this one. What an episode is, is its start
+and the actions carried out in it: that is what a checkpoint holds, and what a new worker is told when one has
+died, which then goes on where the old one was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
+from rove.envs.maniskill import tasks
+from rove.envs.maniskill.fleet import Answer, Begin, Call, Fleet, Hello, Play, Seen
+from rove.errors import RoveError
+from rove.ipc import ChannelClosed, Child, Crash, Setup
+from rove.types import Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Finals, Observation
+
+MAX_RESTARTS = 3
+"""Replacements of one worker in a row, without an answer in between."""
+
+
+class Died(Exception):
+    """A worker is gone; `str` says how."""
+
+
+class Member(Protocol):
+    """Runs the worlds of some slots."""
+
+    def send(self, call: Call, argument: Any) -> None: ...
+    def recv(self) -> Any:
+        """The answer. Raises Died."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Local:
+    """In this process."""
+
+    def __init__(self, config: Any, slots: Sequence[int], chunk: int) -> None:
+        self.fleet = Fleet(config, slots, chunk)
+        self._answers: deque[Any] = deque()
+
+    def send(self, call: Call, argument: Any) -> None:
+        self._answers.append(getattr(self.fleet, call)(argument))
+
+    def recv(self) -> Any:
+        return self._answers.popleft()
+
+    def close(self) -> None:
+        self.fleet.close()
+
+
+class Remote:
+    """In a process of its own."""
+
+    def __init__(self, config: Any, slots: Sequence[int], chunk: int, threads: int) -> None:
+        self.child = Child(
+            "rove.envs.maniskill.fleet:serve",
+            (config, tuple(slots), chunk),
+            setup=Setup.here(),
+            # Mesa's software renderer takes every core unless told otherwise.
+            environment={"LP_NUM_THREADS": str(threads)},
+        )
+
+    def send(self, call: Call, argument: Any) -> None:
+        with suppress(ChannelClosed):  # the answer says so
+            self.child.channel.send((call, argument))
+
+    def recv(self) -> Any:
+        try:
+            answer = self.child.channel.recv()
+        except ChannelClosed:
+            code = self.child.process.wait(5)
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            raise Died(f"simulator process {self.child.process.pid} {how}") from None
+        if isinstance(answer, Crash):
+            if isinstance(answer.error, RoveError):
+                raise answer.error
+            raise Died(f"simulator process {self.child.process.pid} failed:\n{answer.trace.rstrip()}")
+        return answer[0]
+
+    def close(self) -> None:
+        self.child.join()
+
+
+class ManiSkillEnv:
+    """B worlds of ManiSkill's."""
+
+    def __init__(
+        self, config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
+    ) -> None:
+        self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
+        self.autoreset: Autoreset = autoreset
+        self.finals: Finals = "truncated"
+        self.suite = tasks.suite(config)
+        self._config = config
+        self._specs: list[EpisodeSpec | None] = [None] * num_envs
+        self._queue: deque[EpisodeSpec] = deque()
+        self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
+        """Of each slot's episode, the actions carried out: [k, A] a chunk."""
+        self._total = np.zeros(num_envs)
+        self._won = np.zeros(num_envs, bool)
+        """Whether each slot's episode has been a success at any time."""
+        self._recorded: tuple[int, ...] = ()
+        self.restarts = 0
+        """Worker processes replaced so far."""
+        self._parts = self._divide()
+        self._members: list[Member] = []
+        try:
+            self._members = [self._enlist(part) for part in self._parts]
+            for member in self._members:
+                member.send("hello", self.suite.tasks[0])
+            hellos: list[Hello] = [member.recv() for member in self._members]
+        except Died as error:
+            self.close()
+            raise RoveError(f"The simulation does not start: {error}") from error
+        hello = hellos[0]
+        self.action_spec = hello.action_spec
+        self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
+        self._state = torch.zeros(num_envs, hello.state)
+
+    # --- workers ------------------------------------------------------------------------------------
+
+    def _divide(self) -> list[list[int]]:
+        """The slots of each worker; one part where one simulation holds them all."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        single = tasks.backends(self._config)[0] == "physx_cpu"
+        count = min(self._config.workers or cores, self.num_envs) if single else 1
+        self._threads = max(1, cores // count)
+        bounds = np.linspace(0, self.num_envs, count + 1).round().astype(int).tolist()
+        return [list(range(a, b)) for a, b in pairwise(bounds)]
+
+    def _enlist(self, part: Sequence[int]) -> Member:
+        if len(self._parts) == 1:
+            return Local(self._config, part, self.chunk)
+        return Remote(self._config, part, self.chunk, self._threads)
+
+    def _ask(self, call: Call, orders: Mapping[int, Any]) -> dict[int, Any]:
+        """Send each worker its order, and collect the answers; one that dies is replaced and asked again."""
+        for number, order in orders.items():
+            self._members[number].send(call, order)
+        return {number: self._answer(number, call, order) for number, order in orders.items()}
+
+    def _answer(self, number: int, call: Call, order: Any) -> Any:
+        for attempt in range(MAX_RESTARTS + 1):
+            try:
+                if attempt:
+                    self._replace(number, order if call == "begin" else None)
+                    self._members[number].send(call, order)
+                return self._members[number].recv()
+            except Died as died:
+                if attempt == MAX_RESTARTS:
+                    raise RoveError(f"A worker died {attempt + 1} times in a row; the last: {died}") from died
+        raise AssertionError("the loop returns or raises")
+
+    def _replace(self, number: int, beginning: Begin | None) -> None:
+        """A new process in the place of a dead one, with its episodes as they were before this order."""
+        self._members[number].close()
+        self._members[number] = self._enlist(self._parts[number])
+        self.restarts += 1
+        about_to_begin = () if beginning is None else beginning.slots
+        slots = [s for s in self._parts[number] if self._specs[s] is not None and s not in about_to_begin]
+        if slots:
+            self._members[number].send("begin", self._beginning(slots))
+            self._members[number].recv()
+
+    def _beginning(self, slots: Sequence[int]) -> Begin:
+        specs = [self._specs[slot] for slot in slots]
+        return Begin(tuple(slots), tuple(s for s in specs if s is not None), tuple(map(self._past, slots)))
+
+    def _past(self, slot: int) -> Tensor:
+        return torch.cat([torch.zeros(0, self.action_spec.dim), *self._history[slot]])
+
+    def _by_worker(self, slots: Sequence[int]) -> dict[int, list[int]]:
+        wanted = set(slots)
+        parts = {n: [slot for slot in part if slot in wanted] for n, part in enumerate(self._parts)}
+        return {n: part for n, part in parts.items() if part}
+
+    # --- the queue and the slots --------------------------------------------------------------------
+
+    @property
+    def specs(self) -> tuple[EpisodeSpec | None, ...]:
+        return tuple(self._specs)
+
+    @property
+    def elapsed(self) -> Tensor:
+        return torch.tensor([sum(map(len, past)) for past in self._history], dtype=torch.int64)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
+        for episode in episodes:
+            self.suite.instruction(episode)  # refuses what does not exist
+        self._queue.extend(episodes)
+
+    def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
+        slots = list(range(len(episodes))) if where is None else list(where)
+        if len(slots) != len(episodes):
+            raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
+        if len(set(slots)) != len(slots) or not all(0 <= slot < self.num_envs for slot in slots):
+            raise RoveError(f"reset needs distinct slots in 0..{self.num_envs - 1}, got {slots}.")
+        for episode in episodes:
+            self.suite.instruction(episode)  # refuses what does not exist, before anything has changed
+        if where is None:
+            self._queue.clear()
+            self._idle([slot for slot in self._running() if slot not in slots])
+        self._start(dict(zip(slots, episodes, strict=True)))
+        return self._observation(range(self.num_envs))
+
+    def _start(self, episodes: Mapping[int, EpisodeSpec]) -> None:
+        for slot, episode in episodes.items():
+            self._specs[slot], self._history[slot] = episode, []
+            self._total[slot], self._won[slot] = 0.0, False
+        self._begin(list(episodes))
+
+    def _begin(self, slots: Sequence[int]) -> None:
+        """Have the workers start what these slots hold, and look at it."""
+        orders = {n: self._beginning(part) for n, part in self._by_worker(slots).items()}
+        for seen in self._ask("begin", orders).values():
+            self._take(seen)
+
+    def _idle(self, slots: Sequence[int]) -> None:
+        self._ask("idle", self._by_worker(slots))
+        for slot in slots:
+            self._clear(slot)
+
+    def _clear(self, slot: int) -> None:
+        self._specs[slot], self._history[slot] = None, []
+        self._images[slot], self._state[slot] = 0, 0.0
+
+    def _running(self) -> list[int]:
+        return [slot for slot, spec in enumerate(self._specs) if spec is not None]
+
+    # --- stepping -----------------------------------------------------------------------------------
+
+    def step_chunk(self, actions: Tensor) -> ChunkResult:
+        return self._run(self._checked(actions), expert=False)[1]
+
+    def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
+        """See `rove.envs.base.Demonstrator`; the noise is a fraction of the expert's own longest step."""
+        shape = (self.num_envs, 1, self.action_spec.dim)
+        pushed = torch.from_numpy(noise * generator.normal(size=shape).astype(np.float32))
+        return self._run(pushed.expand(-1, self.chunk, -1), expert=True)
+
+    def _checked(self, actions: Tensor) -> Tensor:
+        expected = (self.num_envs, self.chunk, self.action_spec.dim)
+        if tuple(actions.shape) != expected:
+            raise RoveError(
+                f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}."
+            )
+        values = actions.detach().float().cpu()
+        running = values[self._running()]
+        if not running.isfinite().all():
+            raise RoveError("step_chunk got a non-finite action in a running slot.")
+        low, high = torch.tensor(self.action_spec.low), torch.tensor(self.action_spec.high)
+        # float32 actions may round past a bound that is not a binary fraction
+        outside = ((running < low - 1e-6) | (running > high + 1e-6)).flatten(0, 1).any(0)
+        if outside.any():
+            dim = int(outside.int().argmax())
+            spec = self.action_spec
+            raise RoveError(
+                f"step_chunk got an out-of-range {spec.names[dim]!r} action; expected "
+                f"{spec.low[dim]:g} to {spec.high[dim]:g} {spec.units[dim]}."
+            )
+        return values
+
+    def _run(self, actions: Tensor, expert: bool) -> tuple[Tensor, ChunkResult]:
+        orders = {
+            n: Play(tuple(part), actions[part], expert, self.finals, self._recorded)
+            for n, part in self._by_worker(self._running()).items()
+        }
+        answers: list[Answer] = list(self._ask("play", orders).values())
+        shape = (self.num_envs, self.chunk)
+        reward = torch.zeros(shape)
+        terminated, truncated, success, executed = (torch.zeros(shape, dtype=torch.bool) for _ in range(4))
+        wanted = torch.zeros(*shape, self.action_spec.dim)
+        films: dict[int, Tensor] = {}
+        for answer in answers:
+            rows = list(answer.slots)
+            reward[rows], terminated[rows], truncated[rows], success[rows], executed[rows] = answer.played
+            wanted[rows] = answer.wanted
+            films |= answer.films
+            self._take(answer.seen)
+            for i, slot in enumerate(rows):
+                self._history[slot].append(answer.done[i, executed[slot]])
+                self._total[slot] += float(reward[slot].sum())
+                self._won[slot] |= bool(success[slot].any())
+        ended = (terminated | truncated).any(1)
+        shown = {"none": ended & False, "truncated": truncated.any(1), "ended": ended}[self.finals]
+        final_slots = shown.nonzero().flatten()
+        final = self._observation(final_slots.tolist()) if len(final_slots) else None
+        finished = self._finish(ended, truncated, success, executed)
+        result = ChunkResult(
+            observation=self._observation(range(self.num_envs)),
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            success=success,
+            executed=executed,
+            final_slots=final_slots,
+            final_observation=final,
+            finished=finished,
+            frames=films,
+        )
+        return wanted, result
+
+    def _finish(
+        self, ended: Tensor, truncated: Tensor, success: Tensor, executed: Tensor
+    ) -> tuple[EpisodeRecord, ...]:
+        """Records of the episodes that ended, and the next ones in their slots."""
+        records, next_ones = [], {}
+        for slot in ended.nonzero().flatten().tolist():
+            spec = self._specs[slot]
+            assert spec is not None
+            last = int(executed[slot].sum()) - 1
+            records.append(
+                EpisodeRecord(
+                    spec=spec,
+                    slot=slot,
+                    success=bool(self._won[slot]),
+                    length=int(self.elapsed[slot]),
+                    total_reward=float(self._total[slot]),
+                    truncated=bool(truncated[slot].any()),
+                    success_at_end=bool(success[slot, last]),
+                )
+            )
+            self._clear(slot)
+            if self.autoreset == "refill" and self._queue:
+                next_ones[slot] = self._queue.popleft()
+        if next_ones:
+            self._start(next_ones)
+        return tuple(records)
+
+    # --- pictures -----------------------------------------------------------------------------------
+
+    def _take(self, seen: Seen) -> None:
+        if seen.slots:
+            rows = list(seen.slots)
+            self._images[rows], self._state[rows] = seen.images, seen.state
+
+    def _observation(self, rows: Sequence[int]) -> Observation:
+        """Copies of the rows named; black and without an instruction where one idles."""
+        specs = [self._specs[row] for row in rows]
+        text = tuple("" if spec is None else self.suite.instruction(spec) for spec in specs)
+        index = list(rows)
+        return Observation(self._images[index], text, self._state[index])
+
+    def record(self, slots: Sequence[int]) -> None:
+        if not all(0 <= slot < self.num_envs for slot in slots):
+            raise RoveError(f"record needs slots in 0..{self.num_envs - 1}, got {list(slots)}.")
+        self._recorded = tuple(sorted(set(slots)))
+
+    # --- saving -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "specs": [None if spec is None else astuple(spec) for spec in self._specs],
+            "queue": [astuple(spec) for spec in self._queue],
+            "history": [self._past(slot) for slot in range(self.num_envs)],
+            "total_reward": torch.from_numpy(self._total.copy()),
+            "won": torch.from_numpy(self._won.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
+        if len(state["specs"]) != self.num_envs:
+            raise RoveError(
+                f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}."
+            )
+        self._idle(self._running())
+        self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
+        self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
+        self._history = [[past] for past in state["history"]]
+        self._total, self._won = state["total_reward"].numpy().copy(), state["won"].numpy().copy()
+        self._begin(self._running())
+        return self._observation(range(self.num_envs))
+
+    def close(self) -> None:
+        for member in self._members:
+            member.close()
+        self._members = []

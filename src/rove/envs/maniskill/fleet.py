@@ -1,0 +1,202 @@
+"""The worlds of one process, and what it answers to the environment that drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.config.schema import EnvConfig
+from rove.envs.maniskill.world import Played, World, one_world
+from rove.ipc import Channel
+from rove.types import ActionSpec, EpisodeSpec, Finals
+
+
+class Hello(NamedTuple):
+    """What the worlds look like."""
+
+    action_spec: ActionSpec
+    image: tuple[int, ...]
+    """(cameras, H, W, 3)."""
+    state: int
+
+
+class Begin(NamedTuple):
+    """Start these episodes, and carry out what has been done in them."""
+
+    slots: tuple[int, ...]
+    specs: tuple[EpisodeSpec, ...]
+    history: tuple[Tensor, ...]
+    """Actions [k, A], one tensor an episode."""
+
+
+class Play(NamedTuple):
+    """One chunk in these slots."""
+
+    slots: tuple[int, ...]
+    actions: Tensor
+    """float32 [slots, C, A]; where the expert acts, standard normal noise for the last action."""
+    expert: bool
+    finals: Finals
+    recorded: tuple[int, ...]
+
+
+class Seen(NamedTuple):
+    """What some slots look like."""
+
+    slots: tuple[int, ...]
+    images: Tensor
+    """uint8 [slots, cameras, H, W, 3]."""
+    state: Tensor
+    """float32 [slots, P]."""
+
+
+class Answer(NamedTuple):
+    """To `Play`."""
+
+    slots: tuple[int, ...]
+    played: Played
+    done: Tensor
+    """float32 [slots, C, A]: the actions that were carried out."""
+    wanted: Tensor
+    """float32 [slots, C, A]: what the expert meant to do; as `done` where it did not act."""
+    seen: Seen
+    """Slots that go on, and ended ones whose last observation is asked for."""
+    films: dict[int, Tensor]
+    """uint8 [actions, H, W, 3] of recorded slots."""
+
+
+class Fleet:
+    """The worlds of the slots given: one each on a CPU, one for all on a GPU. They are made when needed."""
+
+    def __init__(self, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
+        from rove.envs.maniskill import tasks
+
+        self._config, self._slots, self._chunk = config, tuple(slots), chunk
+        self._make = tasks.world
+        self._single = one_world(tasks.backends(config)[0])
+        self._shares = tasks.shares(config)
+        self._worlds: dict[tuple[int, str], World] = {}
+        """(slot, task) -> its world; on a GPU slot is 0 for all, and where tasks share a world "" is any."""
+        self._at: dict[int, tuple[World, int]] = {}
+        """Slot -> world and row of its episode."""
+
+    def _world(self, slot: int, task: str) -> tuple[World, int]:
+        row = 0 if self._single else self._slots.index(slot)
+        key = (slot if self._single else 0, "" if self._shares else task)
+        if key not in self._worlds:
+            count = 1 if self._single else len(self._slots)
+            self._worlds[key] = self._make(self._config, task, count)
+        return self._worlds[key], row
+
+    def hello(self, task: str) -> Hello:
+        world, _ = self._world(self._slots[0], task)
+        size = world.env.agent.robot.max_dof
+        return Hello(world.action_spec, world.task.image, size)  # type: ignore[attr-defined]
+
+    def begin(self, order: Begin) -> Seen:
+        groups: dict[World, list[tuple[int, int]]] = {}
+        for i, (slot, spec) in enumerate(zip(order.slots, order.specs, strict=True)):
+            self._at[slot] = world, row = self._world(slot, spec.task)
+            groups.setdefault(world, []).append((i, row))
+        for world, members in groups.items():
+            world.start(
+                [row for _, row in members],
+                [order.specs[i] for i, _ in members],
+                [order.history[i] for i, _ in members],
+            )
+        return self._see(order.slots)
+
+    def idle(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            if slot in self._at:
+                world, row = self._at.pop(slot)
+                world.stop([row])
+
+    def play(self, order: Play) -> Answer:
+        groups: dict[World, list[int]] = {}
+        for i, slot in enumerate(order.slots):
+            groups.setdefault(self._at[slot][0], []).append(i)
+        size = (len(order.slots), self._chunk, order.actions.shape[-1])
+        done, wanted = order.actions.clone().expand(size).clone(), torch.zeros(size)
+        films: dict[int, list[Tensor]] = {slot: [] for slot in order.slots if slot in order.recorded}
+        columns: list[Any] = [None] * len(order.slots)
+        for world, members in groups.items():
+            index = {self._at[order.slots[i]][1]: i for i in members}
+
+            def choose(row: int, c: int, world: World = world, index: dict[int, int] = index) -> np.ndarray:
+                i = index[row]
+                if not order.expert:
+                    return done[i, c].numpy()
+                action, reach = world.expert(row)
+                wanted[i, c:] = torch.from_numpy(action)
+                wanted[i, c + 1 :, : len(reach) - 1] = 0.0  # padded with "stay"
+                if c == self._chunk - 1:
+                    action = action + reach * order.actions[i, 0].numpy()
+                low, high = np.array(world.action_spec.low), np.array(world.action_spec.high)
+                action = np.clip(action, low, high).astype(np.float32)
+                done[i, c] = torch.from_numpy(action)
+                return action
+
+            def film(row: int, world: World = world, index: dict[int, int] = index) -> None:
+                slot = order.slots[index[row]]
+                if slot in films:
+                    films[slot].append(world.frames([row])[0, 0])
+
+            rows = [self._at[order.slots[i]][1] for i in members]
+            played = world.play(rows, self._chunk, choose, film)
+            for k, i in enumerate(members):
+                columns[i] = [column[k] for column in played]
+        joined = Played(*(torch.stack(list(column)) for column in zip(*columns, strict=True)))
+        over = {
+            "none": joined.terminated & False,
+            "truncated": joined.truncated,
+            "ended": joined.truncated | joined.terminated,
+        }[order.finals]
+        ended = (joined.truncated | joined.terminated).any(1)
+        shown = [slot for i, slot in enumerate(order.slots) if over[i].any() or not ended[i]]
+        seen = self._see(shown)
+        self.idle([slot for i, slot in enumerate(order.slots) if ended[i]])
+        return Answer(
+            order.slots,
+            joined,
+            done,
+            wanted if order.expert else done,
+            seen,
+            {slot: torch.stack(frames) for slot, frames in films.items() if frames},
+        )
+
+    def _see(self, slots: Sequence[int]) -> Seen:
+        groups: dict[World, list[int]] = {}
+        for slot in slots:
+            groups.setdefault(self._at[slot][0], []).append(slot)
+        order, images, states = [], [], []
+        for world, members in groups.items():
+            rows = [self._at[slot][1] for slot in members]
+            order += members
+            images.append(world.frames(rows))
+            states.append(world.proprioception(rows))
+        if not order:
+            return Seen((), torch.zeros(0, dtype=torch.uint8), torch.zeros(0))
+        return Seen(tuple(order), torch.cat(images), torch.cat(states))
+
+    def close(self) -> None:
+        for world in self._worlds.values():
+            world.close()
+        self._worlds.clear()
+        self._at.clear()
+
+
+Call = Literal["hello", "begin", "idle", "play"]
+
+
+def serve(channel: Channel, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
+    """What a worker process does until its channel is closed."""
+    torch.set_num_threads(1)
+    fleet = Fleet(config, slots, chunk)
+    while True:
+        call, argument = channel.recv()
+        channel.send((getattr(fleet, call)(argument),))

@@ -1,0 +1,73 @@
+"""The put-on-plate task as worlds see it: see `rove.envs.maniskill.world.Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rove.config.schema import PutOnPlateConfig
+from rove.envs import conventions
+from rove.envs.maniskill import assets, simulator
+from rove.envs.maniskill.put_on_plate import overlay
+from rove.envs.maniskill.put_on_plate.suite import PutOnPlateSuite
+from rove.envs.maniskill.world import Outcome, begin
+from rove.errors import RoveError
+from rove.types import ActionSpec, EpisodeSpec
+
+ACTION_SPEC: ActionSpec = conventions.of(PutOnPlateSuite.name).action_spec
+
+
+class PlateTask:
+    """Every published environment: scenes differ, the simulation does not."""
+
+    def __init__(self, config: PutOnPlateConfig) -> None:
+        self.config, self.suite = config, PutOnPlateSuite.from_config(config)
+        size = (config.image_size, config.image_size)
+        self.size = (overlay.HEIGHT, overlay.WIDTH) if config.full_frame else size
+        self.image = (1, *self.size, 3)
+        self._potential = np.zeros(0)
+
+    def make(self, num_envs: int) -> Any:
+        folder = assets.data()
+        simulator.load()
+        from rove.envs.maniskill.put_on_plate.task import PutOnPlate
+
+        sim, render = simulator.backends(self.config.backend, self.config.render)
+        if self.config.settle and num_envs > 1:
+            raise RoveError("env.settle = true cannot reset one world of a shared simulation: use physx_cpu.")
+        self._potential = np.zeros(num_envs)
+        height, width = self.size
+        return simulator.make(
+            PutOnPlate,
+            data=folder,
+            height=height,
+            width=width,
+            settle=self.config.settle,
+            num_envs=num_envs,
+            sim_backend=sim,
+            render_backend=render,
+        )
+
+    def start(self, env: Any, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None:
+        scenes = [self.suite.scene(episode) for episode in episodes]
+        begin(env, rows, None, {"scenes": scenes})
+        self._potential[list(rows)] = 0.0
+
+    def outcome(self, env: Any, action: Tensor, info: dict[str, Any]) -> Outcome:
+        potential = env.count(info).cpu().numpy().astype(np.float64)
+        success = info["success"].cpu().numpy()
+        if self.config.reward == "sparse":
+            potential = success.astype(np.float64)
+        reward, self._potential = potential - self._potential, potential
+        return Outcome(reward, success, success & self.config.terminate)
+
+    def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
+        return env.frames(list(rows))[:, None]
+
+    def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
+        from rove.envs.maniskill.put_on_plate import expert
+
+        return expert.action(env, row, elapsed)

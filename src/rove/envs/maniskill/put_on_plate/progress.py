@@ -1,0 +1,73 @@
+"""What counts as grasped, as on target and as progress: pure functions on batches of n worlds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GRASP_FORCE, GRASP_ANGLE = 0.5, 85.0
+"""Least force of a finger, newtons, and greatest angle between it and the way the finger opens, degrees."""
+HELD_FOR = 5
+"""Consecutive actions of a grasp that count as held."""
+MARGIN, SLACK = 0.01, 0.05
+"""Metres: how far beyond the receptacle's border, and how far above it, the source may be."""
+TOUCH_FORCE = 0.03
+"""Least force between source and receptacle, newtons."""
+SHAPED = (0.1, 0.1, 1.0)
+"""Potential of a grasp, of one that was held, and of success after a grasp."""
+
+
+def rotation(quaternion: Tensor) -> Tensor:
+    """[n, 3, 3] of unit quaternions [n, 4], (w, x, y, z)."""
+    w, x, y, z = quaternion.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def extents(quaternion: Tensor, size: Tensor) -> Tensor:
+    """[n, 3]: what a box of `size` [n, 3] that is turned takes up along the world's axes, metres."""
+    return (rotation(quaternion).abs() @ size[..., None])[..., 0]
+
+
+def grasped(left: Tensor, right: Tensor, left_axis: Tensor, right_axis: Tensor) -> Tensor:
+    """bool [n]: both fingers press on the source, against the way they open.
+
+    `left` and `right` [n, 3] are the contact forces, newtons; the axes [n, 3] point where a finger opens.
+    """
+    presses = []
+    for force, axis in ((left, left_axis), (right, right_axis)):
+        size = force.norm(dim=-1)
+        cosine = (force * axis).sum(-1) / (size * axis.norm(dim=-1)).clamp_min(1e-12)
+        angle = torch.rad2deg(torch.acos(cosine.clamp(-1.0, 1.0)))
+        presses.append((size >= GRASP_FORCE) & (angle <= GRASP_ANGLE))
+    return presses[0] & presses[1]
+
+
+def on_target(
+    source: Tensor, receptacle: Tensor, source_extents: Tensor, receptacle_extents: Tensor, force: Tensor
+) -> Tensor:
+    """bool [n]: the source rests on the receptacle; it may still be held.
+
+    Positions and extents [n, 3] in metres, `force` [n, 3] between the two in newtons.
+    """
+    offset = source - receptacle
+    near = offset[:, :2].norm(dim=-1) <= receptacle_extents.amax(-1) / 2 + MARGIN
+    above = offset[:, 2] - receptacle_extents[:, 2] / 2 - source_extents[:, 2] / 2
+    return near & (offset[:, 2] > 0) & (above <= SLACK) & (force.norm(dim=-1) > TOUCH_FORCE)
+
+
+def potential(grasped_once: Tensor, held_once: Tensor, success: Tensor) -> Tensor:
+    """[n], 0 to 1.2. A reward is its change; its first value is 0."""
+    a, b, c = SHAPED
+    return a * grasped_once.float() + b * held_once.float() + c * (success & grasped_once).float()
+
+
+def yaw_quaternion(yaw: float) -> tuple[float, float, float, float]:
+    """Of a turn about the vertical axis, (w, x, y, z)."""
+    return math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)

@@ -1,0 +1,198 @@
+"""Worlds: environments of ManiSkill's stepped a chunk at a time, rendered only when asked.
+
+A `World` holds n rows, one episode each. On a CPU n is 1, and every episode begins in a fresh scene; on a GPU
+one simulation holds all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.envs.maniskill import simulator
+from rove.types import ActionSpec, EpisodeSpec
+
+
+class Outcome(NamedTuple):
+    """Of one action, [n] each."""
+
+    reward: np.ndarray
+    success: np.ndarray
+    ended: np.ndarray
+    """Success that ends the episode, or a failure that cannot be undone."""
+
+
+class Task(Protocol):
+    """What differs between one task of ManiSkill's and another."""
+
+    def make(self, num_envs: int) -> Any:
+        """An environment of ManiSkill's."""
+        ...
+
+    def start(self, env: Any, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None: ...
+
+    def outcome(self, env: Any, action: Tensor, info: dict[str, Any]) -> Outcome:
+        """After an action, of which `info` is ManiSkill's account."""
+        ...
+
+    def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
+        """uint8 [rows, cameras, H, W, 3], rendered now."""
+        ...
+
+    def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scripted expert's next action [A], and how far noise may push it [A], in the same units."""
+        ...
+
+
+class Played(NamedTuple):
+    """A chunk in n rows, [n, C] each; see `ChunkResult`."""
+
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    success: Tensor
+    executed: Tensor
+
+
+Choose = Callable[[int, int], np.ndarray]
+"""(row, index in the chunk) -> action [A]."""
+
+
+class World:
+    """n rows of one task; `task` says what it is."""
+
+    def __init__(
+        self, task: Task, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]
+    ) -> None:
+        self.task, self.num_envs, self.horizon = task, num_envs, horizon
+        self.env = task.make(num_envs)
+        self.action_spec = action_spec(self.env)
+        self.specs: list[EpisodeSpec | None] = [None] * num_envs
+        self.elapsed = np.zeros(num_envs, np.int64)
+
+    def start(self, rows: Sequence[int], episodes: Sequence[EpisodeSpec], history: Sequence[Tensor]) -> None:
+        """Begin `episodes` in `rows` and carry out each one's `history`, [k, A], unseen.
+
+        Histories end together, so that in a shared simulation no row moves on while another catches up.
+        """
+        longest = max(map(len, history), default=0)
+        begun: list[int] = []
+        frozen = self._freeze([r for r, s in enumerate(self.specs) if s is not None and r not in rows])
+        for t in range(longest + 1):
+            now = [i for i, past in enumerate(history) if longest - len(past) == t]
+            if now:
+                self.task.start(self.env, [rows[i] for i in now], [episodes[i] for i in now])
+                begun += now
+                for i in now:
+                    self.specs[rows[i]], self.elapsed[rows[i]] = episodes[i], 0
+            if t < longest:
+                actions = self._idle()
+                for i in begun:
+                    actions[rows[i]] = history[i][t - longest + len(history[i])]
+                self._step(actions)
+                self.elapsed[[rows[i] for i in begun]] += 1
+        if longest:
+            self._thaw(frozen)
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """These rows idle from now on."""
+        for row in rows:
+            self.specs[row] = None
+
+    def play(
+        self, rows: Sequence[int], chunk: int, choose: Choose, film: Callable[[int], None] = lambda row: None
+    ) -> Played:
+        """One chunk in these rows; one whose episode ends stays as it ended; `film` is told of actions."""
+        shape = (self.num_envs, chunk)
+        reward = np.zeros(shape, np.float32)
+        terminated, truncated, success, executed = (np.zeros(shape, bool) for _ in range(4))
+        running, frozen = list(rows), []
+        for c in range(chunk):
+            if not running:
+                break
+            actions = self._idle()
+            for row in running:
+                actions[row] = torch.from_numpy(np.asarray(choose(row, c), np.float32))
+            outcome = self._step(actions)
+            self.elapsed[running] += 1
+            executed[running, c] = True
+            reward[running, c], success[running, c] = outcome.reward[running], outcome.success[running]
+            terminated[running, c] = outcome.ended[running]
+            truncated[running, c] = (self.elapsed[running] >= self.horizon) & ~outcome.ended[running]
+            for row in running:
+                film(row)
+            over = [row for row in running if terminated[row, c] or truncated[row, c]]
+            frozen += self._freeze(over) if c < chunk - 1 else []
+            running = [row for row in running if row not in over]
+        self._thaw(frozen)
+        columns = (reward, terminated, truncated, success, executed)
+        return Played(*(torch.from_numpy(column[list(rows)]) for column in columns))
+
+    def frames(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [rows, cameras, H, W, 3]."""
+        return self.task.frames(self.env, rows)
+
+    def proprioception(self, rows: Sequence[int]) -> Tensor:
+        """float32 [rows, P]: joint positions."""
+        return self.env.agent.robot.get_qpos()[list(rows)].float().cpu()
+
+    def expert(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Task.expert`."""
+        spec = self.specs[row]
+        assert spec is not None
+        return self.task.expert(self.env, row, spec, int(self.elapsed[row]))
+
+    def close(self) -> None:
+        self.env.close()
+
+    # --- stepping -----------------------------------------------------------------------------------
+
+    def _idle(self) -> Tensor:
+        return torch.zeros(self.num_envs, self.action_spec.dim)
+
+    def _step(self, actions: Tensor) -> Outcome:
+        actions = actions.to(self.env.device)
+        info = self.env.step(actions)[-1]
+        return self.task.outcome(self.env, actions, info)
+
+    def _freeze(self, rows: Sequence[int]) -> list[tuple[list[int], Any]]:
+        """The state of rows that a shared simulation goes on with; nothing where a world has one row."""
+        return [(list(rows), self.env.get_state_dict())] if rows and self.num_envs > 1 else []
+
+    def _thaw(self, frozen: Sequence[tuple[list[int], Any]]) -> None:
+        for rows, state in frozen:
+            index = torch.tensor(rows, device=self.env.device)
+            self.env.set_state_dict(_rows(state, index), index)
+            self.env.scene._gpu_apply_all()
+            self.env.scene._gpu_fetch_all()
+
+
+def _rows(state: Any, index: Tensor) -> Any:
+    """The rows `index` of a nested state."""
+    if isinstance(state, dict):
+        return {name: _rows(part, index) for name, part in state.items()}
+    return state[index]
+
+
+def one_world(sim: str) -> bool:
+    """Whether a world has one row: PhysX on a CPU."""
+    return sim == "physx_cpu"
+
+
+def begin(env: Any, rows: Sequence[int], seeds: Sequence[int] | None, options: dict[str, Any]) -> None:
+    """Reset rows: a world of one row in a fresh scene, rows of a shared simulation where they are.
+
+    With `seeds` what a row starts with is a function of its own; None: `options` say everything.
+    """
+    if env.num_envs == 1:
+        simulator.restart(env, seed=list(seeds or [0]), options=options)
+        return
+    # ManiSkill draws for all rows of a reset from the first one's seed: one reset a row.
+    parts = [(list(rows), 0)] if seeds is None else [([row], s) for row, s in zip(rows, seeds, strict=True)]
+    for part, seed in parts:
+        index = torch.tensor(part, device=env.device)
+        env.reset(seed=[seed] * env.num_envs, options=options | {"env_idx": index})

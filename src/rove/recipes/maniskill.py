@@ -1,0 +1,157 @@
+"""ManiSkill: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
+
+`put_on_plate_*` train OpenVLA 7B and OpenVLA-OFT 7B after a warm-up on the scripted expert's demonstrations;
+`put_on_plate_tiny_*` train a third of a million weights on a reduced set: three objects, one table, 64².
+"""
+
+from dataclasses import replace
+
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    EvaluationConfig,
+    ManiSkillConfig,
+    OptimConfig,
+    PlacementConfig,
+    PutOnPlateConfig,
+    RolloutConfig,
+    Run,
+    SFTConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
+from rove.recipes import recipe
+from rove.recipes.openvla import CRITIC, PUBLISHED, openvla_oft_grpo, openvla_oft_ppo, openvla_ppo
+from rove.recipes.tabletop import TINY
+
+BENCHMARK = PutOnPlateConfig(full_frame=True)
+"""As published: frames of 640 × 480, which the policy squashes, and 80 actions."""
+
+
+@recipe
+def put_on_plate_ppo() -> Run:
+    """PPO on OpenVLA 7B and the put-on-plate benchmark, as published: a value after every end."""
+    base = openvla_ppo()
+    return replace(
+        base,
+        name="put_on_plate_ppo",
+        env=BENCHMARK,
+        algorithm=PPO(gamma=0.99, lam=0.95, ratio_level="action", clip_high=0.2, bootstrap="always"),
+        policy=replace(PUBLISHED, value_head=CRITIC),
+        rollout=RolloutConfig(num_envs=64, chunk=1, chunks=80),
+        evaluation=EvaluationConfig(every=20, episodes=256, variant_episodes=192, decoding="sample"),
+    )
+
+
+@recipe
+def put_on_plate_ppo_truncated() -> Run:
+    """put_on_plate_ppo with a value after the horizon's ends alone: success is then worth what it is."""
+    base = put_on_plate_ppo()
+    assert isinstance(base.algorithm, PPO)
+    algorithm = replace(base.algorithm, bootstrap="truncated")
+    return replace(base, name="put_on_plate_ppo_truncated", algorithm=algorithm)
+
+
+@recipe
+def put_on_plate_grpo() -> Run:
+    """GRPO on OpenVLA 7B and the put-on-plate benchmark: groups of 8, nothing but success."""
+    base = put_on_plate_ppo()
+    return replace(
+        base,
+        name="put_on_plate_grpo",
+        algorithm=GRPO(group_size=8, ratio_level="action", clip_high=0.2),
+        env=replace(BENCHMARK, reward="sparse"),
+        policy=PUBLISHED,
+        training=replace(base.training, optim=OptimConfig(lr=1e-4)),
+    )
+
+
+@recipe
+def put_on_plate_oft_ppo() -> Run:
+    """PPO on OpenVLA-OFT 7B and the put-on-plate benchmark: 8 actions a pass, a value after every end."""
+    base = openvla_oft_ppo()
+    return replace(
+        base,
+        name="put_on_plate_oft_ppo",
+        env=BENCHMARK,
+        algorithm=PPO(gamma=0.99, lam=0.95, bootstrap="always"),
+        rollout=RolloutConfig(num_envs=64, chunk=8, chunks=10),
+        evaluation=EvaluationConfig(every=20, episodes=256, variant_episodes=192, decoding="sample"),
+    )
+
+
+@recipe
+def put_on_plate_oft_grpo() -> Run:
+    """GRPO on OpenVLA-OFT 7B and the put-on-plate benchmark: sampled hot, asymmetric clipping."""
+    base = openvla_oft_grpo()
+    return replace(
+        base,
+        name="put_on_plate_oft_grpo",
+        env=replace(BENCHMARK, reward="sparse"),
+        rollout=RolloutConfig(num_envs=64, chunk=8, chunks=10),
+        evaluation=EvaluationConfig(every=20, episodes=256, variant_episodes=192, decoding="sample"),
+    )
+
+
+@recipe
+def put_on_plate_tiny_ppo() -> Run:
+    """PPO for the tiny policy on a reduced put-on-plate set: three objects, one table, 64²."""
+    return Run(
+        name="put_on_plate_tiny_ppo",
+        algorithm=PPO(gamma=0.97, lam=0.95),
+        env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40),
+        policy=replace(TINY, pointers=0, value_head=ValueHeadConfig(detach=True)),
+        rollout=RolloutConfig(num_envs=16, chunk=8, chunks=5),
+        sft=SFTConfig(
+            episodes=300,
+            noise=0.5,
+            smoothing=3.0,
+            steps=1500,
+            optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
+        ),
+        training=TrainingConfig(
+            iterations=200,
+            batch=80,
+            micro_batch=80,
+            optim=OptimConfig(lr=3e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
+            max_minutes=40,
+        ),
+        evaluation=EvaluationConfig(every=50, episodes=200, variant_episodes=40, num_envs=16),
+        placement=PlacementConfig(threads=0),
+    )
+
+
+@recipe
+def put_on_plate_tiny_ppo_always() -> Run:
+    """put_on_plate_tiny_ppo with the published bootstrap: a value after every end, success included."""
+    base = put_on_plate_tiny_ppo()
+    assert isinstance(base.algorithm, PPO)
+    algorithm = replace(base.algorithm, bootstrap="always")
+    return replace(base, name="put_on_plate_tiny_ppo_always", algorithm=algorithm)
+
+
+@recipe
+def put_on_plate_tiny_grpo() -> Run:
+    """GRPO for the tiny policy on the same reduced set: nothing but success."""
+    base = put_on_plate_tiny_ppo()
+    return replace(
+        base,
+        name="put_on_plate_tiny_grpo",
+        algorithm=GRPO(group_size=8, ratio_level="action"),
+        env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40, reward="sparse"),
+        policy=replace(TINY, pointers=0),
+        training=replace(base.training, optim=replace(base.training.optim, value_lr=None)),
+    )
+
+
+@recipe
+def maniskill_tiny_ppo() -> Run:
+    """PPO for the tiny policy on ManiSkill's own PickCube, after a warm-up on its scripted expert."""
+    base = put_on_plate_tiny_ppo()
+    return replace(
+        base,
+        name="maniskill_tiny_ppo",
+        env=ManiSkillConfig(tasks="PickCube-v1", image_size=64, horizon=48, reward="shaped"),
+        rollout=replace(base.rollout, chunks=6),
+        evaluation=replace(base.evaluation, variant_episodes=0),
+    )
