@@ -157,15 +157,18 @@ def test_eval_imports_files_and_hands_on_what_was_given(monkeypatch, capsys, tmp
     from rove import recipes
     from rove.config.schema import EvaluationConfig
     from rove.evaluation import report
+    from rove.types import EvalReport
 
     made, imported = [], []
     monkeypatch.setattr(recipes, "import_file", imported.append)
-    monkeypatch.setattr(report, "table", lambda reports: f"table of {', '.join(reports)}")
-    monkeypatch.setattr(report, "task_table", lambda judged: f"tasks of {judged}")
+    monkeypatch.setattr(report, "table", lambda reports, published: f"table of {', '.join(reports)}")
+    monkeypatch.setattr(report, "task_table", lambda judged: f"tasks of {judged.policy}")
     fake(
         monkeypatch,
         "rove.evaluation.checkpoint",
-        evaluate_checkpoint=lambda *args, **kwargs: made.append((args, kwargs)) or "judged",
+        evaluate_checkpoint=lambda *args, **kwargs: (
+            made.append((args, kwargs)) or EvalReport("reach", "held_out", "greedy", (), 0.0, "judged")
+        ),
     )
     words = "eval runs/x/sft --suite reach --import mine.py --episodes 5 --variant all --out a.json"
     words += " --env.horizon 8"

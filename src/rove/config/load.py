@@ -228,7 +228,8 @@ def _literal(annotation: Any, text: str) -> Any:
     if annotation is str or get_origin(annotation) is Literal:
         return text
     if get_origin(annotation) is tuple and get_args(annotation)[0] is str:
-        return tuple(word.strip() for word in text.split(",") if word.strip())
+        words = "" if text.strip() in ("[]", "()") else text  # as an empty one is printed
+        return tuple(word.strip() for word in words.split(",") if word.strip())
     try:
         value = _CONSTANTS[text.lower()] if text.lower() in _CONSTANTS else _parse(text)
     except (ValueError, SyntaxError, TypeError):
