@@ -17,10 +17,9 @@ from rove.findings import Finding
 LAVAPIPE = (24, 3)
 """Mesa's software renderer from here on has what SAPIEN's shaders need."""
 FIX = (
-    "a GPU: install its driver's Vulkan part. No GPU: Mesa's lavapipe, 24.3 or newer; on Debian 12, as root: "
-    "echo 'deb http://deb.debian.org/debian bookworm-backports main' > "
-    "/etc/apt/sources.list.d/backports.list && apt-get update && "
-    "apt-get install -t bookworm-backports mesa-vulkan-drivers"
+    "a GPU: install its driver's Vulkan part. No GPU: Mesa's lavapipe, 24.3 or newer; on Debian 12 add "
+    "bookworm-backports to apt's sources, then, as root: "
+    "apt-get update && apt-get install -t bookworm-backports mesa-vulkan-drivers"
 )
 
 
