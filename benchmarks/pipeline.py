@@ -151,7 +151,7 @@ def tabletop(cores: tuple[int, int], repeats: int, num_envs: int) -> dict[str, A
     run = replace(recipe, rollout=replace(recipe.rollout, num_envs=num_envs, chunks=CHUNKS))
     env = envs.make(run.env, num_envs=32, chunk=run.rollout.chunk, autoreset="refill")
     with closing(env):
-        shown = demonstrations.collect(env, episodes=32, noise=0.3, seed=1, on_episode=lambda: None)
+        shown = demonstrations.collect(env, episodes=32, noise=0.3, seed=1)
         policy = policies.build(
             run.policy,
             chunk=run.rollout.chunk,
