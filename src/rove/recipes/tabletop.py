@@ -29,7 +29,7 @@ TINY = PolicyConfig(
     pointers=3,
     placeholders="learned",
 )
-"""A third of a million weights."""
+"""About 756 thousand weights."""
 
 SIGHT = ("vlm.towers", "vlm.film", "vlm.projector", "vlm.pointer.queries", "vlm.language_model.embed_tokens")
 """What sees. It has learned from where things are; what rewards say of it is mostly noise."""
