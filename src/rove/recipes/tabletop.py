@@ -46,14 +46,14 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=330,
+            episodes=260,
             noise=0.3,
             smoothing=3.0,
-            steps=310,
+            steps=260,
             batch=64,
             micro_batch=64,
-            grounding=12000,
-            grounding_steps=1400,
+            grounding=20000,
+            grounding_steps=2200,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
@@ -66,7 +66,7 @@ def tabletop_ppo() -> Run:
             optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
             max_minutes=8,
         ),
-        evaluation=EvaluationConfig(every=60, episodes=256),
+        evaluation=EvaluationConfig(every=100, episodes=256),
         placement=PlacementConfig(threads=0),
     )
 
@@ -86,7 +86,7 @@ def tabletop_vine() -> Run:
             base.training,
             batch=64,
             micro_batch=64,
-            iterations=230,
+            iterations=205,
             optim=OptimConfig(lr=6e-4, betas=(0.9, 0.99), warmup=20, schedule="linear"),
         ),
     )

@@ -32,6 +32,9 @@ HALF_HEIGHT = 0.023
 PLATE_RADIUS, PLATE_HEIGHT = 0.056, 0.008
 TRAY_HALF, TRAY_FLOOR, TRAY_WALL = 0.056, 0.004, 0.016
 ZONE_HALF = 0.056
+TAPE = (0.007, 0.0006)
+"""Half width and half thickness of the tape that frames a zone. A filled zone and a tray of one colour look
+alike at 64 pixels."""
 
 BASE = (0.0, 0.40)
 """Where the shoulder stands, beyond the far edge of the workspace."""
@@ -91,15 +94,13 @@ def receptacle_sizes(kind: str) -> dict[str, tuple[float, float, float]]:
     if kind == "plate":
         return {"disc": (PLATE_RADIUS, PLATE_HEIGHT / 2, 0.0)}
     if kind == "zone":
-        return {"floor": (ZONE_HALF, ZONE_HALF, 0.0006)}
-    side = (0.004, TRAY_HALF, TRAY_WALL / 2)
-    return {
-        "floor": (TRAY_HALF, TRAY_HALF, TRAY_FLOOR / 2),
-        "left": side,
-        "right": side,
-        "near": (side[1], side[0], side[2]),
-        "far": (side[1], side[0], side[2]),
-    }
+        return _frame(TAPE[0], ZONE_HALF, TAPE[1])
+    return {"floor": (TRAY_HALF, TRAY_HALF, TRAY_FLOOR / 2)} | _frame(0.004, TRAY_HALF, TRAY_WALL / 2)
+
+
+def _frame(width: float, length: float, height: float) -> dict[str, tuple[float, float, float]]:
+    across, along = (width, length, height), (length, width, height)
+    return {"left": across, "right": across, "near": along, "far": along}
 
 
 # --- the model ------------------------------------------------------------------------------------

@@ -143,7 +143,9 @@ def setup(task_id: str, initial_state: int, variant: str) -> Setup:
             if name == "bar":
                 paint.quat[geom] = _yaw_quat(shape.bar_yaw)
     for slot, (thing, xy) in enumerate(zip(start.receptacles, start.receptacle_xy, strict=True)):
-        body_pos[scene.receptacle_bodies[slot], :2] = xy
+        # A zone's tape is where the walls of a tray are, let down to the table.
+        z = sc.TAPE[1] - sc.TRAY_WALL / 2 if thing.kind == "zone" else 0.0
+        body_pos[scene.receptacle_bodies[slot]] = [*xy, z]
         for name, size in sc.receptacle_sizes(thing.kind).items():
             geom = scene.receptacle_geoms[slot, sc.RECEPTACLE_GEOMS.index(name)]
             paint.show(geom, size, np.array(RGB[thing.color]), contact=thing.kind != "zone")
