@@ -78,7 +78,7 @@ def tabletop_vine() -> Run:
     return replace(
         base,
         name="tabletop_vine",
-        emphasis=("put:3", "push:4", "stack:5"),
+        emphasis=("put:2", "push:6", "stack:6"),
         algorithm=Vine(),
         policy=TINY,
         rollout=RolloutConfig(num_envs=64),
