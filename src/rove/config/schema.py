@@ -307,6 +307,10 @@ class RolloutConfig:
     """C, actions in a chunk."""
     chunks: int = 4
     """T, chunks in a rollout. GRPO needs T·C = horizon."""
+    emphasis: tuple[str, ...] = ()
+    """How often tasks come up for once that the others do: "push:4" for those whose names begin with "push".
+    Hard tasks need it where what is learned of the easy ones gets in their way. Evaluations have all tasks
+    alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +364,8 @@ class SFTConfig:
 
     episodes: int = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
+    emphasis: tuple[str, ...] = ()
+    """See `RolloutConfig.emphasis`; pictures to point in have all tasks alike."""
     noise: float = 0.3
     """Standard deviation of what pushes the expert off its way between chunks, as a fraction of the bounds of
     an action: the demonstrations then show the way back."""
@@ -453,10 +459,6 @@ class Run:
     training: TrainingConfig = TrainingConfig()
     sft: SFTConfig | None = SFTConfig()
     """Warm-up before RL, of `policy.checkpoint` where that is set; None starts from it as it is."""
-    emphasis: tuple[str, ...] = ()
-    """How often tasks come up in demonstrations and rollouts for once that the others do: "push:4" for those
-    whose names begin with "push". Hard tasks need it where what is learned of the easy ones gets in their
-    way. Evaluations, and pictures to point in, have all tasks alike."""
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -15,7 +15,7 @@ class EpisodeSampler:
     """Episode number k is a function of (seed, stream, k) alone; the cursor is the whole state.
 
     Every pass over the tasks is a fresh permutation, so tasks are seen equally often, or as much more often
-    as `emphasis` says (see `Run.emphasis`); the initial state is uniform over the train split. Groups of
+    as `emphasis` says (see `RolloutConfig`); the initial state is uniform over the train split. Groups of
     `group_size` consecutive episodes share task and initial state and differ in the seed of their sampling
     noise. What a run draws for different ends comes from different streams, so that RL does not start on the
     very episodes of the demonstrations.

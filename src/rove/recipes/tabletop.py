@@ -75,13 +75,14 @@ def tabletop_ppo() -> Run:
 def tabletop_vine() -> Run:
     """Vine sampling on the same eight tasks: eight chunks tried from each state, no critic."""
     base = tabletop_ppo()
+    assert base.sft is not None
     return replace(
         base,
         name="tabletop_vine",
-        emphasis=("put:2", "push:6", "stack:6"),
+        sft=replace(base.sft, emphasis=("put:3", "push:4", "stack:5")),
         algorithm=Vine(),
         policy=TINY,
-        rollout=RolloutConfig(num_envs=64),
+        rollout=RolloutConfig(num_envs=64, emphasis=("put:2", "push:6", "stack:6")),
         training=replace(
             base.training,
             batch=64,

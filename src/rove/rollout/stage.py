@@ -91,7 +91,7 @@ class StagePlan:
             )
         group = run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
         share = (self.index, self.count, self.num_envs)
-        sampler = EpisodeSampler(env.suite, run.seed, group, share=share, emphasis=run.emphasis)
+        sampler = EpisodeSampler(env.suite, run.seed, group, share=share, emphasis=run.rollout.emphasis)
         bootstrap = run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None
         return Stage(env, sampler, bootstrap=bootstrap, number=number)
 

@@ -101,7 +101,7 @@ def demonstrate(
         episodes=run.sft.episodes,
         noise=run.sft.noise,
         seed=run.seed,
-        emphasis=run.emphasis,
+        emphasis=run.sft.emphasis,
         on_episode=count,
     )
     save(demonstrations, path)
