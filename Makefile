@@ -12,10 +12,10 @@ PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libero check format bench clean
+.PHONY: help setup demo test test-libero test-maniskill check format bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## Make .venv and install Rove into it
 
@@ -37,6 +37,9 @@ test: $(INSTALLED)  ## Run the tests; PYTEST_ARGS goes to pytest
 
 test-libero: $(INSTALLED)  ## Compare all of LIBERO with the stock environment; some minutes
 	LIBERO_FULL=1 $(BIN)/python -m pytest tests/libero $(PYTEST_ARGS)
+
+test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the contract; some minutes
+	MANISKILL_FULL=1 $(BIN)/python -m pytest tests/integration/test_maniskill.py $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## Lint, formatting, types
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from tests import maniskill
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.check import check_env
-from rove.envs.maniskill.env import ManiSkillEnv, Remote
+from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv, Remote
 from rove.envs.maniskill.put_on_plate import families, progress
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS
@@ -55,6 +55,16 @@ def world(env: ManiSkillEnv, slot: int):
 def test_contract_in_worker_processes(task):
     """`tests/contract` holds PickCube and the put-on-plate task to it, in one process."""
     config = ManiSkillConfig(tasks=task, image_size=48, horizon=6, workers=2)
+    results = check_env(
+        lambda num_envs, autoreset: registry.make(config, num_envs=num_envs, chunk=4, autoreset=autoreset)
+    )
+    assert [f"{result.name}: {result.detail}" for result in results if not result.ok] == []
+
+
+@pytest.mark.skipif(not os.environ.get("MANISKILL_FULL"), reason="long: make test-maniskill runs it")
+@pytest.mark.parametrize("task", [f"{family.id}:{split}" for family, split in SPLITS])
+def test_contract_on_every_put_on_plate_id(task):
+    config = PutOnPlateConfig(tasks=task, image_size=48, horizon=6, workers=1)
     results = check_env(
         lambda num_envs, autoreset: registry.make(config, num_envs=num_envs, chunk=4, autoreset=autoreset)
     )
@@ -201,6 +211,24 @@ def test_every_variant_is_a_picture_of_its_own(env):
         pictures[variant] = env.reset([EpisodeSpec(MAIN, 3, variant)], where=[1]).images[1, 0]
     assert all(picture.float().std() > 10 for picture in pictures.values())
     assert len({picture.numpy().tobytes() for picture in pictures.values()}) == len(pictures)
+
+
+@pytest.mark.parametrize("full_frame", [False, True])
+def test_points_are_where_things_are_seen(full_frame):
+    made = PutOnPlateEnv(replace(PLATE, full_frame=full_frame, tasks=MAIN), 3, 4, "stop")
+    told = made.ground([EpisodeSpec(MAIN, state) for state in range(3)])
+    assert told.points is not None
+    height, width = told.images.shape[2:4]
+    pixels = (told.points * torch.tensor([1.0, height / width])).long()
+    for slot in range(3):
+        sim, scene = world(made, slot), made.suite.scene(EpisodeSpec(MAIN, slot))
+        ids = sim._get_obs_sensor_data()["3rd_view_camera"]["segmentation"][0, ..., 0].long()
+        named = [sim.segmentation_id_map[int(ids[y, x])].name for x, y in pixels[slot, :2].tolist()]
+        assert named == [f"more_carrot/{scene.object}", f"more_plate/{scene.receptacle}"]
+    assert torch.equal(told.points, made.points())
+    made.step_expert_chunk(0.0, np.random.default_rng(0))
+    assert (made.points() - told.points)[:, 2].norm(dim=-1).min() > 1, "the hand has moved"
+    made.close()
 
 
 def test_a_small_picture_is_the_large_one_squashed(env):

@@ -1,7 +1,7 @@
 """ManiSkill: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
 
 `put_on_plate_*` train OpenVLA 7B and OpenVLA-OFT 7B after a warm-up on the scripted expert's demonstrations;
-`put_on_plate_tiny_*` train a third of a million weights on a reduced set: three objects, one table, 64².
+`put_on_plate_tiny_*` train 756 thousand weights on a reduced set: three objects, one table, 64².
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from rove.config.schema import (
 )
 from rove.recipes import recipe
 from rove.recipes.openvla import CRITIC, PUBLISHED, openvla_oft_grpo, openvla_oft_ppo, openvla_ppo
-from rove.recipes.tabletop import TINY
+from rove.recipes.tabletop import SIGHT, TINY
 
 BENCHMARK = PutOnPlateConfig(full_frame=True)
 """As published: frames of 640 × 480, which the policy squashes, and 80 actions."""
@@ -100,19 +100,24 @@ def put_on_plate_tiny_ppo() -> Run:
         name="put_on_plate_tiny_ppo",
         algorithm=PPO(gamma=0.97, lam=0.95),
         env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40),
-        policy=replace(TINY, pointers=0, value_head=ValueHeadConfig(detach=True)),
+        policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
         rollout=RolloutConfig(num_envs=16, chunk=8, chunks=5),
         sft=SFTConfig(
             episodes=300,
             noise=0.5,
             smoothing=3.0,
-            steps=1500,
+            steps=400,
+            batch=64,
+            micro_batch=64,
+            grounding=2000,
+            grounding_steps=600,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
             iterations=200,
             batch=80,
             micro_batch=80,
+            freeze=SIGHT,
             optim=OptimConfig(lr=3e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
             max_minutes=40,
         ),
@@ -139,7 +144,7 @@ def put_on_plate_tiny_grpo() -> Run:
         name="put_on_plate_tiny_grpo",
         algorithm=GRPO(group_size=8, ratio_level="action"),
         env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40, reward="sparse"),
-        policy=replace(TINY, pointers=0),
+        policy=TINY,
         training=replace(base.training, optim=replace(base.training.optim, value_lr=None)),
     )
 
@@ -148,10 +153,15 @@ def put_on_plate_tiny_grpo() -> Run:
 def maniskill_tiny_ppo() -> Run:
     """PPO for the tiny policy on ManiSkill's own PickCube, after a warm-up on its scripted expert."""
     base = put_on_plate_tiny_ppo()
+    assert base.sft is not None
     return replace(
         base,
         name="maniskill_tiny_ppo",
         env=ManiSkillConfig(tasks="PickCube-v1", image_size=64, horizon=48, reward="shaped"),
+        policy=replace(base.policy, pointers=0),
         rollout=replace(base.rollout, chunks=6),
+        # These tasks do not say where things are: a policy finds it out from the demonstrations alone.
+        sft=replace(base.sft, steps=1500, grounding=0, grounding_steps=0),
+        training=replace(base.training, freeze=()),
         evaluation=replace(base.evaluation, variant_episodes=0),
     )

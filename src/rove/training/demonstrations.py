@@ -72,8 +72,8 @@ def collect(
 ) -> Demonstrations:
     """The first `episodes` successes of the environment's scripted expert on train states, failures left out.
 
-    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `RolloutConfig`. `on_episode` is told how each went,
-    failures too. Raises RoveError where the suite has no expert, or where it fails more than half
+    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `RolloutConfig`. `on_episode` is told how
+    each went, failures too. Raises RoveError where the suite has no expert, or where it fails more than half
     of the time.
     """
     if not isinstance(env, Demonstrator):

@@ -14,9 +14,10 @@ def make(
     config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
 ) -> VectorEnv:
     """The entry point of `rove.envs.registry.make`."""
-    from rove.envs.maniskill.env import ManiSkillEnv
+    from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
 
-    return ManiSkillEnv(config, num_envs, chunk, autoreset)
+    kind = PutOnPlateEnv if isinstance(config, PutOnPlateConfig) else ManiSkillEnv
+    return kind(config, num_envs, chunk, autoreset)
 
 
 def suite(config: EnvConfig) -> TaskSuite:

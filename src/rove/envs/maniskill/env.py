@@ -24,7 +24,15 @@ from rove.envs.maniskill import tasks
 from rove.envs.maniskill.fleet import Answer, Begin, Call, Fleet, Hello, Play, Seen
 from rove.errors import RoveError
 from rove.ipc import ChannelClosed, Child, Crash, Setup
-from rove.types import Autoreset, ChunkResult, EpisodeRecord, EpisodeSpec, Finals, Observation
+from rove.types import (
+    Autoreset,
+    ChunkResult,
+    Demonstrations,
+    EpisodeRecord,
+    EpisodeSpec,
+    Finals,
+    Observation,
+)
 
 MAX_RESTARTS = 3
 """Replacements of one worker in a row, without an answer in between."""
@@ -130,6 +138,7 @@ class ManiSkillEnv:
         self.action_spec = hello.action_spec
         self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
         self._state = torch.zeros(num_envs, hello.state)
+        self._points = torch.zeros(num_envs, hello.pointers, 2)
 
     # --- workers ------------------------------------------------------------------------------------
 
@@ -240,7 +249,7 @@ class ManiSkillEnv:
 
     def _clear(self, slot: int) -> None:
         self._specs[slot], self._history[slot] = None, []
-        self._images[slot], self._state[slot] = 0, 0.0
+        self._images[slot], self._state[slot], self._points[slot] = 0, 0.0, torch.nan
 
     def _running(self) -> list[int]:
         return [slot for slot, spec in enumerate(self._specs) if spec is not None]
@@ -351,6 +360,7 @@ class ManiSkillEnv:
         if seen.slots:
             rows = list(seen.slots)
             self._images[rows], self._state[rows] = seen.images, seen.state
+            self._points[rows] = seen.points
 
     def _observation(self, rows: Sequence[int]) -> Observation:
         """Copies of the rows named; black and without an instruction where one idles."""
@@ -392,3 +402,23 @@ class ManiSkillEnv:
         for member in self._members:
             member.close()
         self._members = []
+
+
+class PutOnPlateEnv(ManiSkillEnv):
+    """The put-on-plate worlds, which say where things are."""
+
+    def points(self) -> Tensor:
+        """Object, receptacle and hand: see `rove.envs.base.Grounder`."""
+        return self._points.clone()
+
+    def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
+        """Where what each episode is about is; see `rove.envs.base.Grounder`."""
+        seen, count = self.reset(episodes), len(episodes)
+        return Demonstrations(
+            seen.images[:count],
+            torch.arange(count),
+            seen.instruction[:count],
+            torch.zeros(count, self.chunk, self.action_spec.dim),
+            torch.zeros(count, self.chunk, dtype=torch.bool),
+            self.points()[:count],
+        )

@@ -22,6 +22,8 @@ class Hello(NamedTuple):
     image: tuple[int, ...]
     """(cameras, H, W, 3)."""
     state: int
+    pointers: int
+    """K of `Seen.points`."""
 
 
 class Begin(NamedTuple):
@@ -52,6 +54,8 @@ class Seen(NamedTuple):
     """uint8 [slots, cameras, H, W, 3]."""
     state: Tensor
     """float32 [slots, P]."""
+    points: Tensor
+    """float32 [slots, K, 2]: see `Task.points`."""
 
 
 class Answer(NamedTuple):
@@ -95,7 +99,7 @@ class Fleet:
     def hello(self, task: str) -> Hello:
         world, _ = self._world(self._slots[0], task)
         size = world.env.agent.robot.max_dof
-        return Hello(world.action_spec, world.task.image, size)  # type: ignore[attr-defined]
+        return Hello(world.action_spec, world.task.image, size, world.task.pointers)  # type: ignore[attr-defined]
 
     def begin(self, order: Begin) -> Seen:
         groups: dict[World, list[tuple[int, int]]] = {}
@@ -173,15 +177,16 @@ class Fleet:
         groups: dict[World, list[int]] = {}
         for slot in slots:
             groups.setdefault(self._at[slot][0], []).append(slot)
-        order, images, states = [], [], []
+        order, images, states, points = [], [], [], []
         for world, members in groups.items():
             rows = [self._at[slot][1] for slot in members]
             order += members
             images.append(world.frames(rows))
             states.append(world.proprioception(rows))
+            points.append(world.points(rows))
         if not order:
-            return Seen((), torch.zeros(0, dtype=torch.uint8), torch.zeros(0))
-        return Seen(tuple(order), torch.cat(images), torch.cat(states))
+            return Seen((), torch.zeros(0, dtype=torch.uint8), torch.zeros(0), torch.zeros(0))
+        return Seen(tuple(order), torch.cat(images), torch.cat(states), torch.cat(points))
 
     def close(self) -> None:
         for world in self._worlds.values():

@@ -105,6 +105,8 @@ def action_spec(config: ManiSkillConfig, env: Any) -> ActionSpec:
 class StockTask:
     """One of ManiSkill's tasks; see `world.Task`."""
 
+    pointers = 0
+
     def __init__(self, config: ManiSkillConfig, task: str) -> None:
         self.config, self.id = config, task
         self._potential: Tensor | None = None
@@ -178,6 +180,9 @@ class StockTask:
     def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
         seen = env._get_obs_sensor_data()
         return torch.stack([seen[name]["rgb"][list(rows)].cpu() for name in self._cameras], dim=1)
+
+    def points(self, env: Any, rows: Sequence[int]) -> Tensor:
+        return torch.zeros(len(rows), 0, 2)
 
     def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
         from rove.envs.maniskill import experts

@@ -29,6 +29,9 @@ class Outcome(NamedTuple):
 class Task(Protocol):
     """What differs between one task of ManiSkill's and another."""
 
+    pointers: int
+    """K of `points`."""
+
     def make(self, num_envs: int) -> Any:
         """An environment of ManiSkill's."""
         ...
@@ -41,6 +44,10 @@ class Task(Protocol):
 
     def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
         """uint8 [rows, cameras, H, W, 3], rendered now."""
+        ...
+
+    def points(self, env: Any, rows: Sequence[int]) -> Tensor:
+        """float32 [rows, K, 2]: pixels of what the instruction is about; see `rove.envs.base.Grounder`."""
         ...
 
     def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +142,10 @@ class World:
     def frames(self, rows: Sequence[int]) -> Tensor:
         """uint8 [rows, cameras, H, W, 3]."""
         return self.task.frames(self.env, rows)
+
+    def points(self, rows: Sequence[int]) -> Tensor:
+        """float32 [rows, K, 2]: see `Task.points`."""
+        return self.task.points(self.env, rows)
 
     def proprioception(self, rows: Sequence[int]) -> Tensor:
         """float32 [rows, P]: joint positions."""

@@ -27,7 +27,7 @@ class PlateTask:
         self.config, self.suite = config, PutOnPlateSuite.from_config(config)
         size = (config.image_size, config.image_size)
         self.size = (overlay.HEIGHT, overlay.WIDTH) if config.full_frame else size
-        self.image = (1, *self.size, 3)
+        self.image, self.pointers = (1, *self.size, 3), 3
         self._potential = np.zeros(0)
 
     def make(self, num_envs: int) -> Any:
@@ -66,6 +66,9 @@ class PlateTask:
 
     def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
         return env.frames(list(rows))[:, None]
+
+    def points(self, env: Any, rows: Sequence[int]) -> Tensor:
+        return env.points(rows)
 
     def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
         from rove.envs.maniskill.put_on_plate import expert

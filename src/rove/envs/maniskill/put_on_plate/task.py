@@ -297,6 +297,18 @@ class PutOnPlate(BaseEnv):
             ]
         )
 
+    def points(self, rows: Sequence[int]) -> Tensor:
+        """float32 [len(rows), 3, 2]: pixels of source, receptacle and hand, of a picture squashed to a square
+        as wide as this one."""
+        fingers = (self.agent.finger1_link.pose.p + self.agent.finger2_link.pose.p) / 2
+        places = torch.stack([self.positions(OBJECTS), self.positions(RECEPTACLES), fingers], dim=1)
+        camera = self._sensors[CAMERA].camera
+        turn, shift = camera.get_extrinsic_matrix()[:, :3, :].split((3, 1), dim=-1)
+        seen = camera.get_intrinsic_matrix() @ (turn @ places.mT + shift)
+        pixels = (seen[:, :2] / seen[:, 2:]).mT
+        height, width = self._size
+        return (pixels * torch.tensor([1.0, width / height], device=self.device))[list(rows)].float().cpu()
+
     def forces(self) -> Tensor:
         """[n, 3, 3], newtons: left finger on source, right finger on source, source on receptacle.
 
