@@ -80,7 +80,7 @@ def test_what_is_frozen_stays_and_all_else_moves():
     assert "vlm.lm_head.weight" in moved and any(name.startswith("value_head") for name in moved)
     assert not any(name.startswith(training.freeze) for name in moved)
     with pytest.raises(RoveError, match=r"training\.freeze.*Did you mean 'vlm\.towers'"):
-        freeze(policy, ("vlm.tower.",))
+        freeze(policy, ("vlm.tower.",), "training.freeze")
 
 
 @pytest.mark.parametrize("algorithm", [PPO(), GRPO(), GRPO(length_normalization=False)], ids=str)

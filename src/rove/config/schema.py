@@ -376,6 +376,9 @@ class SFTConfig:
     trained from scratch."""
     grounding_steps: int = 0
     """Optimizer steps on them, before any action is learned."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that demonstrations do not train, as in `TrainingConfig.freeze`.
+    Pictures to point in do: what they taught is else blurred by the fewer that a demonstration shows."""
     pointing_weight: float = 0.3
     """Of the pointing loss, beside that of the actions, while the demonstrations are learned; read where
     `grounding` is not 0."""

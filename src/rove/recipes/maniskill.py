@@ -111,6 +111,7 @@ def put_on_plate_tiny_ppo() -> Run:
             micro_batch=64,
             grounding=2000,
             grounding_steps=600,
+            freeze=SIGHT,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
@@ -161,7 +162,7 @@ def maniskill_tiny_ppo() -> Run:
         policy=replace(base.policy, pointers=0),
         rollout=replace(base.rollout, chunks=6),
         # These tasks do not say where things are: a policy finds it out from the demonstrations alone.
-        sft=replace(base.sft, steps=1500, grounding=0, grounding_steps=0),
+        sft=replace(base.sft, steps=1500, grounding=0, grounding_steps=0, freeze=()),
         training=replace(base.training, freeze=()),
         evaluation=replace(base.evaluation, variant_episodes=0),
     )

@@ -46,14 +46,15 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=260,
+            episodes=240,
             noise=0.3,
             smoothing=3.0,
-            steps=260,
+            steps=240,
             batch=64,
             micro_batch=64,
             grounding=20000,
             grounding_steps=2200,
+            freeze=SIGHT,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(

@@ -21,15 +21,13 @@ from rove.training.parallel import Model, Ranks, whole
 from rove.types import PolicyOutput, TrainBatch
 
 
-def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
+def freeze(module: nn.Module, beginnings: Sequence[str], setting: str) -> None:
     """Keep the parameters whose names begin so from being trained. Raises RoveError where none does."""
     for beginning in beginnings:
         found = [p for name, p in module.named_parameters() if name.startswith(beginning)]
         if not found:
             parts = {".".join(name.split(".")[:2]) for name, _ in module.named_parameters()}
-            raise RoveError(
-                f"training.freeze: no parameter begins with {beginning!r}. {nearest(beginning, parts)}"
-            )
+            raise RoveError(f"{setting}: no parameter begins with {beginning!r}. {nearest(beginning, parts)}")
         for parameter in found:
             parameter.requires_grad_(False)
 
@@ -54,7 +52,7 @@ class Learner:
         self.training, self.seed = run.training, run.seed
         self.head: nn.Module | None = policy.value_head
         self.ranks = ranks
-        freeze(policy, run.training.freeze)
+        freeze(policy, run.training.freeze, "training.freeze")
         self.reference = None
         if isinstance(self.config, GRPO) and self.config.kl_coef:
             self.reference = deepcopy(policy).requires_grad_(False)

@@ -20,6 +20,7 @@ from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.batches import batches
 from rove.training.demonstrations import collect, ground, load, save, statistics
+from rove.training.learner import freeze
 from rove.training.optim import Optimizer
 from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.types import Demonstrations, EpisodeRecord
@@ -68,6 +69,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             raise RoveError(f"A {type(policy).__name__} cannot be taught to point; set sft.grounding to 0.")
         progress.phase("point", run.sft.grounding_steps)
         learn_to_point(policy, pictures, run.sft, run.seed, **common)
+    freeze(policy, run.sft.freeze, "sft.freeze")
     progress.phase("sft", run.sft.steps)
     fit(policy, demonstrations, run.sft, run.seed, **common)
     return checkpoint.save_policy(target, policy)
