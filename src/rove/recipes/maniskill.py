@@ -115,14 +115,14 @@ def put_on_plate_tiny_ppo() -> Run:
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
-            iterations=200,
+            iterations=600,
             batch=80,
             micro_batch=80,
             freeze=SIGHT,
-            optim=OptimConfig(lr=3e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
-            max_minutes=40,
+            optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
+            max_minutes=25,
         ),
-        evaluation=EvaluationConfig(every=50, episodes=200, variant_episodes=40, num_envs=16),
+        evaluation=EvaluationConfig(every=100, episodes=200, variant_episodes=40, num_envs=16),
         placement=PlacementConfig(threads=0),
     )
 
