@@ -52,7 +52,7 @@ def policy(env):
 
 @pytest.mark.parametrize(("role", "color"), [(0, "red"), (1, "cyan")])
 def test_a_point_lies_on_what_it_names(pictures, role, color):
-    """Most things are not hidden: their points are on pixels of their colour, zones apart, which are frames."""
+    """Most things are not hidden: their points are on pixels of their colour; of zones only the rim is."""
     named = [
         color in text.split()[:: 1 - 2 * role][: 6 - 2 * role] and not (role and "zone" in text)
         for text in pictures.instruction
