@@ -21,10 +21,11 @@ EPISODES = 128
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    """The demo's policy after a warm-up on more demonstrations, so that there is something to lose."""
+    """The demo's policy after fewer pictures and more demonstrations, so that there is something to lose."""
     run = recipes.get("demo").build()
     assert run.sft is not None
-    run = replace(run, sft=replace(run.sft, episodes=800, steps=450))
+    sft = replace(run.sft, episodes=400, steps=350, grounding=12000, grounding_steps=1400)
+    run = replace(run, sft=sft)
     directory = tmp_path_factory.mktemp("tabletop")
     host.prepare(2)
     with Logger(directory, tensorboard=False, wandb=False) as log, Progress("test", 1) as progress:
