@@ -98,8 +98,8 @@ def put_on_plate_tiny_ppo() -> Run:
     """PPO for the tiny policy on a reduced put-on-plate set: three objects, one table, 64²."""
     return Run(
         name="put_on_plate_tiny_ppo",
-        # Simulating is 19 times as slow as training: a rollout is used four times.
-        algorithm=PPO(gamma=0.97, lam=0.95, epochs=4),
+        # A critic that knows nothing yet, and a rate four times as high, took success from 48 to 6 %.
+        algorithm=PPO(gamma=0.97, lam=0.95, critic_warmup=10),
         env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40),
         policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
         rollout=RolloutConfig(num_envs=16, chunk=8, chunks=5),
@@ -120,8 +120,8 @@ def put_on_plate_tiny_ppo() -> Run:
             batch=80,
             micro_batch=80,
             freeze=SIGHT,
-            optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
-            max_minutes=20,
+            optim=OptimConfig(lr=1e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
+            max_minutes=60,
         ),
         evaluation=EvaluationConfig(every=100, episodes=200, variant_episodes=40, num_envs=16),
         placement=PlacementConfig(threads=0),
