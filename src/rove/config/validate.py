@@ -302,6 +302,11 @@ def _start(run: Run) -> Problems:
             f"policy.pointers = {run.policy.pointers}, but sft.grounding = 0: nothing teaches them where to "
             "point; set --policy.pointers 0, or --sft.grounding and --sft.grounding_steps."
         )
+    if run.sft and run.sft.freeze and not run.sft.grounding and run.policy.checkpoint is None:
+        yield (
+            "sft.freeze is set, but in a policy from scratch with sft.grounding = 0 what it names would stay "
+            "random: set --sft.freeze [], or --sft.grounding and --sft.grounding_steps."
+        )
 
 
 def _checkpoint(run: Run) -> Problems:

@@ -138,7 +138,7 @@ class ManiSkillEnv:
         self.action_spec = hello.action_spec
         self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
         self._state = torch.zeros(num_envs, hello.state)
-        self._points = torch.zeros(num_envs, hello.pointers, 2)
+        self._points = torch.full((num_envs, hello.pointers, 2), torch.nan)
 
     # --- workers ------------------------------------------------------------------------------------
 
