@@ -64,6 +64,15 @@ def test_a_point_lies_on_what_it_names(pictures, role, color):
     assert len(off) > 50 and (off < 0.35).float().mean() > 0.7
 
 
+def test_pictures_show_the_hand_where_episodes_take_it(pictures):
+    """Not at its start alone: what has only seen that finds neither hand nor object once it has moved."""
+    hand = pictures.points[:, 2]
+    assert (hand > -16).all() and (hand < 80).all()
+    assert hand.std(0).min() > 8
+    held = (pictures.points[:, 0] - hand).norm(dim=-1) < 2
+    assert 0.02 < held.float().mean() < 0.2
+
+
 def test_a_pick_has_no_destination_all_else_has(pictures):
     picks = ("pick up the", "lift the", "grab the", "take the")
     for text, there in zip(pictures.instruction, present(pictures.points).tolist(), strict=True):

@@ -382,6 +382,8 @@ class SFTConfig:
     pointing_weight: float = 0.3
     """Of the pointing loss, beside that of the actions, while the demonstrations are learned; read where
     `grounding` is not 0."""
+    color_jitter: float = 0.0
+    """By which fraction the brightness of training pictures varies; see `rove.training.augment`."""
     smoothing: float = 0.0
     """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
     a bin then counts for its neighbours too; 0: the bin alone."""

@@ -98,6 +98,7 @@ _ABOVE_ZERO = (
     *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("lr", "value_lr", "eps", "clip_grad")),
 )
 _FRACTIONS = (
+    "sft.color_jitter",
     "algorithm.gamma",
     "algorithm.lam",
     "algorithm.keep_low",

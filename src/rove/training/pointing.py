@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rove.config.schema import SFTConfig
 from rove.errors import RoveError
 from rove.policies.base import Locator
+from rove.training.augment import ColorJitter
 from rove.training.batches import batches
 from rove.training.optim import Optimizer
 from rove.types import Demonstrations
@@ -72,13 +73,13 @@ def learn_to_point(
         raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
     steps, size = config.grounding_steps, pictures.images.shape[-2]
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
-    rows_of = batches(len(pictures), config.batch, seed)
+    rows_of, jitter = batches(len(pictures), config.batch, seed), ColorJitter(config.color_jitter, seed)
     policy.train()
     while optimizer.steps < steps:
         rows = torch.from_numpy(next(rows_of))
         total, count = 0.0, int(present(pictures.points[rows]).sum())
         for part in rows.split(config.micro_batch):
-            logits = policy.point(pictures.observation(part))
+            logits = policy.point(jitter(pictures.observation(part)))
             loss = pointing_loss(logits, pictures.points[part], size, count)
             loss.backward()
             total += loss.item()

@@ -18,6 +18,7 @@ from rove.policies import registry as policies
 from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
+from rove.training.augment import ColorJitter
 from rove.training.batches import batches
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.learner import freeze
@@ -132,7 +133,7 @@ def fit(
     points, size = demonstrations.points, demonstrations.images.shape[-2]
     optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
-    rows_of = batches(len(demonstrations), config.batch, seed)
+    rows_of, jitter = batches(len(demonstrations), config.batch, seed), ColorJitter(config.color_jitter, seed)
     policy.train()
     while optimizer.steps < config.steps:
         rows = torch.from_numpy(next(rows_of))
@@ -141,7 +142,10 @@ def fit(
         for part in rows.split(config.micro_batch):
             mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
             output = policy.evaluate(
-                demonstrations.observation(part), tokens[part], temperature=1.0, smoothing=config.smoothing
+                jitter(demonstrations.observation(part)),
+                tokens[part],
+                temperature=1.0,
+                smoothing=config.smoothing,
             )
             loss = -(output.logprob.cpu() * mask).sum() / counted
             total += loss.item()
@@ -173,14 +177,15 @@ def fit_regression(
     assert isinstance(policy, nn.Module)
     optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     target = policy.normalize(demonstrations.actions)
-    rows_of = batches(len(demonstrations), config.batch, seed)
+    rows_of, jitter = batches(len(demonstrations), config.batch, seed), ColorJitter(config.color_jitter, seed)
     policy.train()
     while optimizer.steps < config.steps:
         rows = torch.from_numpy(next(rows_of))
         counted = demonstrations.mask[rows].sum() * target.shape[-1]
         total = 0.0
         for part in rows.split(config.micro_batch):
-            error = (policy.regress(demonstrations.observation(part)) - target[part.to(target.device)]).abs()
+            observation = jitter(demonstrations.observation(part))
+            error = (policy.regress(observation) - target[part.to(target.device)]).abs()
             loss = (error.cpu() * demonstrations.mask[part][..., None]).sum() / counted
             loss.backward()
             total += loss.item()

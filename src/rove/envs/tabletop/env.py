@@ -102,6 +102,10 @@ class TabletopEnv:
         self._queue.extend(episodes)
 
     def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
+        self._start_all(episodes, where)
+        return self._observe()
+
+    def _start_all(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None) -> None:
         slots = list(range(len(episodes))) if where is None else list(where)
         if len(slots) != len(episodes):
             raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
@@ -114,7 +118,6 @@ class TabletopEnv:
             self._specs = [None] * self.num_envs
         for slot, episode in zip(slots, episodes, strict=True):
             self._start(slot, episode)
-        return self._observe()
 
     def _start(self, slot: int, episode: EpisodeSpec) -> None:
         self._worlds.start(slot, episode)
@@ -190,14 +193,18 @@ class TabletopEnv:
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
         """Where what could be asked for is; see `rove.envs.base.Grounder`."""
-        images = self.reset(episodes).images[: len(episodes)]
+        self._start_all(episodes, None)
         frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):
             rng = np.random.default_rng((episode.seed, slot))
-            for text, where in self._tasks.requests(layout(episode), REQUESTS, rng):
+            if rng.random() < 0.75:
+                self._worlds.catch_in_the_act(slot, rng)
+            objects = self._worlds.object_places(slot)
+            for text, where in self._tasks.requests(layout(episode), objects, REQUESTS, rng):
                 frame.append(slot)
                 instruction.append(text)
                 places.append([*where, self._worlds.pose[slot][:3]])
+        images = self._observe().images[: len(episodes)]
         points = self._pixels(np.array(frame), np.array(places))
         actions = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
         mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)

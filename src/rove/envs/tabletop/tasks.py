@@ -291,18 +291,18 @@ class TabletopSuite:
         """The instruction of an episode, a function of its task, initial state and variant."""
         return _instruction(episode.task, episode.initial_state, episode.variant)
 
-    def requests(self, scene: Layout, count: int, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
-        """Things that could be asked for in a scene: `count` random instructions, of all families alike, and
-        where the object and its destination (NaN without one) are, [2, 3] metres. No held-out tasks."""
-        objects = [
-            (thing, np.array([*xy, HALF_HEIGHT]))
-            for thing, xy in zip(scene.objects, scene.object_xy, strict=True)
-        ]
+    def requests(
+        self, scene: Layout, places: np.ndarray, count: int, rng: np.random.Generator
+    ) -> list[tuple[str, np.ndarray]]:
+        """Things that could be asked for in a scene whose objects have come to `places` [OBJECTS, 3]: `count`
+        random instructions, of all families alike, and where the object and its destination (NaN without
+        one) are, [2, 3] metres. No held-out tasks."""
+        objects = list(zip(scene.objects, places, strict=True))
         receptacles = [
             (thing, np.array([*xy, 0.0]))
             for thing, xy in zip(scene.receptacles, scene.receptacle_xy, strict=True)
         ]
-        supports = [(thing, np.array([*at[:2], 2 * HALF_HEIGHT])) for thing, at in objects]
+        supports = [(thing, at + np.array([0.0, 0.0, HALF_HEIGHT])) for thing, at in objects]
         found: list[tuple[str, np.ndarray]] = []
         while len(found) < count:
             family = FAMILIES[rng.integers(len(FAMILIES))]

@@ -242,6 +242,29 @@ class Worlds:
         self.symmetry[row], self._destination[row] = initial.symmetry, initial.destination
         self._displaced[row] = initial.displaced
 
+    def catch_in_the_act(self, row: int, rng: np.random.Generator) -> None:
+        """Move the hand to where an episode may take it, and sometimes an object with it; to look at only.
+
+        Half of the time the hand is anywhere in its workspace, else at one of the objects, which every
+        second time it holds.
+        """
+        scene = self.scene
+        pose = rng.uniform(robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH) * [1, 1, 1, 0.5]
+        is_open = rng.random() < 0.5
+        if rng.random() < 0.5:
+            held = scene.object_qpos[rng.integers(len(scene.object_qpos))]
+            if is_open:
+                pose[:2] = self._qpos[row, held[:2]] + rng.normal(0.0, 0.02, 2)
+            else:
+                self._qpos[row, held[:3]] = pose[:3]
+        opening = robot.opening(np.array([1.0 if is_open else -1.0]))
+        self.pose[row], self.open[row] = pose, is_open
+        self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], opening)[0]
+
+    def object_places(self, row: int) -> np.ndarray:
+        """Centres [OBJECTS, 3] of the objects, metres; the task's target first."""
+        return self._qpos[row, self.scene.object_qpos[:, :3]]
+
     def displace(self, rows: np.ndarray) -> None:
         """Move the target of those worlds whose variant says so, at rest and upright."""
         rows = rows[~np.isnan(self._displaced[rows, 0])]

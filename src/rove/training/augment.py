@@ -1,0 +1,31 @@
+"""Pictures as they would look in another light."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from rove.types import Observation
+
+
+class ColorJitter:
+    """Multiplies every picture by a brightness of 1 ± `amount`, and each of its channels by 1 ± `amount` / 4,
+    uniformly drawn: what light does, short of shadows. Nothing is done, or drawn, where `amount` is 0."""
+
+    def __init__(self, amount: float, seed: int) -> None:
+        self.amount = amount
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, observation: Observation) -> Observation:
+        if not self.amount:
+            return observation
+        images = observation.images
+
+        def gain(*shape: int) -> torch.Tensor:
+            return torch.rand(*shape, generator=self._generator) * 2 - 1
+
+        brightness = 1 + self.amount * gain(len(images), 1, 1, 1, 1)
+        tint = 1 + self.amount / 4 * gain(len(images), 1, 1, 1, 3)
+        lit = images * (brightness * tint).to(images.device)
+        return replace(observation, images=lit.round_().clamp_(0, 255).to(torch.uint8))
