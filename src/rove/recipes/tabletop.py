@@ -43,14 +43,16 @@ def tabletop_ppo() -> Run:
         algorithm=PPO(gamma=0.9, lam=0.9),
         env=TabletopConfig(tasks="demo", reward="shaped"),
         policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
-        rollout=RolloutConfig(num_envs=128),
+        # As often as it takes to learn them: stacking is the longest, and the least forgiving.
+        rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=240,
+            episodes=270,
+            emphasis=("put:2", "push:4", "stack:8"),
             noise=0.3,
             smoothing=3.0,
             color_jitter=0.3,
-            steps=240,
+            steps=270,
             batch=64,
             micro_batch=64,
             grounding=30000,
@@ -77,14 +79,12 @@ def tabletop_ppo() -> Run:
 def tabletop_vine() -> Run:
     """Vine sampling on the same eight tasks: eight chunks tried from each state, no critic."""
     base = tabletop_ppo()
-    assert base.sft is not None
     return replace(
         base,
         name="tabletop_vine",
-        sft=replace(base.sft, emphasis=("put:3", "push:4", "stack:5")),
         algorithm=Vine(),
         policy=TINY,
-        rollout=RolloutConfig(num_envs=64, emphasis=("put:2", "push:6", "stack:6")),
+        rollout=replace(base.rollout, num_envs=64),
         training=replace(
             base.training,
             batch=64,
@@ -117,7 +117,8 @@ def tabletop_all() -> Run:
         base,
         name="tabletop_all",
         env=replace(base.env, tasks="train"),
-        sft=replace(base.sft, episodes=3000, steps=1500) if base.sft else None,
+        rollout=replace(base.rollout, emphasis=()),
+        sft=replace(base.sft, episodes=3000, emphasis=(), steps=1500) if base.sft else None,
         training=replace(base.training, iterations=2000, max_minutes=None),
     )
 
