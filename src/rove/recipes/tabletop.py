@@ -47,12 +47,12 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=270,
-            emphasis=("put:2", "push:4", "stack:8"),
+            episodes=240,
+            emphasis=("put:3", "push:4", "stack:5"),
             noise=0.3,
             smoothing=3.0,
             color_jitter=0.3,
-            steps=270,
+            steps=240,
             batch=64,
             micro_batch=64,
             grounding=30000,

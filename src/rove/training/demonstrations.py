@@ -140,7 +140,7 @@ def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[in
     """Where things are in `pictures` scenes of the train split: see `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy
-    trained from scratch this stands in for it. Nothing is simulated.
+    trained from scratch this stands in for it.
     """
     if not isinstance(env, Grounder):
         raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")

@@ -412,13 +412,20 @@ class PutOnPlateEnv(ManiSkillEnv):
         return self._points.clone()
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what each episode is about is; see `rove.envs.base.Grounder`."""
-        seen, count = self.reset(episodes), len(episodes)
+        """Where what each episode is about is, at its start and once the hand has been on its way for a chunk:
+        what has only seen starts does not find things behind it. See `rove.envs.base.Grounder`."""
+        seen = [self.reset(episodes).select(range(len(episodes)))]
+        where = [self.points()[: len(episodes)]]
+        astray = np.random.default_rng([episode.seed for episode in episodes])
+        _, result = self.step_expert_chunk(noise=1.0, generator=astray)
+        seen.append(result.observation.select(self._running()))
+        where.append(self.points()[self._running()])
+        pictures = Observation.cat(seen)
         return Demonstrations(
-            seen.images[:count],
-            torch.arange(count),
-            seen.instruction[:count],
-            torch.zeros(count, self.chunk, self.action_spec.dim),
-            torch.zeros(count, self.chunk, dtype=torch.bool),
-            self.points()[:count],
+            pictures.images,
+            torch.arange(len(pictures)),
+            pictures.instruction,
+            torch.zeros(len(pictures), self.chunk, self.action_spec.dim),
+            torch.zeros(len(pictures), self.chunk, dtype=torch.bool),
+            torch.cat(where),
         )
