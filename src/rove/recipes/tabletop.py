@@ -47,12 +47,12 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=240,
-            emphasis=("put:3", "push:4", "stack:5"),
+            episodes=300,
+            emphasis=("put:4", "push:6", "stack:8"),
             noise=0.3,
             smoothing=3.0,
             color_jitter=0.3,
-            steps=240,
+            steps=300,
             batch=64,
             micro_batch=64,
             grounding=30000,
@@ -82,15 +82,15 @@ def tabletop_vine() -> Run:
     return replace(
         base,
         name="tabletop_vine",
-        algorithm=Vine(),
+        algorithm=Vine(epochs=2),
         policy=TINY,
         rollout=replace(base.rollout, num_envs=64),
         training=replace(
             base.training,
             batch=64,
             micro_batch=64,
-            iterations=205,
-            optim=OptimConfig(lr=6e-4, betas=(0.9, 0.99), warmup=20, schedule="linear"),
+            iterations=168,
+            optim=OptimConfig(lr=5e-4, betas=(0.9, 0.99), warmup=20, schedule="linear"),
         ),
     )
 
