@@ -34,6 +34,8 @@ from rove.types import (
 
 REQUESTS = 6
 """Instructions a picture is asked about."""
+UNDER_WAY = 0.75
+"""Share of those pictures in which the hand has left its start."""
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, rows [n]) -> actions [n, A]."""
@@ -197,7 +199,7 @@ class TabletopEnv:
         frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):
             rng = np.random.default_rng((episode.seed, slot))
-            if rng.random() < 0.75:
+            if rng.random() < UNDER_WAY:
                 self._worlds.catch_in_the_act(slot, rng)
             objects = self._worlds.object_places(slot)
             for text, where in self._tasks.requests(layout(episode), objects, REQUESTS, rng):
