@@ -412,7 +412,7 @@ class PutOnPlateEnv(ManiSkillEnv):
         return self._points.clone()
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what each episode is about is, at its start and once the hand has been on its way for a chunk:
+        """Where what each episode is about is, at its start and after a chunk that the expert was pushed off:
         what has only seen starts does not find things behind it. See `rove.envs.base.Grounder`."""
         seen = [self.reset(episodes).select(range(len(episodes)))]
         where = [self.points()[: len(episodes)]]
