@@ -145,6 +145,7 @@ def put_on_plate_tiny_grpo() -> Run:
     return replace(
         base,
         name="put_on_plate_tiny_grpo",
+        rollout=replace(base.rollout, chunks=5),
         algorithm=GRPO(group_size=8, ratio_level="action"),
         env=PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40, reward="sparse"),
         policy=TINY,
