@@ -25,6 +25,7 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero import package, scenes
+from rove.errors import RoveError
 
 LARGEST_TEXTURE = 2048
 """Textures at least this large on their shorter side are halved until they are smaller. Seen from LIBERO's
@@ -206,7 +207,10 @@ def _predicate(env: Any, task: str, goal: list[str]) -> dict[str, Any]:
                 "other": other.root_body,
                 "touching": [geoms, sorted(other.contact_geoms)],
             }
-    raise NotImplementedError(f"{task}: the goal {goal} is of a kind that no LIBERO task is known to have")
+    raise RoveError(
+        f"{task}: the goal {goal} is none of on, in, open, close, turnon and turnoff, which is all that LIBERO's "
+        "own tasks ask for. Leave the task out, or describe this kind in envs/libero/build.py and predicates.py."
+    )
 
 
 def _region(env: Any, name: str, size: np.ndarray) -> dict[str, Any]:
@@ -243,7 +247,7 @@ def _threshold(test: Callable[[float], bool], limits: list[float]) -> tuple[str,
         below, at, above = (bool(test(limit + offset)) for offset in (-1e-9, 0.0, 1e-9))
         if below != above:
             return ("<" if below else ">") + ("=" if at else ""), float(limit)
-    raise NotImplementedError(f"{test} does not change at any of {limits}")
+    raise RoveError(f"{test} does not change at any of the joint limits {limits}: is this a stock LIBERO?")
 
 
 # --- the process ----------------------------------------------------------------------------------
