@@ -162,6 +162,9 @@ class Grounder(VectorEnv, Protocol):
         ...
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Start `episodes` (at most B), and say where the things are that many an instruction could ask for
-        in their scenes. The rows have points; no action of theirs counts."""
+        """Look at the scenes of `episodes` (at most B), at their start or under way, and say where the things
+        are that an instruction could ask for in them. The rows have points; no action of theirs counts.
+
+        What the slots hold afterwards is no episode to go on with: reset them.
+        """
         ...

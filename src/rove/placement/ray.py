@@ -119,7 +119,7 @@ class RayExecutor(Executor):
             ) from error
         try:
             self._seat_all()
-        except BaseException:
+        except BaseException:  # an interrupt too: actors hold their devices until they are told
             self.close()
             raise
 

@@ -137,7 +137,8 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
 
 
 def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[int], None]) -> Demonstrations:
-    """Where things are in `pictures` scenes of the train split: see `Grounder.ground`.
+    """Where things are in `pictures` pictures, or a few more, of scenes of the train split: see
+    `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy
     trained from scratch this stands in for it.

@@ -243,12 +243,11 @@ class Worlds:
         self._displaced[row] = initial.displaced
 
     def catch_in_the_act(self, row: int, rng: np.random.Generator) -> None:
-        """Move the hand to where an episode may take it, and sometimes an object with it; to look at only.
-
-        Half of the time the hand is anywhere in its workspace, else at one of the objects, which every
-        second time it holds.
+        """Put the hand where an episode may take it: anywhere in its workspace half of the time, else over an
+        object or, as often, with one between its fingers. To look at, not to go on from: nothing is at rest.
         """
         scene = self.scene
+        # No task turns the hand by more than half of what the workspace allows.
         pose = rng.uniform(robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH) * [1, 1, 1, 0.5]
         is_open = rng.random() < 0.5
         if rng.random() < 0.5:
