@@ -208,8 +208,8 @@ def _predicate(env: Any, task: str, goal: list[str]) -> dict[str, Any]:
                 "touching": [geoms, sorted(other.contact_geoms)],
             }
     raise RoveError(
-        f"{task}: the goal {goal} is none of on, in, open, close, turnon and turnoff, which is all that LIBERO's "
-        "own tasks ask for. Leave the task out, or describe this kind in envs/libero/build.py and predicates.py."
+        f"{task}: the goal {goal} is none of on, in, open, close, turnon and turnoff, all that LIBERO's own "
+        "tasks ask for. Leave the task out, or describe this kind in envs/libero/build.py and predicates.py."
     )
 
 

@@ -412,9 +412,11 @@ class PutOnPlateEnv(ManiSkillEnv):
         return self._points.clone()
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what each episode is about is: at its start, and after a chunk of the expert's, pushed off its
-        way at the end. What has only seen starts does not find things behind the hand. See
-        `rove.envs.base.Grounder`."""
+        """Where what each episode is about is: at its start, and after a chunk of the expert's that ends
+        with a push off its way. What has only seen starts does not find things behind the hand.
+
+        See `rove.envs.base.Grounder`.
+        """
         seen = [self.reset(episodes).select(range(len(episodes)))]
         where = [self.points()[: len(episodes)]]
         astray = np.random.default_rng([episode.seed for episode in episodes])

@@ -247,7 +247,7 @@ class Worlds:
         object or, as often, with one between its fingers. To look at, not to go on from: nothing is at rest.
         """
         scene = self.scene
-        # No task turns the hand by more than half of what the workspace allows.
+        # The expert turns the hand by up to 0.8 rad, half of what the workspace allows.
         pose = rng.uniform(robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH) * [1, 1, 1, 0.5]
         is_open = rng.random() < 0.5
         if rng.random() < 0.5:
