@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from rove.config.schema import (
     TrainingConfig,
 )
 from rove.envs import registry
+from rove.envs.slots import EpisodeSlots
 from rove.errors import RoveError, nearest
 from rove.recipes import recipe
 from rove.types import (
@@ -39,7 +40,6 @@ from rove.types import (
     ChunkResult,
     EpisodeRecord,
     EpisodeSpec,
-    Finals,
     Observation,
     Split,
 )
@@ -73,6 +73,13 @@ class ReachSuite:
                 raise RoveError(f"Unknown task {task!r}. {nearest(task, ('left', 'right'))}")
 
     def instruction(self, episode: EpisodeSpec) -> str:
+        """What the policy is told. Refuses an episode that does not exist."""
+        if not any(
+            episode.initial_state in self.initial_states(episode.task, s) for s in ("train", "held_out")
+        ):
+            raise RoveError(f"Task {episode.task!r} has no initial state {episode.initial_state}.")
+        if episode.variant not in ("none", *self.variants):
+            raise RoveError(f"Unknown variant {episode.variant!r}. {nearest(episode.variant, self.variants)}")
         return f"go {episode.task}"
 
     def initial_states(self, task: str, split: Split) -> range:
@@ -80,58 +87,30 @@ class ReachSuite:
             raise RoveError(f"Unknown task {task!r}. {nearest(task, self.tasks)}")
         return range(100) if split == "train" else range(1000, 1050)
 
-    def check(self, episode: EpisodeSpec) -> None:
-        """Refuse an episode that does not exist."""
-        if not any(
-            episode.initial_state in self.initial_states(episode.task, s) for s in ("train", "held_out")
-        ):
-            raise RoveError(f"Task {episode.task!r} has no initial state {episode.initial_state}.")
-        if episode.variant not in ("none", *self.variants):
-            raise RoveError(f"Unknown variant {episode.variant!r}. {nearest(episode.variant, self.variants)}")
 
+class ReachEnv(EpisodeSlots):
+    """B dots. Everything is a tensor over slots; the rules are those of `rove.envs.base`.
 
-class ReachEnv:
-    """B dots. Everything is a tensor over slots; the rules are those of `rove.envs.base`."""
+    `EpisodeSlots` keeps the queue and checks what comes in; a world of your own is all that is added.
+    """
 
     action_spec = ActionSpec(("x",), ("m",), (-0.5,), (0.5,))
 
     def __init__(self, config: ReachConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
-        self.num_envs, self.chunk, self.autoreset = num_envs, chunk, autoreset
-        self.horizon, self._pixels = config.horizon, config.image_size
-        self.finals: Finals = "truncated"
-        self.suite = ReachSuite(config.tasks)
-        self._specs: list[EpisodeSpec | None] = [None] * num_envs
-        self._queue: list[EpisodeSpec] = []
-        self._recorded: tuple[int, ...] = ()
+        suite = ReachSuite(config.tasks)
+        super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
+        self._pixels = config.image_size
         self._x = torch.zeros(num_envs)
         self._elapsed = torch.zeros(num_envs, dtype=torch.long)
-
-    @property
-    def specs(self) -> tuple[EpisodeSpec | None, ...]:
-        return tuple(self._specs)
 
     @property
     def elapsed(self) -> Tensor:
         return self._elapsed.clone()
 
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
-
-    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
-        for episode in episodes:
-            self.suite.check(episode)
-        self._queue += episodes
-
     def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
-        slots = list(range(len(episodes))) if where is None else list(where)
-        fits = len(slots) == len(set(slots)) == len(episodes) and set(slots) <= set(range(self.num_envs))
-        if not fits:
-            raise RoveError(f"{len(episodes)} episodes do not fit the slots {slots} of {self.num_envs}.")
-        for episode in episodes:
-            self.suite.check(episode)
+        slots = self._named(episodes, where)
         if where is None:
-            self._queue, self._specs = [], [None] * self.num_envs
+            self._specs = [None] * self.num_envs
         for slot, episode in zip(slots, episodes, strict=True):
             self._start(slot, episode)
         return self._observe(range(self.num_envs))
@@ -142,13 +121,8 @@ class ReachEnv:
         self._elapsed[slot] = 0
 
     def step_chunk(self, actions: Tensor) -> ChunkResult:
-        shape = (self.num_envs, self.chunk, 1)
-        if actions.shape != shape:
-            raise RoveError(f"step_chunk needs actions of shape {shape}, got {tuple(actions.shape)}.")
-        running = [slot for slot, spec in enumerate(self._specs) if spec]
-        if not (actions[running].abs() <= 0.5).all():  # NaN compares False, too
-            raise RoveError("step_chunk needs finite actions within ±0.5 m.")
-        return self._run(lambda t: actions[:, t, 0])
+        values = torch.from_numpy(self._checked(actions)).float()
+        return self._run(lambda t: values[:, t, 0])
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         actions = torch.zeros(self.num_envs, self.chunk, 1)
@@ -183,13 +157,10 @@ class ReachEnv:
                     frames[slot].append(self._draw([slot])[0, 0])
             live = live & ~terminated[:, t] & ~truncated[:, t]
         finished = self._records(terminated.any(1), truncated.any(1))
-        wanted = {"none": executed & False, "truncated": truncated, "ended": truncated | terminated}
-        cut = wanted[self.finals].any(1).nonzero().flatten()
+        cut = torch.from_numpy(self._final_slots(terminated.numpy(), truncated.numpy()))
         final = self._observe(cut.tolist()) if len(cut) else None
-        for record in finished:
-            self._specs[record.slot] = None
-            if self.autoreset == "refill" and self._queue:
-                self._start(record.slot, self._queue.pop(0))
+        for slot, episode in self._successors([record.slot for record in finished]).items():
+            self._start(slot, episode)
         return ChunkResult(
             observation=self._observe(range(self.num_envs)),
             reward=terminated.float(),
@@ -230,20 +201,11 @@ class ReachEnv:
         bright = torch.where(dark[:, None], bright / 2, bright).to(torch.uint8)
         return bright[:, None, None, :, None].expand(-1, 1, self._pixels, -1, 3).contiguous()
 
-    def record(self, slots: Sequence[int]) -> None:
-        self._recorded = tuple(slots)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "specs": [spec and astuple(spec) for spec in self._specs],
-            "queue": [astuple(spec) for spec in self._queue],
-            "x": self._x.clone(),
-            "elapsed": self._elapsed.clone(),
-        }
+        return {**self._saved_slots(), "x": self._x.clone(), "elapsed": self._elapsed.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        self._specs = [spec and EpisodeSpec(*spec) for spec in state["specs"]]
-        self._queue = [EpisodeSpec(*spec) for spec in state["queue"]]
+        self._load_slots(state)
         self._x, self._elapsed = state["x"].clone(), state["elapsed"].clone()
         return self._observe(range(self.num_envs))
 

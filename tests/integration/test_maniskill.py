@@ -18,7 +18,8 @@ from tests import maniskill
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.check import check_env
-from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv, Remote
+from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
+from rove.envs.maniskill.members import Remote
 from rove.envs.maniskill.put_on_plate import families, progress
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS

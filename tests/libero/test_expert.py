@@ -121,11 +121,15 @@ def test_points_lie_in_the_picture_and_follow_the_hand(soup):
 def test_grounding_asks_for_all_that_could_be_asked_for():
     with closing(make(f"{SOUP},object/pick_up_the_salad_dressing_and_place_it_in_the_basket")) as env:
         pictures = env.ground([EpisodeSpec(SOUP, 0), EpisodeSpec(SOUP, 1)])
-    assert len(set(pictures.instruction)) == 2 and pictures.frame.tolist() == [0, 0, 1, 1]
-    assert not pictures.points.isnan().any() and not pictures.mask.any()
-    soup, dressing = pictures.points[0], pictures.points[1]
-    assert (soup[0] - dressing[0]).norm() > 3, "two things in two places"
-    assert torch.equal(soup[1:], dressing[1:]), "the same basket, the same hand"
+    assert len(set(pictures.instruction)) == 2 and not pictures.mask.any()
+    assert pictures.frame.tolist() == [i // 2 for i in range(2 * len(pictures.images))]
+    soup, dressing = pictures.points[0::2], pictures.points[1::2]
+    assert not pictures.points[:4].isnan().any(), "all is in view where an episode starts"
+    assert (soup[:2, 0] - dressing[:2, 0]).norm(dim=-1).min() > 3, "two things in two places"
+    assert torch.equal(soup[:2, 1:], dressing[:2, 1:]), "the same basket, the same hand"
+    # Of one episode: first the hand has left its start, later the soup goes along with it.
+    assert len(pictures.images) > 10 and (soup[2, 2] - soup[0, 2]).norm() > 3
+    assert (soup[::2, 0] - soup[0, 0]).nan_to_num().norm(dim=-1).max() > 5
 
 
 def test_collect_writes_successes_of_a_suite(tmp_path, capsys):

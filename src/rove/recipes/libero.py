@@ -47,11 +47,13 @@ def libero_object_grpo() -> Run:
         rollout=RolloutConfig(num_envs=32, chunk=8, chunks=20),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=300,
+            episodes=200,
             smoothing=3.0,
-            steps=1000,
-            grounding=400,
-            grounding_steps=400,
+            color_jitter=0.2,
+            steps=600,
+            grounding=3000,
+            grounding_steps=1500,
+            freeze=SIGHT,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
@@ -89,7 +91,7 @@ def libero_multitask_grpo() -> Run:
         base,
         name="libero_multitask_grpo",
         env=replace(base.env, tasks="object,spatial", scenes=11),
-        sft=replace(base.sft, episodes=600, steps=2000, grounding=800),
+        sft=replace(base.sft, episodes=400, steps=1200, grounding=6000, grounding_steps=3000),
         training=replace(base.training, iterations=200),
         evaluation=replace(base.evaluation, episodes=200),
     )

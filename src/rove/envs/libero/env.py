@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +12,11 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import LiberoConfig
-from rove.envs.base import TaskSuite
 from rove.envs.conventions import LIBERO_ACTIONS
 from rove.envs.libero import expert, grounding, scenes
 from rove.envs.libero.suite import LiberoSuite, perturbed
 from rove.envs.libero.worlds import STATE_DIM, Group, Place, Worlds
-from rove.errors import RoveError
+from rove.envs.slots import EpisodeSlots
 from rove.types import (
     ActionSpec,
     Autoreset,
@@ -27,13 +24,16 @@ from rove.types import (
     Demonstrations,
     EpisodeRecord,
     EpisodeSpec,
-    Finals,
     Observation,
 )
 
 ActionSource = Callable[[int, np.ndarray], np.ndarray]
 """(index in the chunk, slots [n]) -> actions [n, A]. Called on several threads at once, each with slots of
 its own."""
+
+
+UNDER_WAY = 12
+"""Chunks after which pictures to point in are taken, beside those of starts: as long as most tasks take."""
 
 
 class Played(NamedTuple):
@@ -46,16 +46,14 @@ class Played(NamedTuple):
     executed: np.ndarray
 
 
-class LiberoEnv:
+class LiberoEnv(EpisodeSlots):
     """B LIBERO worlds of any tasks of a suite, stepped by MuJoCo on threads."""
 
     action_spec: ActionSpec = LIBERO_ACTIONS
 
     def __init__(self, config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
-        self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
-        self.autoreset: Autoreset = autoreset
-        self.finals: Finals = "truncated"
-        self.suite: TaskSuite = LiberoSuite(config)
+        suite = LiberoSuite(config)
+        super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
         threads = config.threads or len(os.sched_getaffinity(0))
         self._cameras = scenes.CAMERAS if config.wrist else scenes.CAMERAS[:1]
         self._image_shape = (len(self._cameras), config.image_size, config.image_size, 3)
@@ -73,46 +71,23 @@ class LiberoEnv:
             scenes=config.scenes,
             on_drop=self._pictures.drop if self._pictures else lambda scene: None,
         )
-        self._specs: list[EpisodeSpec | None] = [None] * num_envs
-        self._queue: deque[EpisodeSpec] = deque()
         self._elapsed = np.zeros(num_envs, np.int64)
         self._total_reward = np.zeros(num_envs)
-        self._recorded: tuple[int, ...] = ()
         self._expert = expert.Expert(num_envs)
         self._led: list[EpisodeSpec | None] = [None] * num_envs
         """The episode that the expert leads in each slot."""
         self.diverged = 0
         """Episodes so far that ended because their simulation diverged."""
 
-    # --- the queue and the slots ------------------------------------------------------------------
-
-    @property
-    def specs(self) -> tuple[EpisodeSpec | None, ...]:
-        return tuple(self._specs)
+    # --- the slots --------------------------------------------------------------------------------
 
     @property
     def elapsed(self) -> Tensor:
         return torch.from_numpy(self._elapsed.copy())
 
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
-
-    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist
-        self._queue.extend(episodes)
-
     def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
-        slots = list(range(len(episodes))) if where is None else list(where)
-        if len(slots) != len(episodes):
-            raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
-        if len(set(slots)) != len(slots) or not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"reset needs distinct slots in 0..{self.num_envs - 1}, got {slots}.")
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist, before anything has changed
+        slots = self._named(episodes, where)
         if where is None:
-            self._queue.clear()
             self.worlds.release(range(self.num_envs))
             self._specs = [None] * self.num_envs
         self._start(slots, episodes)
@@ -125,9 +100,6 @@ class LiberoEnv:
             self._specs[slot] = episode
             self._elapsed[slot], self._total_reward[slot] = 0, 0.0
             self._led[slot] = None
-
-    def _running(self) -> np.ndarray:
-        return np.flatnonzero([spec is not None for spec in self._specs])
 
     # --- stepping ---------------------------------------------------------------------------------
 
@@ -174,50 +146,32 @@ class LiberoEnv:
         return where
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what could be asked for is; see `rove.envs.base.Grounder`."""
-        images = self.reset(episodes).images[: len(episodes)]
-        frame, instruction, points = [], [], []
-        for slot in range(len(episodes)):
-            place = self._place(slot)
-            place.group.refresh(np.array([place.row]))
-            for text, goal in grounding.requests(place.task, self.suite.tasks):
-                frame.append(slot)
-                instruction.append(text)
-                points.append(grounding.pixels(place, goal, self._image_shape[1]))
-        actions = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
-        mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)
-        return Demonstrations(
-            images, torch.tensor(frame), tuple(instruction), actions, mask, torch.stack(points)
-        )
+        """Where what could be asked for is: at each start, and after each chunk of the expert's, which
+        a push ends. What has only seen starts does not find a hand that has left, nor what it carries.
 
-    def _checked(self, actions: Tensor) -> np.ndarray:
-        expected = (self.num_envs, self.chunk, self.action_spec.dim)
-        if tuple(actions.shape) != expected:
-            raise RoveError(
-                f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}."
-            )
-        values = actions.detach().cpu().numpy().astype(np.float64)
-        running = self._running()
-        if not np.isfinite(values[running]).all():
-            slot = running[~np.isfinite(values[running]).all((1, 2))][0]
-            raise RoveError(f"step_chunk got a non-finite action in slot {slot}.")
-        low, high = np.array(self.action_spec.low), np.array(self.action_spec.high)
-        # float32 actions may round past a bound
-        outside = ((values[running] < low - 1e-6) | (values[running] > high + 1e-6)).any((0, 1))
-        if outside.any():
-            dim = int(outside.argmax())
-            raise RoveError(
-                f"step_chunk got an out-of-range {self.action_spec.names[dim]!r} action; "
-                f"expected {low[dim]} to {high[dim]}."
-            )
-        return values
+        See `rove.envs.base.Grounder`.
+        """
+        astray = np.random.default_rng([episode.seed for episode in episodes])
+        observation = self.reset(episodes)
+        images, frame, instruction, points = [], [], [], []
+        for chunks in range(UNDER_WAY + 1):
+            if chunks > 0:
+                observation = self.step_expert_chunk(noise=1.0, generator=astray)[1].observation
+            for slot in self._running().tolist():
+                place = self._place(slot)
+                place.group.refresh(np.array([place.row]))
+                for text, goal in grounding.requests(place.task, self.suite.tasks):
+                    frame.append(len(images))
+                    instruction.append(text)
+                    points.append(grounding.pixels(place, goal, self._image_shape[1]))
+                images.append(observation.images[slot].clone())
+        return self._pointed(torch.stack(images), frame, instruction, torch.stack(points))
 
     def run(self, choose: ActionSource) -> ChunkResult:
         """Execute a chunk of whatever actions `choose` answers as it goes along."""
         played, views = self._play(choose)
         terminated, truncated = played.terminated, played.truncated
-        wanted = {"none": terminated & False, "truncated": truncated, "ended": truncated | terminated}
-        final_slots = np.flatnonzero(wanted[self.finals].any(1))
+        final_slots = self._final_slots(terminated, truncated)
         final = self._observation(final_slots.tolist()) if len(final_slots) else None
         finished = self._finish(terminated, truncated, played.success)
         return ChunkResult(
@@ -266,8 +220,9 @@ class LiberoEnv:
         self, terminated: np.ndarray, truncated: np.ndarray, success: np.ndarray
     ) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended, and the next ones in their slots."""
-        records, slots, episodes = [], [], []
-        for slot in np.flatnonzero((terminated | truncated).any(1)).tolist():
+        records = []
+        ended = np.flatnonzero((terminated | truncated).any(1)).tolist()
+        for slot in ended:
             spec = self._specs[slot]
             assert spec is not None
             records.append(
@@ -280,13 +235,9 @@ class LiberoEnv:
                     truncated=bool(truncated[slot].any()),
                 )
             )
-            self._specs[slot] = None
-            self.worlds.release([slot])
-            if self.autoreset == "refill" and self._queue:
-                slots.append(slot)
-                episodes.append(self._queue.popleft())
-        if slots:
-            self._start(slots, episodes)
+        self.worlds.release(ended)
+        if successors := self._successors(ended):
+            self._start(list(successors), list(successors.values()))
         return tuple(records)
 
     # --- what is seen -----------------------------------------------------------------------------
@@ -321,11 +272,6 @@ class LiberoEnv:
         text = tuple("" if spec is None else self.suite.instruction(spec) for spec in self._specs)
         return Observation(torch.from_numpy(images), text, torch.from_numpy(state))
 
-    def record(self, slots: Sequence[int]) -> None:
-        if not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"record needs slots in 0..{self.num_envs - 1}, got {list(slots)}.")
-        self._recorded = tuple(sorted(set(slots)))
-
     def _frames(self, filmed: Mapping[int, Sequence[np.ndarray]]) -> dict[int, Tensor]:
         """The pictures of the first camera of recorded slots, uint8 [n, H, W, 3] each."""
         frames = {}
@@ -343,8 +289,7 @@ class LiberoEnv:
     def state_dict(self) -> dict[str, Any]:
         saved = {int(slot): self.worlds.save(int(slot)) for slot in self._running()}
         return {
-            "specs": [None if spec is None else astuple(spec) for spec in self._specs],
-            "queue": [astuple(spec) for spec in self._queue],
+            **self._saved_slots(),
             "worlds": {
                 slot: {name: torch.from_numpy(np.asarray(value)) for name, value in world.items()}
                 for slot, world in saved.items()
@@ -355,12 +300,7 @@ class LiberoEnv:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        if len(state["specs"]) != self.num_envs:
-            raise RoveError(
-                f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}."
-            )
-        self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
-        self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
+        self._load_slots(state)
         self.worlds.release(range(self.num_envs))
         for slot, spec in enumerate(self._specs):
             if spec is not None:

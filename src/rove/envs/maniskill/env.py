@@ -8,12 +8,9 @@ died, which then goes on where the old one was.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import astuple
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +18,16 @@ from torch import Tensor
 
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs.maniskill import tasks
-from rove.envs.maniskill.fleet import Answer, Begin, Call, Fleet, Hello, Play, Seen
+from rove.envs.maniskill.fleet import Answer, Begin, Call, Hello, Play, Seen
+from rove.envs.maniskill.members import Died, Local, Member, Remote
+from rove.envs.slots import EpisodeSlots
 from rove.errors import RoveError
-from rove.ipc import ChannelClosed, Child, Crash, Setup
 from rove.types import (
     Autoreset,
     ChunkResult,
     Demonstrations,
     EpisodeRecord,
     EpisodeSpec,
-    Finals,
     Observation,
 )
 
@@ -38,90 +35,20 @@ MAX_RESTARTS = 3
 """Replacements of one worker in a row, without an answer in between."""
 
 
-class Died(Exception):
-    """A worker is gone; `str` says how."""
-
-
-class Member(Protocol):
-    """Runs the worlds of some slots."""
-
-    def send(self, call: Call, argument: Any) -> None: ...
-    def recv(self) -> Any:
-        """The answer. Raises Died."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Local:
-    """In this process."""
-
-    def __init__(self, config: Any, slots: Sequence[int], chunk: int) -> None:
-        self.fleet = Fleet(config, slots, chunk)
-        self._answers: deque[Any] = deque()
-
-    def send(self, call: Call, argument: Any) -> None:
-        self._answers.append(getattr(self.fleet, call)(argument))
-
-    def recv(self) -> Any:
-        return self._answers.popleft()
-
-    def close(self) -> None:
-        self.fleet.close()
-
-
-class Remote:
-    """In a process of its own."""
-
-    def __init__(self, config: Any, slots: Sequence[int], chunk: int, threads: int) -> None:
-        self.child = Child(
-            "rove.envs.maniskill.fleet:serve",
-            (config, tuple(slots), chunk),
-            setup=Setup.here(),
-            # Mesa's software renderer takes every core unless told otherwise.
-            environment={"LP_NUM_THREADS": str(threads)},
-        )
-
-    def send(self, call: Call, argument: Any) -> None:
-        with suppress(ChannelClosed):  # the answer says so
-            self.child.channel.send((call, argument))
-
-    def recv(self) -> Any:
-        try:
-            answer = self.child.channel.recv()
-        except ChannelClosed:
-            code = self.child.process.wait(5)
-            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            raise Died(f"simulator process {self.child.process.pid} {how}") from None
-        if isinstance(answer, Crash):
-            if isinstance(answer.error, RoveError):
-                raise answer.error
-            raise Died(f"simulator process {self.child.process.pid} failed:\n{answer.trace.rstrip()}")
-        return answer[0]
-
-    def close(self) -> None:
-        self.child.join()
-
-
-class ManiSkillEnv:
+class ManiSkillEnv(EpisodeSlots):
     """B worlds of ManiSkill's."""
 
     def __init__(
         self, config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
     ) -> None:
-        self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
-        self.autoreset: Autoreset = autoreset
-        self.finals: Finals = "truncated"
-        self.suite = tasks.suite(config)
+        suite = tasks.suite(config)
+        super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
         self._config = config
-        self._specs: list[EpisodeSpec | None] = [None] * num_envs
-        self._queue: deque[EpisodeSpec] = deque()
         self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
         """Of each slot's episode, the actions carried out: [k, A] a chunk."""
         self._total = np.zeros(num_envs)
         self._won = np.zeros(num_envs, bool)
         """Whether each slot's episode has been a success at any time."""
-        self._recorded: tuple[int, ...] = ()
         self.restarts = 0
         """Worker processes replaced so far."""
         self._parts = self._divide()
@@ -197,36 +124,16 @@ class ManiSkillEnv:
         parts = {n: [slot for slot in part if slot in wanted] for n, part in enumerate(self._parts)}
         return {n: part for n, part in parts.items() if part}
 
-    # --- the queue and the slots --------------------------------------------------------------------
-
-    @property
-    def specs(self) -> tuple[EpisodeSpec | None, ...]:
-        return tuple(self._specs)
+    # --- the slots ----------------------------------------------------------------------------------
 
     @property
     def elapsed(self) -> Tensor:
         return torch.tensor([sum(map(len, past)) for past in self._history], dtype=torch.int64)
 
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
-
-    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist
-        self._queue.extend(episodes)
-
     def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
-        slots = list(range(len(episodes))) if where is None else list(where)
-        if len(slots) != len(episodes):
-            raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
-        if len(set(slots)) != len(slots) or not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"reset needs distinct slots in 0..{self.num_envs - 1}, got {slots}.")
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist, before anything has changed
+        slots = self._named(episodes, where)
         if where is None:
-            self._queue.clear()
-            self._idle([slot for slot in self._running() if slot not in slots])
+            self._idle([slot for slot in self._running().tolist() if slot not in slots])
         self._start(dict(zip(slots, episodes, strict=True)))
         return self._observation(range(self.num_envs))
 
@@ -251,13 +158,10 @@ class ManiSkillEnv:
         self._specs[slot], self._history[slot] = None, []
         self._images[slot], self._state[slot], self._points[slot] = 0, 0.0, torch.nan
 
-    def _running(self) -> list[int]:
-        return [slot for slot, spec in enumerate(self._specs) if spec is not None]
-
     # --- stepping -----------------------------------------------------------------------------------
 
     def step_chunk(self, actions: Tensor) -> ChunkResult:
-        return self._run(self._checked(actions), expert=False)[1]
+        return self._run(torch.from_numpy(self._checked(actions)).float(), expert=False)[1]
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """See `rove.envs.base.Demonstrator`; the noise is a fraction of the expert's own longest step."""
@@ -265,32 +169,10 @@ class ManiSkillEnv:
         pushed = torch.from_numpy(noise * generator.normal(size=shape).astype(np.float32))
         return self._run(pushed.expand(-1, self.chunk, -1), expert=True)
 
-    def _checked(self, actions: Tensor) -> Tensor:
-        expected = (self.num_envs, self.chunk, self.action_spec.dim)
-        if tuple(actions.shape) != expected:
-            raise RoveError(
-                f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}."
-            )
-        values = actions.detach().float().cpu()
-        running = values[self._running()]
-        if not running.isfinite().all():
-            raise RoveError("step_chunk got a non-finite action in a running slot.")
-        low, high = torch.tensor(self.action_spec.low), torch.tensor(self.action_spec.high)
-        # float32 actions may round past a bound that is not a binary fraction
-        outside = ((running < low - 1e-6) | (running > high + 1e-6)).flatten(0, 1).any(0)
-        if outside.any():
-            dim = int(outside.int().argmax())
-            spec = self.action_spec
-            raise RoveError(
-                f"step_chunk got an out-of-range {spec.names[dim]!r} action; expected "
-                f"{spec.low[dim]:g} to {spec.high[dim]:g} {spec.units[dim]}."
-            )
-        return values
-
     def _run(self, actions: Tensor, expert: bool) -> tuple[Tensor, ChunkResult]:
         orders = {
             n: Play(tuple(part), actions[part], expert, self.finals, self._recorded)
-            for n, part in self._by_worker(self._running()).items()
+            for n, part in self._by_worker(self._running().tolist()).items()
         }
         answers: list[Answer] = list(self._ask("play", orders).values())
         shape = (self.num_envs, self.chunk)
@@ -309,8 +191,7 @@ class ManiSkillEnv:
                 self._total[slot] += float(reward[slot].sum())
                 self._won[slot] |= bool(success[slot].any())
         ended = (terminated | truncated).any(1)
-        shown = {"none": ended & False, "truncated": truncated.any(1), "ended": ended}[self.finals]
-        final_slots = shown.nonzero().flatten()
+        final_slots = torch.from_numpy(self._final_slots(terminated.numpy(), truncated.numpy()))
         final = self._observation(final_slots.tolist()) if len(final_slots) else None
         finished = self._finish(ended, truncated, success, executed)
         result = ChunkResult(
@@ -331,8 +212,8 @@ class ManiSkillEnv:
         self, ended: Tensor, truncated: Tensor, success: Tensor, executed: Tensor
     ) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended, and the next ones in their slots."""
-        records, next_ones = [], {}
-        for slot in ended.nonzero().flatten().tolist():
+        records, slots = [], ended.nonzero().flatten().tolist()
+        for slot in slots:
             spec = self._specs[slot]
             assert spec is not None
             last = int(executed[slot].sum()) - 1
@@ -348,10 +229,8 @@ class ManiSkillEnv:
                 )
             )
             self._clear(slot)
-            if self.autoreset == "refill" and self._queue:
-                next_ones[slot] = self._queue.popleft()
-        if next_ones:
-            self._start(next_ones)
+        if successors := self._successors(slots):
+            self._start(successors)
         return tuple(records)
 
     # --- pictures -----------------------------------------------------------------------------------
@@ -369,33 +248,23 @@ class ManiSkillEnv:
         index = list(rows)
         return Observation(self._images[index], text, self._state[index])
 
-    def record(self, slots: Sequence[int]) -> None:
-        if not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"record needs slots in 0..{self.num_envs - 1}, got {list(slots)}.")
-        self._recorded = tuple(sorted(set(slots)))
-
     # --- saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "specs": [None if spec is None else astuple(spec) for spec in self._specs],
-            "queue": [astuple(spec) for spec in self._queue],
+            **self._saved_slots(),
             "history": [self._past(slot) for slot in range(self.num_envs)],
             "total_reward": torch.from_numpy(self._total.copy()),
             "won": torch.from_numpy(self._won.copy()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        if len(state["specs"]) != self.num_envs:
-            raise RoveError(
-                f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}."
-            )
-        self._idle(self._running())
-        self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
-        self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
+        self._check_saved(state)
+        self._idle(self._running().tolist())
+        self._load_slots(state)
         self._history = [[past] for past in state["history"]]
         self._total, self._won = state["total_reward"].numpy().copy(), state["won"].numpy().copy()
-        self._begin(self._running())
+        self._begin(self._running().tolist())
         return self._observation(range(self.num_envs))
 
     def close(self) -> None:
@@ -421,14 +290,8 @@ class PutOnPlateEnv(ManiSkillEnv):
         where = [self.points()[: len(episodes)]]
         astray = np.random.default_rng([episode.seed for episode in episodes])
         _, result = self.step_expert_chunk(noise=1.0, generator=astray)
-        seen.append(result.observation.select(self._running()))
-        where.append(self.points()[self._running()])
+        running = self._running().tolist()
+        seen.append(result.observation.select(running))
+        where.append(self.points()[running])
         pictures = Observation.cat(seen)
-        return Demonstrations(
-            pictures.images,
-            torch.arange(len(pictures)),
-            pictures.instruction,
-            torch.zeros(len(pictures), self.chunk, self.action_spec.dim),
-            torch.zeros(len(pictures), self.chunk, dtype=torch.bool),
-            torch.cat(where),
-        )
+        return self._pointed(pictures.images, range(len(pictures)), pictures.instruction, torch.cat(where))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +11,13 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import TabletopConfig
-from rove.envs.base import TaskSuite
+from rove.envs.slots import EpisodeSlots
 from rove.envs.tabletop import progress, robot
 from rove.envs.tabletop.expert import expert_action
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
 from rove.envs.tabletop.worlds import Worlds, background
-from rove.errors import RoveError
 from rove.types import (
     ActionSpec,
     Autoreset,
@@ -28,7 +25,6 @@ from rove.types import (
     Demonstrations,
     EpisodeRecord,
     EpisodeSpec,
-    Finals,
     Observation,
 )
 
@@ -55,17 +51,16 @@ _COUNTS = ("elapsed", "streak", "held_for", "potential", "total_reward")
 """What is kept of each slot's episode beside its world."""
 
 
-class TabletopEnv:
+class TabletopEnv(EpisodeSlots):
     """B tabletop worlds, stepped by MuJoCo on threads and drawn by MuJoCo Warp."""
 
     action_spec: ActionSpec = robot.ACTION_SPEC
 
     def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
-        self.num_envs, self.chunk, self.horizon = num_envs, chunk, config.horizon
-        self.autoreset: Autoreset = autoreset
-        self.finals: Finals = "truncated"
         self._tasks = TabletopSuite.from_config(config)
-        self.suite: TaskSuite = self._tasks
+        super().__init__(
+            self._tasks, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset
+        )
         self._shaped = config.reward == "shaped"
         threads = config.threads or len(os.sched_getaffinity(0))
         self._worlds = Worlds(num_envs, threads)
@@ -73,50 +68,27 @@ class TabletopEnv:
             self._worlds.scene.model, num_envs, config.image_size, background(), threads
         )
         self._image_shape = (1, config.image_size, config.image_size, 3)
-        self._specs: list[EpisodeSpec | None] = [None] * num_envs
-        self._queue: deque[EpisodeSpec] = deque()
         self._elapsed = np.zeros(num_envs, np.int64)
         self._streak = np.zeros(num_envs, np.int64)
         self._held_for = np.zeros(num_envs, np.int64)
         self._potential = np.zeros(num_envs)
         self._total_reward = np.zeros(num_envs)
-        self._recorded: tuple[int, ...] = ()
         self.diverged = 0
         """Episodes so far that ended because their simulation diverged."""
 
-    # --- the queue and the slots ------------------------------------------------------------------
-
-    @property
-    def specs(self) -> tuple[EpisodeSpec | None, ...]:
-        return tuple(self._specs)
+    # --- the slots --------------------------------------------------------------------------------
 
     @property
     def elapsed(self) -> Tensor:
         return torch.from_numpy(self._elapsed.copy())
-
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
-
-    def enqueue(self, episodes: Sequence[EpisodeSpec]) -> None:
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist
-        self._queue.extend(episodes)
 
     def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
         self._start_all(episodes, where)
         return self._observe()
 
     def _start_all(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None) -> None:
-        slots = list(range(len(episodes))) if where is None else list(where)
-        if len(slots) != len(episodes):
-            raise RoveError(f"reset got {len(episodes)} episodes for {len(slots)} slots.")
-        if len(set(slots)) != len(slots) or not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"reset needs distinct slots in 0..{self.num_envs - 1}, got {slots}.")
-        for episode in episodes:
-            self.suite.instruction(episode)  # refuses what does not exist, before anything has changed
+        slots = self._named(episodes, where)
         if where is None:
-            self._queue.clear()
             self._specs = [None] * self.num_envs
         for slot, episode in zip(slots, episodes, strict=True):
             self._start(slot, episode)
@@ -127,9 +99,6 @@ class TabletopEnv:
         self._elapsed[slot] = self._streak[slot] = self._held_for[slot] = 0
         self._total_reward[slot] = 0.0
         self._potential[slot] = progress.potential(self._worlds.situation(np.array([slot])))[0]
-
-    def _running(self) -> np.ndarray:
-        return np.flatnonzero([spec is not None for spec in self._specs])
 
     # --- stepping ---------------------------------------------------------------------------------
 
@@ -208,39 +177,14 @@ class TabletopEnv:
                 places.append([*where, self._worlds.pose[slot][:3]])
         images = self._observe().images[: len(episodes)]
         points = self._pixels(np.array(frame), np.array(places))
-        actions = torch.zeros(len(frame), self.chunk, self.action_spec.dim)
-        mask = torch.zeros(len(frame), self.chunk, dtype=torch.bool)
-        return Demonstrations(images, torch.tensor(frame), tuple(instruction), actions, mask, points)
-
-    def _checked(self, actions: Tensor) -> np.ndarray:
-        expected = (self.num_envs, self.chunk, self.action_spec.dim)
-        if tuple(actions.shape) != expected:
-            raise RoveError(
-                f"step_chunk needs actions of shape {expected} [B, C, A], got {tuple(actions.shape)}."
-            )
-        values = actions.detach().cpu().numpy().astype(np.float64)
-        running = self._running()
-        if not np.isfinite(values[running]).all():
-            slot = running[~np.isfinite(values[running]).all((1, 2))][0]
-            raise RoveError(f"step_chunk got a non-finite action in slot {slot}.")
-        low, high = np.array(self.action_spec.low), np.array(self.action_spec.high)
-        # float32 actions may round past a bound that is not a binary fraction
-        outside = ((values[running] < low - 1e-6) | (values[running] > high + 1e-6)).any((0, 1))
-        if outside.any():
-            dim = int(outside.argmax())
-            raise RoveError(
-                f"step_chunk got an out-of-range {self.action_spec.names[dim]!r} action; "
-                f"expected {low[dim]} to {high[dim]} {self.action_spec.units[dim]}."
-            )
-        return values
+        return self._pointed(images, frame, instruction, points)
 
     def _run(self, choose: ActionSource) -> ChunkResult:
         frames: dict[int, list[np.ndarray]] = {slot: [] for slot in self._recorded}
         played = self._play(choose, lambda rows: self._film(rows, frames))
         self._worlds.wake(self._running())
         terminated, truncated = played.terminated, played.truncated
-        wanted = {"none": terminated & False, "truncated": truncated, "ended": truncated | terminated}
-        final_slots = np.flatnonzero(wanted[self.finals].any(1))
+        final_slots = self._final_slots(terminated, truncated)
         final = self._observation(final_slots) if len(final_slots) else None
         finished = self._finish(terminated, truncated, played.success)
         return ChunkResult(
@@ -303,7 +247,8 @@ class TabletopEnv:
     ) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended, and the next ones in their slots."""
         records = []
-        for slot in np.flatnonzero((terminated | truncated).any(1)).tolist():
+        ended = np.flatnonzero((terminated | truncated).any(1)).tolist()
+        for slot in ended:
             spec = self._specs[slot]
             assert spec is not None
             records.append(
@@ -316,9 +261,8 @@ class TabletopEnv:
                     truncated=bool(truncated[slot].any()),
                 )
             )
-            self._specs[slot] = None
-            if self.autoreset == "refill" and self._queue:
-                self._start(slot, self._queue.popleft())
+        for slot, episode in self._successors(ended).items():
+            self._start(slot, episode)
         return tuple(records)
 
     # --- pictures ---------------------------------------------------------------------------------
@@ -344,11 +288,6 @@ class TabletopEnv:
         text = tuple("" if spec is None else self.suite.instruction(spec) for spec in self._specs)
         return Observation(torch.from_numpy(images), text, torch.from_numpy(state))
 
-    def record(self, slots: Sequence[int]) -> None:
-        if not all(0 <= slot < self.num_envs for slot in slots):
-            raise RoveError(f"record needs slots in 0..{self.num_envs - 1}, got {list(slots)}.")
-        self._recorded = tuple(sorted(set(slots)))
-
     def _film(self, rows: np.ndarray, frames: dict[int, list[np.ndarray]]) -> None:
         filmed = rows[np.isin(rows, self._recorded)]
         if len(filmed):
@@ -359,8 +298,7 @@ class TabletopEnv:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "specs": [None if spec is None else astuple(spec) for spec in self._specs],
-            "queue": [astuple(spec) for spec in self._queue],
+            **self._saved_slots(),
             "worlds": {name: torch.from_numpy(v) for name, v in self._worlds.state_dict().items()},
             **self._counts(),
         }
@@ -375,12 +313,7 @@ class TabletopEnv:
         self.diverged = counts["diverged"]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        if len(state["specs"]) != self.num_envs:
-            raise RoveError(
-                f"The saved state has {len(state['specs'])} slots; this environment has {self.num_envs}."
-            )
-        self._specs = [None if spec is None else EpisodeSpec(*spec) for spec in state["specs"]]
-        self._queue = deque(EpisodeSpec(*spec) for spec in state["queue"])
+        self._load_slots(state)
         running = {slot: spec for slot, spec in enumerate(self._specs) if spec is not None}
         self._worlds.load_state_dict({name: v.numpy() for name, v in state["worlds"].items()}, running)
         self._set_counts(state)
