@@ -1,10 +1,46 @@
-"""Which rows an optimizer step of supervised training sees."""
+"""Supervised steps: which rows each sees, and the loop that takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rove.config.schema import SFTConfig
+from rove.training.optim import Optimizer
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Told the number of each optimizer step and its metrics."""
+
+
+def descend(
+    policy: nn.Module,
+    rows: int,
+    config: SFTConfig,
+    seed: int,
+    gradient: Callable[[Tensor], dict[str, float]],
+    *,
+    name: str,
+    steps: int,
+    max_bad_steps: int,
+    on_step: OnStep,
+) -> None:
+    """Train `policy` in place for `steps` optimizer steps on batches of `rows` examples.
+
+    `gradient` is given the rows of a batch, int64 [config.batch]: it adds their gradient to the parameters,
+    and answers the batch's metrics, which begin with `name`.
+    """
+    optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
+    rows_of = batches(rows, config.batch, seed)
+    policy.train()
+    while optimizer.steps < steps:
+        metrics = gradient(torch.from_numpy(next(rows_of)))
+        lr = optimizer.lr
+        norm, _ = optimizer.step()
+        on_step(optimizer.steps, metrics | {f"{name}/grad_norm": norm, f"{name}/lr": lr})
+    policy.eval()
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:

@@ -8,7 +8,6 @@ patches of the picture, it finds it within a few hundred steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from rove.config.schema import SFTConfig
 from rove.errors import RoveError
 from rove.policies.base import Locator
 from rove.training.augment import ColorJitter
-from rove.training.batches import batches
-from rove.training.optim import Optimizer
+from rove.training.batches import OnStep, descend
 from rove.types import Demonstrations
 
 
@@ -62,7 +60,7 @@ def learn_to_point(
     seed: int,
     *,
     max_bad_steps: int,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    on_step: OnStep = lambda step, metrics: None,
 ) -> None:
     """Train `policy` in place for `config.grounding_steps` optimizer steps, on pictures alone.
 
@@ -71,18 +69,26 @@ def learn_to_point(
     assert isinstance(policy, nn.Module)
     if pictures.points is None:
         raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
-    steps, size = config.grounding_steps, pictures.images.shape[-2]
-    optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
-    rows_of, jitter = batches(len(pictures), config.batch, seed), ColorJitter(config.color_jitter, seed)
-    policy.train()
-    while optimizer.steps < steps:
-        rows = torch.from_numpy(next(rows_of))
-        total, count = 0.0, int(present(pictures.points[rows]).sum())
+    points, size = pictures.points, pictures.images.shape[-2]
+    jitter = ColorJitter(config.color_jitter, seed)
+
+    def gradient(rows: Tensor) -> dict[str, float]:
+        total, count = 0.0, int(present(points[rows]).sum())
         for part in rows.split(config.micro_batch):
             logits = policy.point(jitter(pictures.observation(part)))
-            loss = pointing_loss(logits, pictures.points[part], size, count)
+            loss = pointing_loss(logits, points[part], size, count)
             loss.backward()
             total += loss.item()
-        norm, _ = optimizer.step()
-        on_step(optimizer.steps, {"pointing/loss": total, "pointing/grad_norm": norm})
-    policy.eval()
+        return {"pointing/loss": total}
+
+    descend(
+        policy,
+        len(pictures),
+        config,
+        seed,
+        gradient,
+        name="pointing",
+        steps=config.grounding_steps,
+        max_bad_steps=max_bad_steps,
+        on_step=on_step,
+    )

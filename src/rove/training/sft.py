@@ -6,8 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rove import checkpoint
 from rove.config.schema import Run, SFTConfig
@@ -19,10 +18,9 @@ from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.augment import ColorJitter
-from rove.training.batches import batches
+from rove.training.batches import OnStep, descend
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.learner import freeze
-from rove.training.optim import Optimizer
 from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.types import Demonstrations, EpisodeRecord
 
@@ -118,7 +116,7 @@ def fit(
     seed: int,
     *,
     max_bad_steps: int,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    on_step: OnStep = lambda step, metrics: None,
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
@@ -131,12 +129,10 @@ def fit(
         fit_regression(policy, demonstrations, config, seed, max_bad_steps=max_bad_steps, on_step=on_step)
         return
     points, size = demonstrations.points, demonstrations.images.shape[-2]
-    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     tokens = policy.tokenize(demonstrations.actions)
-    rows_of, jitter = batches(len(demonstrations), config.batch, seed), ColorJitter(config.color_jitter, seed)
-    policy.train()
-    while optimizer.steps < config.steps:
-        rows = torch.from_numpy(next(rows_of))
+    jitter = ColorJitter(config.color_jitter, seed)
+
+    def gradient(rows: Tensor) -> dict[str, float]:
         counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
         total = right = 0.0
         for part in rows.split(config.micro_batch):
@@ -155,13 +151,19 @@ def fit(
                 loss = loss + config.pointing_weight * pointed
             loss.backward()
             right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
-        lr = optimizer.lr
-        norm, _ = optimizer.step()
-        on_step(
-            optimizer.steps,
-            {"sft/loss": total, "sft/token_probability": right, "sft/grad_norm": norm, "sft/lr": lr},
-        )
-    policy.eval()
+        return {"sft/loss": total, "sft/token_probability": right}
+
+    descend(
+        policy,
+        len(demonstrations),
+        config,
+        seed,
+        gradient,
+        name="sft",
+        steps=config.steps,
+        max_bad_steps=max_bad_steps,
+        on_step=on_step,
+    )
 
 
 def fit_regression(
@@ -171,16 +173,14 @@ def fit_regression(
     seed: int,
     *,
     max_bad_steps: int,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    on_step: OnStep,
 ) -> None:
     """`fit` for a policy that gives actions outright: L1 loss (Kim et al. 2025, section 4)."""
     assert isinstance(policy, nn.Module)
-    optimizer = Optimizer(policy, config.optim, config.steps, max_bad_steps)
     target = policy.normalize(demonstrations.actions)
-    rows_of, jitter = batches(len(demonstrations), config.batch, seed), ColorJitter(config.color_jitter, seed)
-    policy.train()
-    while optimizer.steps < config.steps:
-        rows = torch.from_numpy(next(rows_of))
+    jitter = ColorJitter(config.color_jitter, seed)
+
+    def gradient(rows: Tensor) -> dict[str, float]:
         counted = demonstrations.mask[rows].sum() * target.shape[-1]
         total = 0.0
         for part in rows.split(config.micro_batch):
@@ -189,7 +189,16 @@ def fit_regression(
             loss = (error.cpu() * demonstrations.mask[part][..., None]).sum() / counted
             loss.backward()
             total += loss.item()
-        lr = optimizer.lr
-        norm, _ = optimizer.step()
-        on_step(optimizer.steps, {"sft/loss": total, "sft/grad_norm": norm, "sft/lr": lr})
-    policy.eval()
+        return {"sft/loss": total}
+
+    descend(
+        policy,
+        len(demonstrations),
+        config,
+        seed,
+        gradient,
+        name="sft",
+        steps=config.steps,
+        max_bad_steps=max_bad_steps,
+        on_step=on_step,
+    )
