@@ -102,9 +102,9 @@ class PutOnPlateConfig:
     """Render 480 × 640 as published, and leave the squashing to the policy."""
     horizon: int = 80
     """Actions before an episode is truncated."""
-    reward: Literal["sparse", "shaped"] = "shaped"
-    """Change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1; or of success
-    alone."""
+    reward: Literal["sparse", "shaped", "dense"] = "shaped"
+    """"shaped": change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1.
+    "sparse": of success alone. "dense": of success and of the way that the hand and the object have left."""
     terminate: bool = True
     """End an episode at its first success. Off, it goes on to its horizon, and both are reported: success at
     any time, and at the end."""
@@ -283,6 +283,9 @@ class Vine:
     """Per action, up to the end of the chunk."""
     spread_floor: float = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
+    keep: float = 1.0
+    """Share of the states that is trained on: those whose tries differ most. Where all tries bring about the
+    same there is little to learn, at the same cost."""
     ratio_level: Literal["token", "action"] = "action"
     clip_low: float = 0.2
     clip_high: float = 0.28
