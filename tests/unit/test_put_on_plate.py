@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from rove.config.schema import PutOnPlateConfig
 from rove.envs import registry
@@ -288,6 +289,34 @@ def test_the_potential_is_at_best_one_point_two():
     found = progress.potential(*cases.unbind(1))
     for (grasped, held, success), value in zip(cases.tolist(), found.tolist(), strict=True):
         assert value == pytest.approx(0.1 * grasped + 0.1 * held + 1.0 * (success and grasped))
+
+
+def test_the_dense_potential_rises_with_each_part_of_the_way():
+    table, thing, plate = 0.87, torch.tensor([0.04, 0.03, 0.05]), torch.tensor([0.1, 0.1, 0.01])
+    at, goal = torch.tensor([-0.1, 0.0, table + 0.025]), torch.tensor([-0.2, 0.1, table + 0.005])
+    on = goal + torch.tensor([0.0, 0.0, 0.03])
+    up = torch.tensor([0.0, 0.0, 0.06])
+    low = at - torch.tensor([0.0, 0.0, 0.005])  # its top is 0.05 high, and the palm must not touch it
+
+    def phi(hand: Tensor, opened: bool, source: Tensor, held: bool, success: bool = False) -> float:
+        rows = [x[None] for x in (hand, torch.tensor(opened), source, goal, thing, plate, torch.tensor(held))]
+        return float(progress.dense_potential(progress.way_left(*rows), torch.tensor([success])))
+
+    along = [
+        phi(at + torch.tensor([0.1, 0.1, 0.2]), True, at, False),
+        phi(at + up, True, at, False),
+        phi(low, True, at, False),
+        phi(low, False, at, True),
+        phi(at + up, False, at + up, True),
+        phi(on + up, False, on + up, True),
+        phi(on, False, on, True),
+        phi(on, False, on, True, success=True),
+    ]
+    assert along == sorted(along) and len(set(along)) == len(along) and along[0] > -1.0
+    assert along[-1] == 1.0 and along[-2] > -0.02
+    assert phi(at + up, False, at, False) < phi(at + up, True, at, False)  # closed too early
+    beside = torch.tensor([*(goal + torch.tensor([0.05, 0.0, 0.0]))[:2], at[2]])  # dragged to the rim
+    assert phi(beside, False, beside, True) < phi(beside + up, False, beside + up, True)
 
 
 # --- pictures -------------------------------------------------------------------------------------

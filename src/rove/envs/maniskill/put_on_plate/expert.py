@@ -21,8 +21,6 @@ CLEARANCE = 0.045
 """Of the fingertips above the object on the way to it, of the object above all else on the way back."""
 CLOSED = 0.0165
 """Position of a finger that has closed on nothing, metres."""
-DEEP = 0.030
-"""How far the fingertips reach down past the top of an object before the palm lies on it, metres."""
 OPEN, CLOSE = 1.0, -1.0
 _ANGLES = np.linspace(0.0, np.pi, 24, endpoint=False)
 
@@ -68,7 +66,7 @@ def grasp(points: np.ndarray, centre: np.ndarray, now: float) -> Grasp:
     `now` is the angle that the fingers have, from which a turn costs a little.
     """
     top, bottom = float(points[:, 2].max()), float(points[:, 2].min())
-    tip = max(bottom + 0.004, min((top + bottom) / 2 - 0.012, top - 0.008), top - DEEP)
+    tip = max(bottom + 0.004, min((top + bottom) / 2 - progress.BELOW, top - 0.008), top - progress.DEEP)
     band = points[(points[:, 2] > tip - 0.004) & (points[:, 2] < tip + 0.030), :2]
     band = band if len(band) > 20 else points[:, :2]
     best = None
@@ -90,10 +88,6 @@ def _turn(angle: float, now: float) -> float:
     return (angle - now + np.pi / 2) % np.pi - np.pi / 2
 
 
-TIP = 0.012
-"""From the end effector's frame to the fingertips, along the way the hand points, metres."""
-
-
 class _Hand(NamedTuple):
     """Of one world, in the world frame."""
 
@@ -113,13 +107,11 @@ def _hand(env: Any, row: int) -> _Hand:
     target = arm._target_pose
     turned = _rotation(base.q[row])
     wanted = turned @ _numpy(target.p[row]) + _numpy(base.p[row])
+    wanted[2] -= progress.TIP
     axes = turned @ _rotation(target.q[row])
-    link = arm.ee_link.pose
-    real = _rotation(link.q[row])
-    down = np.array([0.0, 0.0, -TIP])
     angle = float(np.arctan2(axes[1, 1], axes[0, 1]))
     fingers = float(robot.get_qpos()[row, -2:].mean())
-    return _Hand(_numpy(link.p[row]) + TIP * real[:, 0], wanted + down, angle, fingers)
+    return _Hand(_numpy(env.hands()[row]), wanted, angle, fingers)
 
 
 def action(env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rove.config.schema import PutOnPlateConfig
 from rove.envs import conventions
 from rove.envs.maniskill import assets, simulator
-from rove.envs.maniskill.put_on_plate import overlay
+from rove.envs.maniskill.put_on_plate import overlay, progress
 from rove.envs.maniskill.put_on_plate.suite import PutOnPlateSuite
 from rove.envs.maniskill.world import Outcome, begin
 from rove.errors import RoveError
@@ -55,12 +56,20 @@ class PlateTask:
         scenes = [self.suite.scene(episode) for episode in episodes]
         begin(env, rows, None, {"scenes": scenes})
         self._potential[list(rows)] = 0.0
+        if self.config.reward == "dense":
+            nothing = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
+            first = progress.dense_potential(env.way_left(nothing), nothing)
+            self._potential[list(rows)] = first.cpu().numpy()[list(rows)]
 
     def outcome(self, env: Any, action: Tensor, info: dict[str, Any]) -> Outcome:
-        potential = env.count(info).cpu().numpy().astype(np.float64)
+        published = env.count(info)
+        potential = {
+            "shaped": lambda: published,
+            "sparse": lambda: info["success"],
+            "dense": lambda: progress.dense_potential(env.way_left(info["is_grasped"]), info["success"]),
+        }[self.config.reward]()
+        potential = potential.cpu().numpy().astype(np.float64)
         success = info["success"].cpu().numpy()
-        if self.config.reward == "sparse":
-            potential = success.astype(np.float64)
         reward, self._potential = potential - self._potential, potential
         return Outcome(reward, success, success & self.config.terminate)
 

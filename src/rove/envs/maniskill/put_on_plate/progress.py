@@ -18,6 +18,18 @@ TOUCH_FORCE = 0.03
 SHAPED = (0.1, 0.1, 1.0)
 """Potential of a grasp, of one that was held, and of success after a grasp."""
 
+TIP = 0.012
+"""From the end effector's frame to the fingertips, along the way the hand points, metres."""
+BELOW, DEEP = 0.012, 0.030
+"""Metres: how far below its middle an object is grasped, and how far below its top at most: deeper, and the
+palm lies on it."""
+OVER, CARRY_OVER = 0.05, 0.035
+"""Metres above its goal at which the hand, or what it carries, may come near from the side."""
+GRIP = 0.05
+"""What opening or closing the gripper counts for, as metres of way."""
+FULL_WAY = 0.8
+"""Metres of way that the dense potential counts as all."""
+
 
 def rotation(quaternion: Tensor) -> Tensor:
     """[n, 3, 3] of unit quaternions [n, 4], (w, x, y, z)."""
@@ -66,6 +78,45 @@ def potential(grasped_once: Tensor, held_once: Tensor, success: Tensor) -> Tenso
     """[n], 0 to 1.2. A reward is its change; its first value is 0."""
     a, b, c = SHAPED
     return a * grasped_once.float() + b * held_once.float() + c * (success & grasped_once).float()
+
+
+def way_left(
+    hand: Tensor,
+    opened: Tensor,
+    source: Tensor,
+    receptacle: Tensor,
+    source_extents: Tensor,
+    receptacle_extents: Tensor,
+    held: Tensor,
+) -> Tensor:
+    """[n], metres: what the hand still has to do, as a way: over the source, down, grasp, lift, over, down.
+
+    `hand` [n, 3] is the point between the fingertips, `opened` and `held` bool [n]; the rest as `on_target`.
+    """
+    half = source_extents[:, 2] / 2
+    off = (hand - source)[:, :2].norm(dim=-1)
+    above = hand[:, 2] - source[:, 2] - (half - DEEP).clamp_min(-BELOW)
+    # A hand that closes too early has to open again.
+    ready = opened | ((off < 0.02) & (above < 0.015))
+    reach = (off - 0.006).clamp_min(0.0) + _descent(off, above, OVER) + torch.where(ready, GRIP, 2 * GRIP)
+    shift = (source - receptacle)[:, :2].norm(dim=-1)
+    above = (source - receptacle)[:, 2] - receptacle_extents[:, 2] / 2 - half
+    carry = (shift - 0.006).clamp_min(0.0) + _descent(shift, above, CARRY_OVER)
+    return torch.where(held, 0.0, reach) + carry
+
+
+def _descent(off: Tensor, above: Tensor, clearance: float) -> Tensor:
+    """[n]: the way up and down of what is `above` its goal and `off` to the side of it, metres: a funnel."""
+    needed = clearance * ((off - 0.012) / 0.03).clamp(0.0, 1.0)
+    return torch.maximum(above, needed) + (needed - above).clamp_min(0.0)
+
+
+def dense_potential(way: Tensor, success: Tensor) -> Tensor:
+    """[n], -1 to 1: minus the `way` left [n] in metres, until success, which is worth 1.
+
+    Unlike `potential` it pays for each action what it brings, at once; it is not the published reward.
+    """
+    return torch.where(success, 1.0, -(way / FULL_WAY).clamp(0.0, 1.0))
 
 
 def yaw_quaternion(yaw: float) -> tuple[float, float, float, float]:

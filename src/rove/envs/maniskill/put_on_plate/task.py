@@ -38,6 +38,8 @@ SETTLE, SETTLE_LONGER = 50, 600
 _BASE, _AWAY = (0.147, 0.028, 0.870), (0.147, 0.028, 1.870)
 """Of the robot, in an episode and while things settle."""
 _TURNED = (0.0, 0.0, 0.0, 1.0)
+OPENED = 0.030
+"""Position beyond which a finger counts as open, metres; it goes from 0.015 to 0.037."""
 OBJECTS, RECEPTACLES = "more_carrot", "more_plate"
 """Folders of the models."""
 _PARKED_AT = {OBJECTS: 1.0, RECEPTACLES: 2.0}
@@ -355,6 +357,23 @@ class PutOnPlate(BaseEnv):
         self.grasped_once = self.grasped_once | info["is_grasped"]
         self.held_once = self.held_once | (self.held_for >= progress.HELD_FOR)
         return progress.potential(self.grasped_once, self.held_once, info["success"])
+
+    def hands(self) -> Tensor:
+        """[n, 3]: of each world, the point between the fingertips, metres."""
+        link = self.agent.controller.controllers["arm"].ee_link.pose
+        return link.p + progress.TIP * link.to_transformation_matrix()[:, :3, 0]
+
+    def way_left(self, held: Tensor) -> Tensor:
+        """[n], metres: see `progress.way_left`; `held` bool [n]."""
+        return progress.way_left(
+            self.hands(),
+            self.agent.robot.get_qpos()[:, -2:].mean(-1) > OPENED,
+            self.positions(OBJECTS),
+            self.positions(RECEPTACLES),
+            self.source_extents,
+            self.receptacle_extents,
+            held,
+        )
 
     # --- pictures -----------------------------------------------------------------------------------
 
