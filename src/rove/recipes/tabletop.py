@@ -44,11 +44,11 @@ def tabletop_ppo() -> Run:
         env=TabletopConfig(tasks="demo", reward="shaped"),
         policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
         # As often as it takes to learn them: stacking is the longest, and the least forgiving.
-        rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:5", "stack:8")),
+        rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
             episodes=270,
-            emphasis=("put:4", "push:6", "stack:12"),
+            emphasis=("put:4", "push:6", "stack:8"),
             noise=0.3,
             smoothing=3.0,
             color_jitter=0.3,
@@ -89,7 +89,7 @@ def tabletop_vine() -> Run:
             base.training,
             batch=64,
             micro_batch=64,
-            iterations=152,
+            iterations=156,
             optim=OptimConfig(lr=5e-4, betas=(0.9, 0.99), warmup=20, schedule="linear"),
         ),
     )

@@ -23,6 +23,10 @@ from rove.types import EpisodeSpec
 SUBSTEPS, RAMPS = 12, 3
 """Physics steps an action, and the steps into which its way is divided on the way to the new target."""
 
+HELD_FINGER, HELD_ABOVE = 0.020, 0.013
+"""Where a finger is that holds an object, and how far the object's centre is above the fingertips, metres: on
+average over what the expert holds."""
+
 LOOK_AT = np.array([0.0, 0.005, 0.02])
 CAMERA_DISTANCE, CAMERA_ELEVATION = 1.35, np.deg2rad(56)
 
@@ -243,22 +247,29 @@ class Worlds:
         self._displaced[row] = initial.displaced
 
     def catch_in_the_act(self, row: int, rng: np.random.Generator) -> None:
-        """Put the hand where an episode may take it: anywhere in its workspace half of the time, else over an
-        object or, as often, with one between its fingers. To look at, not to go on from: nothing is at rest.
+        """Put the hand where an episode may take it: anywhere in its workspace, over an object, or with one
+        between its fingers, mostly over something else, which it then hides in part. To look at, not to go on
+        from: nothing is at rest.
         """
-        scene = self.scene
+        scene, act = self.scene, rng.choice(3, p=(0.25, 0.25, 0.5))
         # The expert turns the hand by up to 0.8 rad, half of what the workspace allows.
         pose = rng.uniform(robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH) * [1, 1, 1, 0.5]
-        is_open = rng.random() < 0.5
-        if rng.random() < 0.5:
-            held = scene.object_qpos[rng.integers(len(scene.object_qpos))]
-            if is_open:
-                pose[:2] = self._qpos[row, held[:2]] + rng.normal(0.0, 0.02, 2)
-            else:
-                self._qpos[row, held[:3]] = pose[:3]
-        opening = robot.opening(np.array([1.0 if is_open else -1.0]))
-        self.pose[row], self.open[row] = pose, is_open
-        self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], opening)[0]
+        finger = robot.opening(rng.choice([1.0, -1.0], 1))
+        objects = self._qpos[row, scene.object_qpos[:, :2]]
+        chosen = rng.integers(len(objects))
+        if act == 1:
+            pose[:2] = objects[chosen] + rng.normal(0.0, 0.02, 2)
+        elif act == 2:
+            others = np.delete(objects, chosen, axis=0)
+            others = np.concatenate([others, self._body_pos[row, scene.receptacle_bodies, :2]])
+            if rng.random() < 0.7:
+                pose[:2] = rng.choice(others) + rng.normal(0.0, 0.03, 2)
+                pose[2] = rng.uniform(0.02, 0.12)
+            finger[:] = HELD_FINGER
+            held = scene.object_qpos[chosen]
+            self._qpos[row, held] = [*pose[:2], pose[2] + HELD_ABOVE, *_yaw_quat(pose[3])]
+        self.pose[row], self.open[row] = pose, finger[0] > 0
+        self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], finger)[0]
 
     def object_places(self, row: int) -> np.ndarray:
         """Centres [OBJECTS, 3] of the objects, metres; the task's target first."""
