@@ -47,7 +47,7 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=270,
+            episodes=240,
             emphasis=("put:4", "push:6", "stack:8"),
             noise=0.3,
             smoothing=3.0,
