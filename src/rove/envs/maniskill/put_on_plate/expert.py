@@ -66,7 +66,9 @@ def grasp(points: np.ndarray, centre: np.ndarray, now: float) -> Grasp:
     `now` is the angle that the fingers have, from which a turn costs a little.
     """
     top, bottom = float(points[:, 2].max()), float(points[:, 2].min())
-    tip = max(bottom + 0.004, min((top + bottom) / 2 - progress.BELOW, top - 0.008), top - progress.DEEP)
+    tip = max(
+        bottom + progress.FLOOR, min((top + bottom) / 2 - progress.BELOW, top - 0.008), top - progress.DEEP
+    )
     band = points[(points[:, 2] > tip - 0.004) & (points[:, 2] < tip + 0.030), :2]
     band = band if len(band) > 20 else points[:, :2]
     best = None

@@ -20,9 +20,9 @@ SHAPED = (0.1, 0.1, 1.0)
 
 TIP = 0.012
 """From the end effector's frame to the fingertips, along the way the hand points, metres."""
-BELOW, DEEP = 0.012, 0.030
-"""Metres: how far below its middle an object is grasped, and how far below its top at most: deeper, and the
-palm lies on it."""
+BELOW, DEEP, FLOOR = 0.012, 0.030, 0.004
+"""Metres: how far below its middle an object is grasped; below its top at most, where the palm lies on it;
+above its bottom at least."""
 OVER, CARRY_OVER = 0.05, 0.035
 """Metres above its goal at which the hand, or what it carries, may come near from the side."""
 GRIP = 0.05
@@ -95,7 +95,8 @@ def way_left(
     """
     half = source_extents[:, 2] / 2
     off = (hand - source)[:, :2].norm(dim=-1)
-    above = hand[:, 2] - source[:, 2] - (half - DEEP).clamp_min(-BELOW)
+    low = torch.maximum((half - DEEP).clamp_min(-BELOW), FLOOR - half)
+    above = hand[:, 2] - source[:, 2] - low
     # A hand that closes too early has to open again.
     ready = opened | ((off < 0.02) & (above < 0.015))
     reach = (off - 0.006).clamp_min(0.0) + _descent(off, above, OVER) + torch.where(ready, GRIP, 2 * GRIP)
