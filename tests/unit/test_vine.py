@@ -164,21 +164,6 @@ def test_rows_are_states_and_learn_from_all_tries(rollouts) -> None:
     torch.testing.assert_close(logprob.grad, expected)
 
 
-def test_states_whose_tries_differ_least_are_left_out(rollouts) -> None:
-    trajectory, _ = rollouts[4]
-    everything, all_metrics = vine.prepare([trajectory], Vine(branches=4))
-    batch, metrics = vine.prepare([trajectory], Vine(branches=4, keep=0.3))
-    tried = trajectory.branches
-    _, spread = branch_relative(tried.reward, tried.executed, gamma=0.97, floor=0.05)
-    spread = spread.flatten()[trajectory.executed.any(-1).flatten()]
-    count = -(-3 * len(spread) // 10)
-    kept = torch.sort(spread.topk(count).indices).values
-    assert 0 < count < len(everything) and metrics == all_metrics
-    for name in ("tokens", "logprob", "advantage", "mask"):
-        assert torch.equal(getattr(batch, name), getattr(everything, name)[kept])
-    assert torch.equal(batch.observation.images, everything.observation.images[kept])
-
-
 def test_a_rollout_without_branches_is_refused(rollouts) -> None:
     with pytest.raises(ValueError, match="branches"):
         vine.prepare([rollouts[1][0]], Vine())

@@ -10,7 +10,6 @@ the chunk's end, so it is for rewards that come at once, such as potential diffe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,17 +30,14 @@ def wants_more(rounds: Sequence[Trajectory], config: Vine, num_envs: int) -> boo
 
 
 def prepare(rounds: Sequence[Trajectory], config: Vine) -> tuple[TrainBatch, dict[str, float]]:
-    """The states in which it mattered what was done, as rows, each with its G tries; see `branch_relative`.
+    """The states in which anything was done as rows, each with its G tries; see `branch_relative`.
 
-    Of those in which anything was done, the share `config.keep` whose tries came to the most different
-    returns. Raises ValueError where a rollout tried nothing.
+    Raises ValueError where a rollout tried nothing.
     """
     parts = [_rows(trajectory, config) for trajectory in rounds]
     batch = batching.cat([part for part, _ in parts])
     spread = torch.cat([spread for _, spread in parts])
-    kept = spread.argsort(descending=True, stable=True)[: math.ceil(config.keep * len(spread))].sort().values
-    metrics = {"train/branch_spread": float(spread.mean()) if len(spread) else 0.0}
-    return batch.select(kept), metrics
+    return batch, {"train/branch_spread": float(spread.mean()) if len(spread) else 0.0}
 
 
 def loss(

@@ -283,9 +283,6 @@ class Vine:
     """Per action, up to the end of the chunk."""
     spread_floor: float = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
-    keep: float = 1.0
-    """Share of the states that is trained on: those whose tries differ most. Where all tries bring about the
-    same there is little to learn, at the same cost."""
     ratio_level: Literal["token", "action"] = "action"
     clip_low: float = 0.2
     clip_high: float = 0.28

@@ -243,8 +243,6 @@ def _vine(run: Run) -> Problems:
         return
     if algorithm.branches < 2:
         yield f"algorithm.branches = {algorithm.branches}: nothing to compare; set at least 2, e.g. 8."
-    if not 0.0 < algorithm.keep <= 1.0:
-        yield f"algorithm.keep = {algorithm.keep} is not a share of the states: set --algorithm.keep 1."
     if run.policy.value_head is not None:
         yield "policy.value_head is set, but vine sampling has no critic: set --policy.value_head none."
 
