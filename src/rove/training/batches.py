@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from rove.config.schema import SFTConfig
 from rove.training.optim import Optimizer
 
+Gradient = Callable[[Tensor], dict[str, float]]
+"""Given the rows of a batch, int64 [batch]: adds their gradient to the parameters, answers its metrics."""
 OnStep = Callable[[int, dict[str, float]], None]
 """Told the number of each optimizer step and its metrics."""
 
@@ -20,7 +22,7 @@ def descend(
     rows: int,
     config: SFTConfig,
     seed: int,
-    gradient: Callable[[Tensor], dict[str, float]],
+    gradient: Gradient,
     *,
     name: str,
     steps: int,
@@ -29,8 +31,7 @@ def descend(
 ) -> None:
     """Train `policy` in place for `steps` optimizer steps on batches of `rows` examples.
 
-    `gradient` is given the rows of a batch, int64 [config.batch]: it adds their gradient to the parameters,
-    and answers the batch's metrics, which begin with `name`.
+    What is measured, by `gradient` and here, begins with `name`.
     """
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     rows_of = batches(rows, config.batch, seed)

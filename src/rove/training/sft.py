@@ -18,7 +18,7 @@ from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.augment import ColorJitter
-from rove.training.batches import OnStep, descend
+from rove.training.batches import Gradient, OnStep, descend
 from rove.training.demonstrations import collect, ground, load, save, statistics
 from rove.training.learner import freeze
 from rove.training.pointing import learn_to_point, pointing_loss, present
@@ -125,12 +125,29 @@ def fit(
     the policy points and the demonstrations say where at, that counts `config.pointing_weight` times beside.
     """
     assert isinstance(policy, nn.Module)
+    jitter = ColorJitter(config.color_jitter, seed)
     if isinstance(policy, Regressor) and policy.regresses:
-        fit_regression(policy, demonstrations, config, seed, max_bad_steps=max_bad_steps, on_step=on_step)
-        return
+        gradient = _l1(policy, demonstrations, config, jitter)
+    else:
+        gradient = _cross_entropy(policy, demonstrations, config, jitter)
+    descend(
+        policy,
+        len(demonstrations),
+        config,
+        seed,
+        gradient,
+        name="sft",
+        steps=config.steps,
+        max_bad_steps=max_bad_steps,
+        on_step=on_step,
+    )
+
+
+def _cross_entropy(
+    policy: Policy, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
+) -> Gradient:
     points, size = demonstrations.points, demonstrations.images.shape[-2]
     tokens = policy.tokenize(demonstrations.actions)
-    jitter = ColorJitter(config.color_jitter, seed)
 
     def gradient(rows: Tensor) -> dict[str, float]:
         counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
@@ -153,32 +170,14 @@ def fit(
             right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
         return {"sft/loss": total, "sft/token_probability": right}
 
-    descend(
-        policy,
-        len(demonstrations),
-        config,
-        seed,
-        gradient,
-        name="sft",
-        steps=config.steps,
-        max_bad_steps=max_bad_steps,
-        on_step=on_step,
-    )
+    return gradient
 
 
-def fit_regression(
-    policy: Regressor,
-    demonstrations: Demonstrations,
-    config: SFTConfig,
-    seed: int,
-    *,
-    max_bad_steps: int,
-    on_step: OnStep,
-) -> None:
-    """`fit` for a policy that gives actions outright: L1 loss (Kim et al. 2025, section 4)."""
-    assert isinstance(policy, nn.Module)
+def _l1(
+    policy: Regressor, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
+) -> Gradient:
+    """For a policy that gives actions outright (Kim et al. 2025, section 4)."""
     target = policy.normalize(demonstrations.actions)
-    jitter = ColorJitter(config.color_jitter, seed)
 
     def gradient(rows: Tensor) -> dict[str, float]:
         counted = demonstrations.mask[rows].sum() * target.shape[-1]
@@ -191,14 +190,4 @@ def fit_regression(
             total += loss.item()
         return {"sft/loss": total}
 
-    descend(
-        policy,
-        len(demonstrations),
-        config,
-        seed,
-        gradient,
-        name="sft",
-        steps=config.steps,
-        max_bad_steps=max_bad_steps,
-        on_step=on_step,
-    )
+    return gradient
