@@ -268,7 +268,7 @@ class Worlds:
             finger[:] = HELD_FINGER
             held = scene.object_qpos[chosen]
             self._qpos[row, held] = [*pose[:2], pose[2] + HELD_ABOVE, *_yaw_quat(pose[3])]
-        self.pose[row], self.open[row] = pose, finger[0] > 0
+        self.pose[row], self.open[row] = pose, act != 2 and finger[0] > 0
         self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], finger)[0]
 
     def object_places(self, row: int) -> np.ndarray:
