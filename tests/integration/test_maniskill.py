@@ -203,6 +203,19 @@ def test_success_at_any_time_and_at_the_end():
     assert record.success_at_end is not None
 
 
+def test_the_dense_reward_pays_the_expert_on_its_way():
+    made = ManiSkillEnv(replace(PLATE, reward="dense"), 1, 8, "stop")
+    made.reset([EpisodeSpec(MAIN, 0)])
+    rewards = []
+    while made.specs[0] is not None:
+        result = made.step_expert_chunk(0.0, np.random.default_rng(0))[1]
+        rewards += result.reward[0][result.executed[0]].tolist()
+    made.close()
+    # Success is worth 1; before it, the way that was left at the start (0.8 m at most) is worth up to 1 more.
+    assert result.finished[0].success and 1.2 < sum(rewards) < 2.0
+    assert np.mean([reward > 0 for reward in rewards]) > 0.8 and rewards[-1] > 0.9
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
