@@ -40,6 +40,20 @@ def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
         assert np.all(np.array(spread["q01"]) <= np.array(spread["q99"]))
 
 
+def test_what_follows_a_slip_shows_how_to_try_again(env):
+    """A closed hand with nothing in it: only an expert that has missed is seen in that state, and it opens."""
+
+    def empty_handed(slips):
+        made = collect(env, episodes=40, noise=0.05, slips=slips, seed=3)
+        return made, made.state[:, 4] < 0.01
+
+    made, empty = empty_handed(0.5)
+    assert not empty_handed(0.0)[1].any()
+    assert empty.sum() >= 3
+    assert (made.actions[empty, 0, 4] > 0).float().mean() > 0.9, "the hand stays closed"
+    assert made.mask[:, 0].all()
+
+
 def test_the_same_seed_demonstrates_the_same(env):
     one, two, other = (collect(env, episodes=4, noise=0.05, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.actions, two.actions) and torch.equal(one.images, two.images)

@@ -369,6 +369,9 @@ class SFTConfig:
     noise: float = 0.3
     """Standard deviation of what pushes the expert off its way between chunks, as a fraction of the bounds of
     an action: the demonstrations then show the way back."""
+    slips: float = 0.0
+    """Share of the expert's chunks that miss, 0 to 1. They are carried out but not learned from; what follows
+    shows how to try again. For experts that can: see `rove.envs.base.Fallible`."""
     steps: int = 1000
     """Optimizer steps."""
     grounding: int = 0

@@ -99,6 +99,7 @@ _ABOVE_ZERO = (
 )
 _FRACTIONS = (
     "sft.color_jitter",
+    "sft.slips",
     "algorithm.gamma",
     "algorithm.lam",
     "algorithm.keep_low",

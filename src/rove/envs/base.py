@@ -151,6 +151,16 @@ class Demonstrator(VectorEnv, Protocol):
 
 
 @runtime_checkable
+class Fallible(Demonstrator, Protocol):
+    """Optional: a demonstrator whose expert can be made to miss, so that it shows how to try again."""
+
+    def slip(self, slots: np.ndarray, generator: np.random.Generator) -> None:
+        """In these slots (bool [B]) the expert misses in the coming chunk: it is wrong about where things are
+        and whether it has them. What it does then is nothing to learn from, what follows is."""
+        ...
+
+
+@runtime_checkable
 class Grounder(VectorEnv, Protocol):
     """Optional: an environment that can say where the things in a scene are."""
 

@@ -47,9 +47,10 @@ def tabletop_ppo() -> Run:
         rollout=RolloutConfig(num_envs=128, emphasis=("put:2", "push:6", "stack:6")),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
         sft=SFTConfig(
-            episodes=240,
+            episodes=330,
             emphasis=("put:4", "push:6", "stack:8"),
             noise=0.3,
+            slips=0.3,
             smoothing=3.0,
             color_jitter=0.3,
             steps=300,
@@ -70,7 +71,7 @@ def tabletop_ppo() -> Run:
             optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),
             max_minutes=8,
         ),
-        evaluation=EvaluationConfig(every=100, episodes=256),
+        evaluation=EvaluationConfig(every=100, episodes=1024),
         placement=PlacementConfig(threads=0),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rove.envs.base import Demonstrator, Grounder, VectorEnv
+from rove.envs.base import Demonstrator, Fallible, Grounder, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
 from rove.types import Demonstrations, EpisodeRecord
@@ -67,17 +67,21 @@ def collect(
     episodes: int,
     noise: float,
     seed: int,
+    slips: float = 0.0,
     emphasis: Sequence[str] = (),
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Demonstrations:
     """The first `episodes` successes of the environment's scripted expert on train states, failures left out.
 
-    `noise`: see `Demonstrator.step_expert_chunk`; `emphasis`: see `RolloutConfig`. `on_episode` is told how
-    each went, failures too. Raises RoveError where the suite has no expert, or where it fails more than half
-    of the time.
+    `noise`: see `Demonstrator.step_expert_chunk`; `slips`: the share of chunks in which the expert misses,
+    which are left out; `emphasis`: see `RolloutConfig`. `on_episode` is told how each went, failures too.
+    Raises RoveError where the suite has no expert, or none that can miss, or where it fails more than half of
+    the time.
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
+    if slips and not isinstance(env, Fallible):
+        raise RoveError(f"The expert of suite {env.suite.name!r} cannot miss; set sft.slips to 0.")
     sampler = EpisodeSampler(env.suite, seed, stream=1, emphasis=emphasis)
     generator = np.random.default_rng(seed)
     pending: dict[int, list[tuple]] = defaultdict(list)
@@ -89,15 +93,21 @@ def collect(
         env.enqueue(sampler.take(max(0, env.num_envs - env.queued)))
         specs = env.specs
         points = env.points() if isinstance(env, Grounder) else None
+        slipping = np.zeros(env.num_envs, bool)
+        if isinstance(env, Fallible) and slips:
+            slipping = generator.random(env.num_envs) < slips
+            env.slip(slipping, generator)
         actions, result = env.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
+            if slipping[slot]:
+                continue
             seen = (observation.images[slot], observation.instruction[slot])
             point = None if points is None else points[slot]
             state = None if observation.state is None else observation.state[slot]
             pending[slot].append((*seen, actions[slot], result.executed[slot], point, state))
         for record in result.finished:
-            chunks = pending.pop(record.slot)
+            chunks = pending.pop(record.slot, [])
             failures += not record.success
             if successes < episodes:
                 on_episode(record)

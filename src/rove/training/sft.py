@@ -102,6 +102,7 @@ def demonstrate(
         episodes=run.sft.episodes,
         noise=run.sft.noise,
         seed=run.seed,
+        slips=run.sft.slips,
         emphasis=run.sft.emphasis,
         on_episode=count,
     )

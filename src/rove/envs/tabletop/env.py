@@ -13,7 +13,7 @@ from torch import Tensor
 from rove.config.schema import TabletopConfig
 from rove.envs.slots import EpisodeSlots
 from rove.envs.tabletop import progress, robot
-from rove.envs.tabletop.expert import expert_action
+from rove.envs.tabletop.expert import SLIP, expert_action, mistaken
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.tasks import TabletopSuite
@@ -71,6 +71,7 @@ class TabletopEnv(EpisodeSlots):
         self._elapsed = np.zeros(num_envs, np.int64)
         self._streak = np.zeros(num_envs, np.int64)
         self._held_for = np.zeros(num_envs, np.int64)
+        self._astray = np.zeros((num_envs, 2, 2))
         self._potential = np.zeros(num_envs)
         self._total_reward = np.zeros(num_envs)
         self.diverged = 0
@@ -130,7 +131,7 @@ class TabletopEnv(EpisodeSlots):
         def choose(c: int, rows: np.ndarray) -> np.ndarray:
             worlds = self._worlds
             action, freedom = expert_action(
-                worlds.situation(rows),
+                mistaken(worlds.situation(rows), self._astray[rows]),
                 worlds.pose[rows],
                 worlds.target_yaw(rows),
                 worlds.symmetry[rows],
@@ -145,7 +146,13 @@ class TabletopEnv(EpisodeSlots):
             return np.clip(action, low, high)
 
         result = self._run(choose)
+        self._astray[:] = 0.0
         return torch.from_numpy(actions.astype(np.float32)), result
+
+    def slip(self, slots: np.ndarray, generator: np.random.Generator) -> None:
+        """Of the target and of its destination, each in a direction of its own; see `Fallible.slip`."""
+        way = generator.uniform(0.0, 2 * np.pi, (self.num_envs, 2))
+        self._astray[:] = SLIP * slots[:, None, None] * np.stack([np.cos(way), np.sin(way)], axis=-1)
 
     def points(self) -> Tensor:
         """Object, destination (none for a pick) and hand: see `rove.envs.base.Grounder`."""
@@ -168,10 +175,10 @@ class TabletopEnv(EpisodeSlots):
         frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):
             rng = np.random.default_rng((episode.seed, slot))
-            if rng.random() < UNDER_WAY:
-                self._worlds.catch_in_the_act(slot, rng)
+            under_way = rng.random() < UNDER_WAY
+            carried = self._worlds.catch_in_the_act(slot, rng) if under_way else None
             objects = self._worlds.object_places(slot)
-            for text, where in self._tasks.requests(layout(episode), objects, REQUESTS, rng):
+            for text, where in self._tasks.requests(layout(episode), objects, REQUESTS, rng, carried):
                 frame.append(slot)
                 instruction.append(text)
                 places.append([*where, self._worlds.pose[slot][:3]])

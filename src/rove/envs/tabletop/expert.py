@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rove.envs.tabletop import robot
@@ -18,6 +20,8 @@ PUSH_STEP = 0.035
 OPEN, CLOSE = 1.0, -1.0
 APPROACH, CARRY = 3, 4
 """Actions over which the way to the target, and that to its destination, is divided."""
+SLIP = 0.03
+"""Metres by which it misses when it slips: the hand then closes on nothing, or lets go beside the goal."""
 
 
 def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
@@ -83,6 +87,23 @@ def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
     away = offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-6)
     want[:, :2] = np.where(lost[:, None], pose[:, :2] + 0.04 * away, want[:, :2])
     return np.where(inside(s, margin=0.022)[:, None], pose, want)
+
+
+def mistaken(s: Situation, astray: np.ndarray) -> Situation:
+    """What the expert believes when it slips: target and destination are `astray` [n, 2, 2] metres (x and y)
+    from where they are, and a closed hand has what it was closed for. Where `astray` is 0 it knows better."""
+    slips = astray.any(axis=(1, 2))
+    fooled = slips & ~s.held & ~s.open & (s.family != PUSH)
+    grasped = s.gripper[:, :3] + np.column_stack([np.zeros((len(slips), 2)), s.half_height - GRASP])
+    target, destination = s.target.copy(), s.destination.copy()
+    target[:, :2] += np.where(s.held[:, None], 0.0, astray[:, 0])
+    destination[:, :2] += astray[:, 1]
+    return replace(
+        s,
+        target=np.where(fooled[:, None], grasped, target),
+        destination=destination,
+        touched=s.touched | fooled[:, None],
+    )
 
 
 def expert_action(

@@ -292,11 +292,20 @@ class TabletopSuite:
         return _instruction(episode.task, episode.initial_state, episode.variant)
 
     def requests(
-        self, scene: Layout, places: np.ndarray, count: int, rng: np.random.Generator
+        self,
+        scene: Layout,
+        places: np.ndarray,
+        count: int,
+        rng: np.random.Generator,
+        carried: tuple[int, int] | None = None,
     ) -> list[tuple[str, np.ndarray]]:
         """Things that could be asked for in a scene whose objects have come to `places` [OBJECTS, 3]: `count`
         random instructions, of all families alike, and where the object and its destination (NaN without
-        one) are, [2, 3] metres. No held-out tasks."""
+        one) are, [2, 3] metres. No held-out tasks.
+
+        `carried`: see `Worlds.catch_in_the_act`. Half of the instructions then are to put it there: it is
+        then that an episode shows such a picture.
+        """
         objects = list(zip(scene.objects, places, strict=True))
         receptacles = [
             (thing, np.array([*xy, 0.0]))
@@ -306,13 +315,14 @@ class TabletopSuite:
         found: list[tuple[str, np.ndarray]] = []
         while len(found) < count:
             family = FAMILIES[rng.integers(len(FAMILIES))]
-            valid = _DESTINATIONS.get(family, {}).values()
             target, at = objects[rng.integers(len(objects))]
-            goals = [
-                (d, p)
-                for d, p in (supports if family == "stack" else receptacles)
-                if d in valid and d != target
-            ]
+            around = supports if family == "stack" else receptacles
+            if carried and rng.random() < 0.5:
+                target, at = objects[carried[0]]
+                family = "stack" if carried[1] < len(supports) else "put"
+                around = [(supports + receptacles)[carried[1]]]
+            valid = _DESTINATIONS.get(family, {}).values()
+            goals = [(d, p) for d, p in around if d in valid and d != target]
             goal, there = goals[rng.integers(len(goals))] if goals else (None, np.full(3, np.nan))
             names = [family, *(f"{thing.color}_{thing.kind}" for thing in (target, goal) if thing)]
             if (goal is None) != (family == "pick") or "/".join(names) in UNSEEN_TASKS:

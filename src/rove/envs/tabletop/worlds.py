@@ -246,30 +246,36 @@ class Worlds:
         self.symmetry[row], self._destination[row] = initial.symmetry, initial.destination
         self._displaced[row] = initial.displaced
 
-    def catch_in_the_act(self, row: int, rng: np.random.Generator) -> None:
+    def catch_in_the_act(self, row: int, rng: np.random.Generator) -> tuple[int, int] | None:
         """Put the hand where an episode may take it: anywhere in its workspace, over an object, or with one
         between its fingers, mostly over something else, which it then hides in part. To look at, not to go on
         from: nothing is at rest.
+
+        Returns, where something is held over something else, which of the scene's objects, and over which of
+        its objects and receptacles, in this order.
         """
         scene, act = self.scene, rng.choice(3, p=(0.25, 0.25, 0.5))
         # The expert turns the hand by up to 0.8 rad, half of what the workspace allows.
         pose = rng.uniform(robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH) * [1, 1, 1, 0.5]
         finger = robot.opening(rng.choice([1.0, -1.0], 1))
         objects = self._qpos[row, scene.object_qpos[:, :2]]
-        chosen = rng.integers(len(objects))
+        chosen = int(rng.integers(len(objects)))
+        carried = None
         if act == 1:
             pose[:2] = objects[chosen] + rng.normal(0.0, 0.02, 2)
         elif act == 2:
-            others = np.delete(objects, chosen, axis=0)
-            others = np.concatenate([others, self._body_pos[row, scene.receptacle_bodies, :2]])
             if rng.random() < 0.7:
-                pose[:2] = rng.choice(others) + rng.normal(0.0, 0.03, 2)
+                things = np.concatenate([objects, self._body_pos[row, scene.receptacle_bodies, :2]])
+                below = int(rng.choice(np.delete(np.arange(len(things)), chosen)))
+                pose[:2] = things[below] + rng.normal(0.0, 0.03, 2)
                 pose[2] = rng.uniform(0.02, 0.12)
+                carried = chosen, below
             finger[:] = HELD_FINGER
             held = scene.object_qpos[chosen]
             self._qpos[row, held] = [*pose[:2], pose[2] + HELD_ABOVE, *_yaw_quat(pose[3])]
         self.pose[row], self.open[row] = pose, act != 2 and finger[0] > 0
         self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], finger)[0]
+        return carried
 
     def object_places(self, row: int) -> np.ndarray:
         """Centres [OBJECTS, 3] of the objects, metres; the task's target first."""
