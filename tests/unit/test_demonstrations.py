@@ -41,7 +41,7 @@ def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
 
 
 def test_what_follows_a_slip_shows_how_to_try_again(env):
-    """A closed hand with nothing in it: only an expert that has missed is seen in that state, and it opens."""
+    """A closed hand with nothing in it: only an expert that has missed is seen so, and it opens."""
 
     def empty_handed(slips):
         made = collect(env, episodes=40, noise=0.05, slips=slips, seed=3)

@@ -94,7 +94,7 @@ def mistaken(s: Situation, astray: np.ndarray) -> Situation:
     from where they are, and a closed hand has what it was closed for. Where `astray` is 0 it knows better."""
     slips = astray.any(axis=(1, 2))
     fooled = slips & ~s.held & ~s.open & (s.family != PUSH)
-    grasped = s.gripper[:, :3] + np.column_stack([np.zeros((len(slips), 2)), s.half_height - GRASP])
+    grasped = s.gripper[:, :3] + np.column_stack([np.zeros_like(s.target[:, :2]), s.half_height - GRASP])
     target, destination = s.target.copy(), s.destination.copy()
     target[:, :2] += np.where(s.held[:, None], 0.0, astray[:, 0])
     destination[:, :2] += astray[:, 1]
