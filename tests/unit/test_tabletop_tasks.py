@@ -22,6 +22,7 @@ from rove.envs.tabletop.tasks import (
     TabletopSuite,
     parse,
 )
+from rove.envs.tabletop.worlds import HELD_ABOVE, Worlds
 from rove.types import EpisodeSpec
 
 SUITE = TabletopSuite(TRAIN_TASKS + UNSEEN_TASKS)
@@ -138,6 +139,41 @@ def test_displaced_targets_move_out_of_reach() -> None:
         scene = layout.layout(EpisodeSpec(task, 1_000_000, "displaced"))
         assert scene.displaced_xy is not None
         assert np.linalg.norm(scene.displaced_xy - scene.object_xy[0]) >= layout.DISPLACEMENT[0]
+
+
+def test_pictures_of_what_is_carried_ask_for_it_to_be_put_there() -> None:
+    scene = layout.layout(EpisodeSpec("stack/green_cylinder/red_cube", 3))
+    places = np.arange(3.0 * len(scene.objects)).reshape(-1, 3)
+
+    def share(carried: tuple[int, int] | None) -> float:
+        asked = SUITE.requests(scene, places, 300, np.random.default_rng(0), carried)
+        assert len(asked) == 300
+        on = places[1, :2]
+        return float(np.mean([(at == places[0]).all() and (to[:2] == on).all() for _, (at, to) in asked]))
+
+    assert share(None) < 0.1
+    assert 0.4 < share((0, 1)) < 0.75
+
+
+def test_what_is_caught_in_the_act_is_in_the_hand() -> None:
+    worlds, rng = Worlds(1, 1), np.random.default_rng(0)
+    over = 0
+    for _ in range(200):
+        worlds.start(0, EpisodeSpec("stack/green_cylinder/red_cube", 3))
+        at_rest = worlds.object_places(0).copy()
+        carried = worlds.catch_in_the_act(0, rng)
+        moved = (worlds.object_places(0) != at_rest).any(axis=1)
+        if carried is None:
+            continue
+        over += 1
+        held, below = carried
+        assert moved.tolist() == [i == held for i in range(len(moved))]
+        assert held != below and not worlds.open[0]
+        place = worlds.object_places(0)[held]
+        np.testing.assert_allclose(place - worlds.pose[0, :3], [0, 0, HELD_ABOVE], atol=1e-9)
+        if below < len(at_rest):
+            assert np.linalg.norm(place[:2] - at_rest[below, :2]) < 0.15
+    assert 0.25 < over / 200 < 0.45
 
 
 def test_inverse_kinematics() -> None:
