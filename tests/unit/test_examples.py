@@ -17,8 +17,10 @@ from rove.config.validate import validate
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.envs.check import check_env
+from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
+from rove.training.demonstrations import collect
 from rove.types import EpisodeSpec, Observation, PolicyOutput, TrainBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +78,8 @@ def test_the_environment_has_an_expert():
     env.reset([EpisodeSpec(task, states[i]) for i, task in enumerate(("left", "right") * 2)])
     _, result = env.step_expert_chunk(0.3, np.random.default_rng(0))
     assert [record.success for record in result.finished] == [True] * 4
+    with pytest.raises(RoveError, match=r"cannot miss; set sft\.slips to 0"):
+        collect(env, episodes=1, noise=0.0, slips=0.1, seed=0)
 
 
 @pytest.fixture
