@@ -117,7 +117,7 @@ def collect(
         if failures > max(successes, env.num_envs):
             raise RoveError(
                 f"The expert of {env.suite.name!r} fails too often ({failures} of "
-                f"{failures + successes} episodes). Lower sft.noise, or look at the tasks."
+                f"{failures + successes} episodes). Lower sft.noise or sft.slips, or look at the tasks."
             )
         observation = result.observation
     images, instruction, actions, mask, where, states = zip(*rows, strict=True)
