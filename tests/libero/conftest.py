@@ -1,4 +1,4 @@
-"""What the LIBERO tests share: the package, or a reason to skip; NumPy's own rounding."""
+"""What the LIBERO tests share: the package, or a reason to skip."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
-# Before anything imports numba: it rounds otherwise than NumPy.
-os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

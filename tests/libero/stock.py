@@ -1,11 +1,12 @@
-"""Stock LIBERO beside ours: what the parity tests compare with. Import it with NUMBA_DISABLE_JIT=1 set."""
+"""Stock LIBERO beside ours: what the parity tests compare with."""
 
 from __future__ import annotations
 
-import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 
 from rove.envs.libero import controller as control
@@ -13,11 +14,15 @@ from rove.envs.libero import package
 from rove.envs.libero.build import without_pictures
 from rove.envs.libero.controller import Controller, Reading
 
-assert os.environ.get("NUMBA_DISABLE_JIT") == "1", "numba rounds otherwise than NumPy, and so than itself"
-
-with without_pictures():
-    from libero.libero.envs.env_wrapper import ControlEnv
-    from robosuite.utils import control_utils
+# Numba rounds otherwise than NumPy, and so than the stock environment without it.
+assert "robosuite" not in sys.modules, "robosuite was imported before its Numba could be turned off"
+numba.config.DISABLE_JIT = True
+try:
+    with without_pictures():
+        from libero.libero.envs.env_wrapper import ControlEnv
+        from robosuite.utils import control_utils
+finally:
+    numba.config.DISABLE_JIT = False
 
 
 @dataclass

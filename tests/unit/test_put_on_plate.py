@@ -222,6 +222,12 @@ def test_fewer_objects_and_tables():
         registry.suite(PutOnPlateConfig(objects=(25,)))
 
 
+def test_physics_steps_that_do_not_divide_an_action_are_refused():
+    for bad in (0, -5, 12):
+        with pytest.raises(RoveError, match=f"env.sim_freq = {bad}: expected a multiple of 5"):
+            registry.suite(PutOnPlateConfig(sim_freq=bad))
+
+
 def test_every_sentence_is_in_the_vocabulary():
     import re
 

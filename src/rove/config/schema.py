@@ -110,6 +110,8 @@ class PutOnPlateConfig:
     any time, and at the end."""
     settle: bool = False
     """Let things come to rest before an episode, as RL4VLA does; RLinf does not."""
+    sim_freq: int = 500
+    """Physics steps a second, a multiple of the 5 actions; fewer is faster, and another simulation."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """Simulation; "auto" takes the GPU where there is one."""
     render: Literal["auto", "cpu", "cuda"] = "auto"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from rove.config.schema import LiberoConfig
 from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.libero import package
 from rove.envs.libero.suite import LiberoSuite, horizon
 from rove.types import Autoreset
 
 
 def make(config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
     """The entry point of `rove.envs.registry.make`."""
+    package.root()  # says what to install, where an import would not
     from rove.envs.libero.env import LiberoEnv
 
     return LiberoEnv(config, num_envs, chunk, autoreset)

@@ -93,7 +93,7 @@ class Group:
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
         batch, data, arm, controller = self.batch, self.data, self.arm, self.controller
-        warned = self._faults(rows)
+        warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
         fresh = controller.fresh[rows]
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
         for substep in range(SUBSTEPS):
@@ -106,9 +106,8 @@ class Group:
                 self._see(rows)
             elif substep == FELT:
                 self._feel(rows)
-            self.ctrl[rows] = controller.command(
-                rows, reading, data["qfrc_bias"][rows, : control.JOINTS], actions[:, 6]
-            )
+            bias = data["qfrc_bias"][rows, : control.JOINTS]
+            controller.command(rows, reading, bias, grip, self.ctrl)
             if substep == SUBSTEPS - 1:
                 placed = self._judge(rows, Goal.placed)
             try:

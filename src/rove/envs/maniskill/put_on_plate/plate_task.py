@@ -47,6 +47,7 @@ class PlateTask:
             height=height,
             width=width,
             settle=self.config.settle,
+            sim_config={"sim_freq": self.config.sim_freq},
             num_envs=num_envs,
             sim_backend=sim,
             render_backend=render,

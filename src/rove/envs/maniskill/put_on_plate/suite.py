@@ -111,6 +111,8 @@ class PutOnPlateSuite:
         ):
             if bad := [i for i in chosen if not 0 <= i < size]:
                 raise RoveError(f"env.{name} = {bad[0]}: expected numbers 0..{size - 1}.")
+        if config.sim_freq <= 0 or config.sim_freq % 5:
+            raise RoveError(f"env.sim_freq = {config.sim_freq}: expected a multiple of 5 (published: 500).")
         return PutOnPlateSuite(names, config.objects, config.tables, config.settle)
 
     @staticmethod
