@@ -24,7 +24,7 @@ class FaultyConfig:
     horizon: int = 12
     image_size: int = 8
     fault: str = "none"
-    """"none", "die", "hang", "raise", "nan", "shape"; "always" raises every time."""
+    """"none", "die", "hang", "raise", "nan", "shape"; "always" raises every time, "slow" takes its time."""
     chunk_number: int = 3
     """The fault strikes when an environment has stepped so many chunks."""
     marker: str = ""
@@ -40,6 +40,9 @@ class FaultyEnv(PointEnv):
         fault, marker = self.config.fault, Path(self.config.marker)
         if fault == "always":
             raise ArithmeticError("the physics is broken for good")
+        if fault == "slow":
+            time.sleep(0.05)
+            return super().step_chunk(actions)
         if fault == "none" or self.count != self.config.chunk_number:
             return super().step_chunk(actions)
         try:

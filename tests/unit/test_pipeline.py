@@ -109,6 +109,27 @@ def test_worker_processes_collect_what_this_process_does(workers, stages, servic
         assert_equal(a, b)
 
 
+def test_values_that_no_action_needs_fill_the_policys_pauses():
+    """While both stages are simulated, a few rows at a time; `fixed` leaves all to the end."""
+
+    class Counting(Pusher):
+        def value(self, observation):
+            rows.append(len(observation))
+            return super().value(observation)
+
+    def counted(service: Service) -> tuple[Trajectory, list[int]]:
+        rows.clear()
+        hosts = hosts_of(run_of(fault="slow"), 1, 2, False)
+        with closing(Pipeline(hosts, Counting(), chunks=T, seed=3, critic=True, service=service)) as pipeline:
+            return pipeline.collect(0, Stopwatch()), list(rows)
+
+    rows: list[int] = []
+    (paused, pieces), (late, whole) = counted("first_ready"), counted("fixed")
+    assert_equal(paused, late)
+    assert pieces.count(1) >= B // 2 and whole.count(1) == 0
+    assert sum(pieces) == sum(whole) and pieces[-1] <= whole[-1] - B // 2
+
+
 def test_groups_are_the_same_however_slots_are_cut_into_stages():
     run = run_of(GRPO(group_size=2))
     (whole, _), _ = collect(run, 1, 1, inside=True)

@@ -288,7 +288,8 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     A unit with k stages, each with simulation s and inference p a chunk, whose worker and policy overlap,
     takes max(k·s, k·p, s + p) a chunk of all its slots: the busier of the two works without a pause, but no
     stage can come round faster than its own simulation and inference. In turn it takes s + p. The pipeline
-    fills once, with the shorter of the two.
+    fills once, with the shorter of the two. A critic's values of what was seen last fill the policy's pauses,
+    all but those of the last stage.
     """
     unit = max(plan.units, key=lambda u: u.slots)
     worker = unit.workers[0]
@@ -296,13 +297,14 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     p = profile.inference(worker.slots) / profile.on("inference", unit.threads)
     k, t = worker.stages, run.rollout.chunks
     shared = not unit.in_process and not worker.cores and worker.gpu is None
+    load = k * len(unit.workers)
+    critic = isinstance(run.algorithm, PPO)  # values of what was seen last, as long as a chunk's inference
     if unit.in_process or shared:
-        rollout = t * k * len(unit.workers) * (s + p)
+        rollout = t * load * (s + p) + critic * load * p
     else:
-        load = k * len(unit.workers)
         rollout = t * max(k * s, load * p, s + p) + min(s, p)
-    if isinstance(run.algorithm, PPO):
-        rollout += p * k * len(unit.workers)  # the bootstrap values
+        if critic:
+            rollout = max(rollout + p, (t + 1) * load * p)
     rows = run.rollout.num_envs * t * run.algorithm.epochs
     steps = max(1, -(-rows // run.training.batch))
     seat = next(seat for seat in plan.seats if seat.rank is not None)

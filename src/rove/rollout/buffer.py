@@ -136,17 +136,15 @@ class RolloutBuffer:
                 self._value = torch.zeros(shape)
             self._value[t, slots] = chunk.value.cpu()
 
-    def put_values(self, slots: Tensor, finals: Sequence[tuple[int, Tensor]], value: Tensor) -> None:
-        """Store bootstrap values [R + F, C or 1]: of the observation after the last chunk for `slots`
-        (int64 [R]), then of the final observations, given as (t, slots)."""
+    def put_value(self, t: int | None, slots: Tensor, value: Tensor) -> None:
+        """Store bootstrap values [R, C or 1] of `slots` (int64 [R]): of the final observations of episodes
+        that ended in chunk t, or, where t is None, of the observations after the last chunk."""
         assert self._value is not None
-        value = value.cpu()
-        self._value[self.layout.chunks, slots] = value[: len(slots)]
-        start = len(slots)
-        for t, ended in finals:
+        if t is None:
+            self._value[self.layout.chunks, slots] = value.cpu()
+        else:
             # The first action's value is the state's: nothing has been executed after a final observation.
-            self.final_value[t, ended, 0] = value[start : start + len(ended), 0]
-            start += len(ended)
+            self.final_value[t, slots, 0] = value[:, 0].cpu()
 
     def clear(self, first: int, last: int) -> None:
         """Forget what the slots from `first` up to `last` did: their part of the rollout begins anew."""

@@ -23,11 +23,14 @@ arrives when, so that results do not depend on timing. One stage in this process
 step, act, step.
 
 Idle slots cost neither inference nor simulation. Values of observations that nothing acted on (after the
-last chunk, and at the end of episodes) are computed for the rows that need them, in one batch.
+last chunk, and at the end of episodes) fill the policy's pauses, a few rows at a time, so that no stage waits
+long for them; what is left when the last stage is through is computed in one batch. `fixed` leaves all of it
+for that batch.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -53,6 +56,25 @@ _WAKE = 1.0
 """Seconds between two looks at deadlines."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unvalued:
+    """Observations [R] that nothing acted on."""
+
+    t: int | None
+    """They ended episodes in chunk t; None: they came after the last chunk."""
+    slots: Tensor
+    """int64 [R]."""
+    observation: Observation
+
+    def split(self, rows: int) -> tuple[_Unvalued, _Unvalued]:
+        """The first `rows`, and the others."""
+        first, others = range(rows), range(rows, len(self.slots))
+        return (
+            _Unvalued(self.t, self.slots[:rows], self.observation.select(first)),
+            _Unvalued(self.t, self.slots[rows:], self.observation.select(others)),
+        )
+
+
 @dataclass(eq=False)
 class _Lane:
     """A stage's way through one rollout."""
@@ -68,8 +90,7 @@ class _Lane:
     position: Position | None = None
     """What the rollout began with."""
     finished: list[tuple[int, EpisodeRecord]] = field(default_factory=list)
-    finals: list[tuple[int, Tensor, Observation]] = field(default_factory=list)
-    """(t, slots, observation) of ended episodes whose last observation is wanted."""
+    unvalued: list[_Unvalued] = field(default_factory=list)
 
     def running(self) -> list[int]:
         """Slots within the stage that run an episode."""
@@ -116,6 +137,8 @@ class Pipeline:
         ]
         self._open, self._waiting = list(self._lanes), deque[_Lane]()
         self._turn = 0
+        self._pause = max(1, min(lane.last - lane.first for lane in self._lanes) // 4)
+        """Rows that are valued at once while every stage is being simulated."""
         layout, segment = self._allocate()
         for host in self.hosts:
             self._guarded(host, lambda host=host: self._begin(host, layout, segment))
@@ -129,9 +152,7 @@ class Pipeline:
             for _ in range(done - advanced):
                 on_chunk()
             advanced = max(advanced, done)
-        if self.critic:
-            with watch("inference"):
-                self._bootstrap()
+        self._bootstrap(self._owed())
         self._failures.clear()
         self.positions = [lane.report.position if lane.report else None for lane in self._lanes]
         self._count_idle(time.perf_counter() - began, before)
@@ -163,7 +184,14 @@ class Pipeline:
 
     def _next(self) -> list[_Lane]:
         """The stages to serve now; none where only finished ones have reported."""
-        self._read(block=not self._waiting)
+        self._read(block=False)
+        while self.service == "first_ready" and self._open and not self._waiting:
+            if not (owed := self._owed(self._pause)):
+                break
+            self._bootstrap(owed)
+            self._read(block=False)
+        if self._open and not self._waiting:
+            self._read(block=True)
         if self.service == "fixed":
             while self._open:
                 lane = self._open[self._turn % len(self._open)]
@@ -205,7 +233,7 @@ class Pipeline:
         lane.finished += [(report.t, replace(r, slot=lane.first + r.slot)) for r in report.finished]
         if self.critic and report.final_observation is not None:
             slots = torch.tensor(report.final_slots) + lane.first
-            lane.finals.append((report.t - 1, slots, report.final_observation))
+            lane.unvalued.append(_Unvalued(report.t - 1, slots, report.final_observation))
         self._buffer.put_texts(report.t, lane.first, report.instruction)
         self._watch.add("simulation", *report.span, track=host.name)
         if report.t == self.chunks or not report.running:
@@ -225,6 +253,10 @@ class Pipeline:
 
     def _close(self, lane: _Lane) -> None:
         """The rollout is over for this stage; whose turn comes next does not change."""
+        if self.critic and (rows := lane.running()):
+            slots = torch.tensor(rows) + lane.first
+            last = self._buffer.observation(self.chunks, lane.first, lane.last)
+            lane.unvalued.append(_Unvalued(None, slots, last.select(rows)))
         index = self._open.index(lane)
         self._open.remove(lane)
         if index < self._turn:
@@ -257,22 +289,28 @@ class Pipeline:
             t = lane.report.t if lane.report else 0
             self._guarded(lane.host, lambda lane=lane, t=t: lane.host.step(lane.number, t))
 
-    def _bootstrap(self) -> None:
-        slots, seen = [], []
+    def _owed(self, rows: float = math.inf) -> list[_Unvalued]:
+        """Takes observations that lack a value from the stages: all of them, or as many as `rows`."""
+        owed: list[_Unvalued] = []
         for lane in self._lanes:
-            rows = lane.running()
-            if rows:
-                assert lane.report is not None
-                observation = self._buffer.observation(lane.report.t, lane.first, lane.last)
-                seen.append(observation if len(rows) == lane.last - lane.first else observation.select(rows))
-                slots += [lane.first + row for row in rows]
-        finals = sorted((final for lane in self._lanes for final in lane.finals), key=_when)
-        seen += [observation for _, _, observation in finals]
-        if seen:
-            with torch.inference_mode():
-                value = self.policy.value(Observation.cat(seen))
-            ended = [(t, which) for t, which, _ in finals]
-            self._buffer.put_values(torch.tensor(slots, dtype=torch.long), ended, value)
+            while lane.unvalued and rows > 0:
+                part = lane.unvalued.pop(0)
+                if len(part.slots) > rows:
+                    part, others = part.split(int(rows))
+                    lane.unvalued.insert(0, others)
+                owed.append(part)
+                rows -= len(part.slots)
+        # never in the order of arrival
+        return sorted(owed, key=lambda part: (-1 if part.t is None else part.t, int(part.slots[0])))
+
+    def _bootstrap(self, owed: Sequence[_Unvalued]) -> None:
+        """Compute the values of observations that nothing acted on, in one pass."""
+        if not owed:
+            return
+        with self._watch("inference"), torch.inference_mode():
+            value = self.policy.value(Observation.cat([part.observation for part in owed]))
+        for part, values in zip(owed, value.split([len(part.slots) for part in owed]), strict=True):
+            self._buffer.put_value(part.t, part.slots, values)
 
     def _finished(self) -> list[EpisodeRecord]:
         """In order of chunk, then slot: never of arrival."""
@@ -306,7 +344,7 @@ class Pipeline:
         """Forget what the stage did in this rollout; returns what it began with, None where not known."""
         if lane.position is None and self.positions:
             lane.position = self.positions[self._lanes.index(lane)]
-        lane.report, lane.finished, lane.finals = None, [], []
+        lane.report, lane.finished, lane.unvalued = None, [], []
         self._buffer.clear(lane.first, lane.last)
         if lane in self._waiting:
             self._waiting.remove(lane)
@@ -346,10 +384,6 @@ def _all(positions: Sequence[Position | None]) -> list[Position] | None:
     """None unless each is known."""
     known = [position for position in positions if position is not None]
     return known if known and len(known) == len(positions) else None
-
-
-def _when(final: tuple[int, Tensor, Observation]) -> tuple[int, int]:
-    return final[0], int(final[1][0])
 
 
 def _split(chunk: ActionChunk, counts: Sequence[int]) -> list[ActionChunk]:
