@@ -47,7 +47,7 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout, RolloutBuffer
 from rove.rollout.collect import act
 from rove.rollout.stage import Position, Report
-from rove.rollout.workers import Host, WorkerFault
+from rove.rollout.workers import Hello, Host, WorkerFault
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 
@@ -124,6 +124,7 @@ class Pipeline:
         self.positions: list[Position | None] = []
         """What each stage will begin its next rollout with."""
         self._placed = False
+        self._hello: Hello | None = None
         self._failures: dict[str, int] = {}
 
     def collect(
@@ -164,7 +165,8 @@ class Pipeline:
         host.begin(layout, self._buffer.exchange, segment, _all(known) if self._placed else None)
 
     def _allocate(self) -> tuple[Layout, Segment | None]:
-        hello = self.hosts[0].hello()
+        # Once: to answer, an environment may have to reset, which belongs to a rollout's simulation.
+        self._hello = hello = self._hello or self.hosts[0].hello()
         self._action_spec = hello.action_spec
         layout = Layout(
             chunks=self.chunks,
