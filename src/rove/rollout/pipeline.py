@@ -47,7 +47,7 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout, RolloutBuffer
 from rove.rollout.collect import act
 from rove.rollout.stage import Position, Report
-from rove.rollout.workers import Hello, Host, WorkerFault
+from rove.rollout.workers import Host, WorkerFault
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 
@@ -124,7 +124,6 @@ class Pipeline:
         self.positions: list[Position | None] = []
         """What each stage will begin its next rollout with."""
         self._placed = False
-        self._hello: Hello | None = None
         self._failures: dict[str, int] = {}
 
     def collect(
@@ -165,8 +164,7 @@ class Pipeline:
         host.begin(layout, self._buffer.exchange, segment, _all(known) if self._placed else None)
 
     def _allocate(self) -> tuple[Layout, Segment | None]:
-        # Once: to answer, an environment may have to reset, which belongs to a rollout's simulation.
-        self._hello = hello = self._hello or self.hosts[0].hello()
+        hello = self.hosts[0].hello()
         self._action_spec = hello.action_spec
         layout = Layout(
             chunks=self.chunks,
@@ -187,9 +185,8 @@ class Pipeline:
     def _next(self) -> list[_Lane]:
         """The stages to serve now; none where only finished ones have reported."""
         self._read(block=False)
-        while self.service == "first_ready" and self._open and not self._waiting:
-            if not (owed := self._owed(self._pause)):
-                break
+        pauses = self.service == "first_ready"
+        while pauses and self._open and not self._waiting and (owed := self._owed(self._pause)):
             self._bootstrap(owed)
             self._read(block=False)
         if self._open and not self._waiting:
@@ -257,8 +254,7 @@ class Pipeline:
         """The rollout is over for this stage; whose turn comes next does not change."""
         if self.critic and (rows := lane.running()):
             slots = torch.tensor(rows) + lane.first
-            last = self._buffer.observation(self.chunks, lane.first, lane.last)
-            lane.unvalued.append(_Unvalued(None, slots, last.select(rows)))
+            lane.unvalued.append(_Unvalued(None, slots, self._seen(lane, rows)))
         index = self._open.index(lane)
         self._open.remove(lane)
         if index < self._turn:
@@ -272,8 +268,7 @@ class Pipeline:
         for lane in lanes:
             report, rows = lane.report, lane.running()
             assert report is not None
-            observation = self._buffer.observation(report.t, lane.first, lane.last)
-            seen.append(observation if len(rows) == len(report.seeds) else observation.select(rows))
+            seen.append(self._seen(lane, rows))
             episodes += [report.seeds[row] for row in rows]
             elapsed += [report.elapsed[row] for row in rows]
             counts.append(len(rows))
@@ -290,6 +285,12 @@ class Pipeline:
         for lane in lanes:
             t = lane.report.t if lane.report else 0
             self._guarded(lane.host, lambda lane=lane, t=t: lane.host.step(lane.number, t))
+
+    def _seen(self, lane: _Lane, rows: Sequence[int]) -> Observation:
+        """What these slots of a stage saw last; no frame is copied where that is all of them."""
+        assert lane.report is not None
+        observation = self._buffer.observation(lane.report.t, lane.first, lane.last)
+        return observation if len(rows) == len(observation) else observation.select(rows)
 
     def _owed(self, rows: float = math.inf) -> list[_Unvalued]:
         """Takes observations that lack a value from the stages: all of them, or as many as `rows`."""

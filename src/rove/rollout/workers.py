@@ -85,9 +85,12 @@ class InProcess:
         self.stages: list[Stage] = [plan.build(number) for number, plan in enumerate(plans)]
         self.slots = slots
         self._reports: deque[Report] = deque()
+        self._hello: Hello | None = None
 
     def hello(self) -> Hello:
-        return _hello(self.stages[0])
+        if self._hello is None:  # asked once: it resets, which belongs to a rollout's simulation
+            self._hello = _hello(self.stages[0])
+        return self._hello
 
     def begin(
         self,
