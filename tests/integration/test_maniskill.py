@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_contract_on_every_put_on_plate_id(task):
         lambda num_envs, autoreset: registry.make(config, num_envs=num_envs, chunk=4, autoreset=autoreset)
     )
     assert [f"{result.name}: {result.detail}" for result in results if not result.ok] == []
+
+
+def test_physics_steps_are_as_many_as_asked_for():
+    with closing(registry.make(replace(PLATE, sim_freq=100), num_envs=1, chunk=1, autoreset="stop")) as env:
+        env.reset([EpisodeSpec(env.suite.tasks[0], 0)])
+        assert world(env, 0)._sim_steps_per_control == 20 and world(
+            env, 0
+        ).scene.px.timestep == pytest.approx(0.01)
 
 
 # --- start states ---------------------------------------------------------------------------------
