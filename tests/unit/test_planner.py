@@ -55,9 +55,20 @@ def test_overlap_takes_the_longer_of_the_two_and_turns_take_their_sum():
 
 def test_an_asynchronous_iteration_takes_the_longer_of_rollout_and_training():
     run = run_of(map="disaggregated", ahead=1)
-    one = predict(run, make_plan(run, LAPTOP), profile_of(0.01, 0.01, training=0.02))
+    profile = profile_of(0.01, 0.01, training=0.02)
+    one = predict(run, make_plan(run, Inventory.of(cores=4)), profile)
     assert one.sync == 0.5
     assert one.iteration == max(one.rollout, one.training + one.sync)
+
+
+def test_inference_on_the_learners_core_delays_training():
+    run = run_of(map="disaggregated", ahead=1)
+    profile = profile_of(0.01, 0.01, training=0.02)
+    one = predict(run, make_plan(run, LAPTOP), profile)
+    assert one.contended == pytest.approx(33 * 64 * 0.01), "of 32 chunks, and the values of what was seen last"
+    assert one.iteration == one.training + one.sync + one.contended
+    together = replace(run, placement=replace(run.placement, ahead=0))
+    assert predict(together, make_plan(together, LAPTOP), profile).contended == 0.0
 
 
 def test_what_is_picked_depends_on_how_well_cores_scale():

@@ -23,7 +23,7 @@ from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
-from rove.placement.plan import Plan, UnitPlan, make_plan
+from rove.placement.plan import Plan, Seat, UnitPlan, make_plan
 from rove.placement.seat import build_policy
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
@@ -112,12 +112,15 @@ class Prediction:
     """Seconds."""
     training: float
     sync: float
+    contended: float
+    """Seconds of inference on devices that the learner computes on, too, in a process of its own."""
 
     @property
     def iteration(self) -> float:
-        """Seconds; the rollout and the training of an asynchronous run overlap."""
+        """Seconds; the rollout and the training of an asynchronous run overlap, as far as they do not want the
+        same devices."""
         if self.placement.ahead:
-            return max(self.rollout, self.training + self.sync)
+            return max(self.rollout, self.training + self.sync + self.contended)
         return self.rollout + self.training + self.sync
 
 
@@ -299,19 +302,30 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     shared = not unit.in_process and not worker.cores and worker.gpu is None
     load = k * len(unit.workers)
     critic = isinstance(run.algorithm, PPO)  # values of what was seen last, as long as a chunk's inference
+    inference = (t + critic) * load * p
     if unit.in_process or shared:
         rollout = t * load * (s + p) + critic * load * p
     else:
         rollout = t * max(k * s, load * p, s + p) + min(s, p)
         if critic:
-            rollout = max(rollout + p, (t + 1) * load * p)
+            rollout = max(rollout + p, inference)
     rows = run.rollout.num_envs * t * run.algorithm.epochs
     steps = max(1, -(-rows // run.training.batch))
     seat = next(seat for seat in plan.seats if seat.rank is not None)
     each = rows / steps / plan.ranks
     training = steps * profile.training(each) / profile.on("training", seat.threads)
-    apart = any(s.unit is not None and s.rank is None for s in plan.seats)
-    return Prediction(plan, run.placement, rollout, training, profile.sync if apart else 0.0)
+    apart = [seat for seat in plan.seats if seat.unit is not None and seat.rank is None]
+    contended = inference if any(_contended(plan, seat) for seat in apart) else 0.0
+    return Prediction(plan, run.placement, rollout, training, profile.sync if apart else 0.0, contended)
+
+
+def _contended(plan: Plan, seat: Seat) -> bool:
+    """Whether a seat computes on a device that was reserved for another."""
+    if seat.gpu is not None:
+        return seat.gpu_share < 1.0
+    assert seat.unit is not None
+    unit = plan.units[seat.unit]
+    return seat.cores < len({*unit.cores, *(core for worker in unit.workers for core in worker.cores)})
 
 
 def _sim_cores(plan: Plan, unit: UnitPlan) -> int:
