@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,16 @@ class ExactController(Controller):
     What a matrix product rounds to depends on the layout; with that, the whole must agree to the last bit.
     """
 
-    def torques(
-        self, now: Reading, bias: np.ndarray, position: np.ndarray, rotation: np.ndarray
-    ) -> np.ndarray:
-        return np.stack([self._one(now, bias, position, rotation, i) for i in range(len(bias))])
+    def command(
+        self, rows: np.ndarray, data: Mapping[str, np.ndarray], grip: np.ndarray, motors: np.ndarray
+    ) -> None:
+        now, bias = self.reading(rows, data), data["qfrc_bias"][rows, : control.JOINTS]
+        position, rotation = self.goal_position[rows], self.goal_rotation[rows]
+        torques = np.stack([self._torques(now, bias, position, rotation, i) for i in range(len(rows))])
+        control._drive(rows, torques, grip, self.gripper, self.arm.limits, motors)
+        self.fresh[rows] = False
 
-    def _one(
+    def _torques(
         self, now: Reading, bias: np.ndarray, position: np.ndarray, rotation: np.ndarray, i: int
     ) -> np.ndarray:
         nv = self.arm.nv

@@ -42,7 +42,9 @@ JOINTS = 7
 FINGERS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 HAND = "robot0_right_hand"
 """The body whose orientation is observed."""
-BOUND = ("site_xpos", "site_xmat", "subtree_com", "cdof", "M", "qfrc_bias", "qpos", "qvel", "xquat")
+READ = ("site_xpos", "site_xmat", "subtree_com", "cdof", "M", "qpos", "qvel")
+"""What of MuJoCo's data says how the arm stands and moves."""
+BOUND = (*READ, "qfrc_bias", "xquat")
 """What of MuJoCo's data the controller and the observation read."""
 
 
@@ -83,11 +85,12 @@ class Arm:
         self.fingers = np.array([model.jnt_qposadr[model.joint(name).id] for name in FINGERS])
         first = model.joint("robot0_joint1")
         assert first.qposadr[0] == 0 == first.dofadr[0], "the arm's joints come first"
-        self._mass = _mass_addresses(model)
+        self.mass = _mass_addresses(model)
+        """int [7, 7]: where M's sparse lower triangle has the arm's block."""
         low, high = model.actuator_ctrlrange.T
-        self.torque_low, self.torque_high = low[:JOINTS], high[:JOINTS]
-        self.finger_middle = 0.5 * (high[JOINTS:] + low[JOINTS:])
-        self.finger_half = 0.5 * (high[JOINTS:] - low[JOINTS:])
+        middle, half = 0.5 * (high[JOINTS:] + low[JOINTS:]), 0.5 * (high[JOINTS:] - low[JOINTS:])
+        self.limits = (low[:JOINTS], high[:JOINTS], middle, half)
+        """Lowest and highest torques [7], N m; middle of the fingers' commands and half their range [2]."""
         data = mujoco.MjData(model)
         data.qpos[:JOINTS] = POSTURE
         mujoco.mj_kinematics(model, data)
@@ -102,12 +105,8 @@ class Arm:
         n = len(rows)
         position, rotation, jacobian = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, JOINTS, 6))
         mass, q, qd = np.empty((n, JOINTS, JOINTS)), np.empty((n, JOINTS)), np.empty((n, JOINTS))
-        _read(
-            rows, self.site, self.root, self._mass,
-            data["site_xpos"], data["site_xmat"], data["subtree_com"], data["cdof"], data["M"],
-            data["qpos"], data["qvel"],
-            position, rotation, jacobian, mass, q, qd,
-        )  # fmt: skip
+        arrays = tuple(data[name] for name in READ)
+        _read(rows, self.site, self.root, self.mass, arrays, position, rotation, jacobian, mass, q, qd)
         return Reading(position, rotation, jacobian, mass, q, qd)
 
 
@@ -123,11 +122,9 @@ def _mass_addresses(model: mujoco.MjModel) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _read(
-    rows, site, root, addresses, xpos, xmat, com, cdof, m, qpos, qvel,
-    position, rotation, jacobian, mass, q, qd,
-):  # fmt: skip
-    """`Arm.read` into arrays."""
+def _read(rows, site, root, addresses, data, position, rotation, jacobian, mass, q, qd):
+    """`Arm.read` into arrays; `data` are those that `READ` names."""
+    xpos, xmat, com, cdof, m, qpos, qvel = data
     for i, row in enumerate(rows):
         x, y, z = xpos[row, site]
         cx, cy, cz = com[row, root]
@@ -179,7 +176,7 @@ def _solve(a, b):
 
 @njit(cache=True, nogil=True)
 def _torques(position, rotation, jacobian, mass, q, qd, goal_position, goal_rotation, bias, torques):
-    """`Controller.torques` into the last."""
+    """Joint torques [n, 7] into the last; see the module's head."""
     y, m, a, half = np.empty((JOINTS, 6)), np.empty((JOINTS, JOINTS)), np.empty((6, 6)), np.empty((3, 3))
     wanted, wrench, posture = np.empty((6, 1)), np.empty((6, 1)), np.empty(JOINTS)
     for i in range(len(bias)):
@@ -224,8 +221,9 @@ def _torques(position, rotation, jacobian, mass, q, qd, goal_position, goal_rota
 
 
 @njit(cache=True, nogil=True)
-def _drive(rows, torques, grip, gripper, low, high, middle, half, motors):
+def _drive(rows, torques, grip, gripper, limits, motors):
     """Torques within their limits and the gripper's ramp, into the last: see `Controller.command`."""
+    low, high, middle, half = limits
     for i, row in enumerate(rows):
         for k in range(JOINTS):
             motors[row, k] = min(max(torques[i, k], low[k]), high[k])
@@ -234,6 +232,28 @@ def _drive(rows, torques, grip, gripper, low, high, middle, half, motors):
             opening = min(max(gripper[row, finger] + towards, -1.0), 1.0)
             gripper[row, finger] = opening
             motors[row, JOINTS + finger] = middle[finger] + half[finger] * opening
+
+
+@njit(cache=True, nogil=True)
+def _command(
+    rows, site, root, addresses, data, bias, fresh, home, goal_position, goal_rotation,
+    grip, gripper, limits, motors,
+):  # fmt: skip
+    """`Controller.command` in one go: calls from Python, 25 an action, cost as much as what they compute."""
+    n = len(rows)
+    position, rotation, jacobian = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, JOINTS, 6))
+    mass, q, qd = np.empty((n, JOINTS, JOINTS)), np.empty((n, JOINTS)), np.empty((n, JOINTS))
+    _read(rows, site, root, addresses, data, position, rotation, jacobian, mass, q, qd)
+    pull, to, towards = np.empty((n, JOINTS)), np.empty((n, 3)), np.empty((n, 3, 3))
+    for i, row in enumerate(rows):
+        to[i], towards[i], pull[i] = goal_position[row], goal_rotation[row], bias[row, :JOINTS]
+        if fresh[row]:
+            position[i], rotation[i], jacobian[i] = home[0][0], home[1][0], home[2][0]
+            mass[i], q[i], qd[i] = home[3][0], home[4][0], home[5][0]
+            fresh[row] = False
+    torques = np.empty((n, JOINTS))
+    _torques(position, rotation, jacobian, mass, q, qd, to, towards, pull, torques)
+    _drive(rows, torques, grip, gripper, limits, motors)
 
 
 class Controller:
@@ -253,35 +273,33 @@ class Controller:
         self.goal_rotation[row] = self.arm.home.rotation[0]
         self.gripper[row], self.fresh[row] = 0.0, True
 
-    def aim(self, rows: np.ndarray, reading: Reading, actions: np.ndarray) -> None:
+    def reading(self, rows: np.ndarray, data: Mapping[str, np.ndarray]) -> Reading:
+        """Of the arms in `rows`; before the first action of an episode, that of a stock reset."""
+        now, fresh = self.arm.read(data, rows), self.fresh[rows]
+        return now.where(fresh, self.arm.home) if fresh.any() else now
+
+    def aim(self, rows: np.ndarray, data: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
         """Set goals from actions [n, 7] (−1 … 1), relative to where the hand is.
 
         An action without rotation keeps the orientation that was wanted before.
         """
-        actions = np.clip(actions, -1.0, 1.0)
+        reading, actions = self.reading(rows, data), np.clip(actions, -1.0, 1.0)
         self.goal_position[rows] = reading.position + REACH * actions[:, :3]
         for row, turn, rotation in zip(rows, TURN * actions[:, 3:6], reading.rotation, strict=True):
             if turn.any():
                 self.goal_rotation[row] = np.dot(_rotation(turn), rotation)
 
     def command(
-        self, rows: np.ndarray, reading: Reading, bias: np.ndarray, grip: np.ndarray, motors: np.ndarray
+        self, rows: np.ndarray, data: Mapping[str, np.ndarray], grip: np.ndarray, motors: np.ndarray
     ) -> None:
-        """Put commands of one substep into `rows` of `motors` [B, 9]; `grip` [n] opens (< 0), closes (> 0) or
-        holds."""
-        arm = self.arm
-        torques = self.torques(reading, bias, self.goal_position[rows], self.goal_rotation[rows])
-        limits = (arm.torque_low, arm.torque_high, arm.finger_middle, arm.finger_half)
-        _drive(rows, torques, grip, self.gripper, *limits, motors)
-
-    def torques(
-        self, now: Reading, bias: np.ndarray, position: np.ndarray, rotation: np.ndarray
-    ) -> np.ndarray:
-        """Joint torques [n, 7] towards positions [n, 3] and rotations [n, 3, 3]; see the module's head."""
-        torques = np.empty((len(bias), JOINTS))
-        arms = (now.position, now.rotation, now.jacobian, now.mass, now.q, now.qd)
-        _torques(*arms, position, rotation, bias, torques)
-        return torques
+        """Put commands of one substep into `rows` of `motors` [B, 9], by bound arrays as of the last forward
+        pass; `grip` [n] opens (< 0), closes (> 0) or holds. See the module's head for the torques."""
+        arm, home = self.arm, self.arm.home
+        _command(
+            rows, arm.site, arm.root, arm.mass, tuple(data[name] for name in READ), data["qfrc_bias"],
+            self.fresh, (home.position, home.rotation, home.jacobian, home.mass, home.q, home.qd),
+            self.goal_position, self.goal_rotation, grip, self.gripper, arm.limits, motors,
+        )  # fmt: skip
 
 
 def _rotation(turn: np.ndarray) -> np.ndarray:

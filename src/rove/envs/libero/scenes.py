@@ -107,7 +107,10 @@ def _scene(key: str, folder: Path) -> Scene:
     """A scene is in memory once, for as long as anyone uses it."""
     scene = _scenes.get((key, folder))
     if scene is None:
-        scene = Scene(key, mujoco.MjModel.from_binary_path(str(folder / scene_file(key))))
+        model = mujoco.MjModel.from_binary_path(str(folder / scene_file(key)))
+        # Nobody reads the gripper's force sensors, which need the forces between all bodies at each substep.
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR.value
+        scene = Scene(key, model)
         _scenes[key, folder] = scene
     return scene
 

@@ -92,22 +92,16 @@ class Group:
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
-        batch, data, arm, controller = self.batch, self.data, self.arm, self.controller
+        batch, data, controller = self.batch, self.data, self.controller
         warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
-        fresh = controller.fresh[rows]
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
+        controller.aim(rows, data, actions)
         for substep in range(SUBSTEPS):
-            reading = arm.read(data, rows)
-            if substep == 0:
-                reading = reading.where(fresh, arm.home) if fresh.any() else reading
-                controller.aim(rows, reading, actions)
-                controller.fresh[rows] = False
-            elif substep == SEEN:
+            if substep == SEEN:
                 self._see(rows)
             elif substep == FELT:
                 self._feel(rows)
-            bias = data["qfrc_bias"][rows, : control.JOINTS]
-            controller.command(rows, reading, bias, grip, self.ctrl)
+            controller.command(rows, data, grip, self.ctrl)
             if substep == SUBSTEPS - 1:
                 placed = self._judge(rows, Goal.placed)
             try:
