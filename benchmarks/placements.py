@@ -9,10 +9,12 @@ with a GPU the same command measures it there; the report names the devices that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import statistics
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from rove.config import load
 from rove.config.schema import PlacementConfig, Run
 from rove.errors import RoveError
+from rove.evaluation.statistics import wilson
 from rove.recipes import get
 from rove.train import train
 
@@ -41,9 +44,15 @@ def lines(directory: Path) -> list[dict[str, float]]:
     return [line for line in found if "sft_step" not in line]
 
 
+def trained(run: Run, directory: Path) -> Path:
+    """The directory of a run; what it says of itself goes to stderr, so that stdout is JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return train(run, directory)
+
+
 def measure(run: Run, directory: Path) -> dict[str, Any]:
     """Train `run`, and say how it went; the first iteration, which warms caches up, is left out."""
-    logged = lines(train(run, directory))
+    logged = lines(trained(run, directory))
     timed = logged[1:] or logged
 
     def median(name: str) -> float:
@@ -61,9 +70,12 @@ def measure(run: Run, directory: Path) -> dict[str, Any]:
     }
 
 
-def _success(report: dict[str, Any]) -> float:
-    records = [r for r in report["records"] if r["spec"]["variant"] == "none"]
-    return round(sum(r["success"] for r in records) / len(records), 3)
+def _success(report: dict[str, Any]) -> dict[str, Any]:
+    """In distribution, with its 95 % Wilson interval."""
+    won = [bool(r["success"]) for r in report["records"] if r["spec"]["variant"] == "none"]
+    low, high = wilson(sum(won), len(won))
+    rate = sum(won) / len(won)
+    return {"rate": round(rate, 3), "interval": [round(low, 3), round(high, 3)], "episodes": len(won)}
 
 
 def main() -> None:
@@ -86,7 +98,7 @@ def main() -> None:
             once = replace(
                 once, training=replace(once.training, optim=replace(once.training.optim, warmup=0))
             )
-            start = train(once, Path(scratch) / "start") / "sft"
+            start = trained(once, Path(scratch) / "start") / "sft"
         policy = replace(recipe.policy, checkpoint=str(start.resolve()))
         for executor in args.executors.split(","):
             if executor == "ray" and importlib.util.find_spec("ray") is None:

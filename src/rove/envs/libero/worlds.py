@@ -95,6 +95,7 @@ class Group:
         batch, data, controller = self.batch, self.data, self.controller
         warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
+        stepped = rows if len(rows) < self.size else None  # all of them: MuJoCo need not check which
         controller.aim(rows, data, actions)
         for substep in range(SUBSTEPS):
             if substep == SEEN:
@@ -106,7 +107,7 @@ class Group:
                 placed = self._judge(rows, Goal.placed)
             try:
                 # positions and velocities of the new state are the next substep's first half
-                batch.step(rows, stage=_VEL)
+                batch.step(stepped, stage=_VEL)
             except SimulationError as error:
                 bad |= np.isin(rows, error.ids)
         bad |= self._faults(rows) > warned
