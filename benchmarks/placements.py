@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from rove.config import load
-from rove.config.schema import PlacementConfig, Run
+from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.evaluation.statistics import wilson
 from rove.recipes import get
@@ -105,7 +105,7 @@ def main() -> None:
                 results["ray"] = "not run: pip install 'rove[ray]'"
                 continue
             for name in (args.only or ",".join(PLACEMENTS)).split(","):
-                placement = PlacementConfig(executor=executor, threads=0, **PLACEMENTS[name])
+                placement = replace(recipe.placement, executor=executor, **PLACEMENTS[name])
                 run = replace(recipe, sft=None, policy=policy, placement=placement)
                 try:
                     results[f"{name} {executor}"] = measure(run, Path(scratch) / f"{name}_{executor}")
