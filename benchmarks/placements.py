@@ -84,7 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--recipe", default="tabletop_ppo")
     parser.add_argument("--start", type=Path, help="checkpoint directory that every run starts from")
-    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--iterations", type=int, default=60, help="150 and more show learning")
     parser.add_argument("--executors", default="local,ray")
     parser.add_argument("--only", help="names of placements, separated by commas")
     args, settings = parser.parse_known_args()
