@@ -65,7 +65,7 @@ def test_inference_on_the_learners_core_delays_training():
     run = run_of(map="disaggregated", ahead=1)
     profile = profile_of(0.01, 0.01, training=0.02)
     one = predict(run, make_plan(run, LAPTOP), profile)
-    assert one.contended == pytest.approx(33 * 64 * 0.01), "of 32 chunks, and the values of what was seen last"
+    assert one.contended == pytest.approx(33 * 64 * 0.01), "32 chunks, and the values of what was seen last"
     assert one.iteration == one.training + one.sync + one.contended
     together = replace(run, placement=replace(run.placement, ahead=0))
     assert predict(together, make_plan(together, LAPTOP), profile).contended == 0.0

@@ -117,8 +117,8 @@ class Prediction:
 
     @property
     def iteration(self) -> float:
-        """Seconds; the rollout and the training of an asynchronous run overlap, as far as they do not want the
-        same devices."""
+        """Seconds; the rollout and the training of an asynchronous run overlap, as far as they do not want
+        the same devices."""
         if self.placement.ahead:
             return max(self.rollout, self.training + self.sync + self.contended)
         return self.rollout + self.training + self.sync
