@@ -121,3 +121,13 @@ def test_a_stale_batch_is_trained_on_through_the_proximal_policy():
     assert fresh == unknown | {"train/behind": 0} and "train/behavior_weight" not in fresh
     stale = learner_of(BASE, Ranks()).update(replace(batch, version=2), 4)
     assert stale["train/behind"] == 2 and 0.5 < stale["train/behavior_weight"] <= 2
+
+
+def test_a_stale_batch_is_anchored_at_the_policy_and_critic_as_they_are():
+    batch = make_batch(policy := make_policy(critic=True), normalized=False)
+    learner = learner_of(BASE, Ranks())
+    anchored = learner.anchored(replace(batch, value=torch.full_like(batch.value, 7.0)))
+    now = policy.evaluate(batch.observation, batch.tokens)
+    torch.testing.assert_close(anchored.proximal, now.logprob.detach())
+    torch.testing.assert_close(anchored.value, now.value.detach())
+    assert anchored.logprob is batch.logprob and anchored.returns is batch.returns

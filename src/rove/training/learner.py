@@ -72,13 +72,13 @@ class Learner:
     ) -> dict[str, float]:
         """Train on `batch`; returns the mean of each metric over the optimizer steps.
 
-        `iteration` is also the version of the weights: where older ones acted, the policy as it is now is the
-        one that the updates stay close to, and samples count by how likely it is to act so (decoupled
-        objective, see `losses.policy_loss`).
+        `iteration` is also the version of the weights: where older ones acted, policy and critic as they are
+        now are what the updates stay close to, and samples count by how likely the policy is to act so
+        (decoupled objective, see `losses.policy_loss`).
         """
         behind = 0 if batch.version is None else iteration - batch.version
         if behind > 0 and len(batch):
-            batch = replace(batch, proximal=self._logprob(batch))
+            batch = self.anchored(batch)
         totals: dict[str, float] = defaultdict(float)
         steps = skipped = 0
         for epoch in range(self.config.epochs):
@@ -137,10 +137,16 @@ class Learner:
             return model.evaluate(micro.observation, micro.tokens)
 
     @torch.no_grad()
-    def _logprob(self, batch: TrainBatch) -> Tensor:
-        """float32 [N, C, A], of the policy as it is now."""
+    def anchored(self, batch: TrainBatch) -> TrainBatch:
+        """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
         rows = torch.arange(len(batch)).split(self.training.micro_batch)
-        return torch.cat([self._evaluate(self.policy, batch.select(own)).logprob.cpu() for own in rows])
+        outputs = [self._evaluate(self.policy, batch.select(own)) for own in rows]
+        values = [output.value.cpu() for output in outputs if output.value is not None]
+        return replace(
+            batch,
+            proximal=torch.cat([output.logprob.cpu() for output in outputs]),
+            value=torch.cat(values) if values and batch.value is not None else batch.value,
+        )
 
     def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
         if self.reference is None:
