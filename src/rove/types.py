@@ -348,7 +348,7 @@ class TrainBatch:
     returns: Tensor | None
     """float32, shaped like `value`; None without a critic."""
     value: Tensor | None
-    """float32 [N, C] or [N, 1], of the weights that acted; of those the update starts from with `proximal`."""
+    """float32 [N, C] or [N, 1], of the weights that acted, or, beside `proximal`, of its weights."""
     episode_length: Tensor | None
     """int64 [N, 1], executed actions of the row's episode; set where the loss is length-normalised."""
     horizon: int | None = None

@@ -29,8 +29,9 @@ def learner_of(training: TrainingConfig, ranks: Ranks) -> Learner:
 
 
 def history(learner: Learner) -> list[dict[str, float]]:
-    """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank."""
-    batch = make_batch(make_policy(critic=True), normalized=False)
+    """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank. Its weights
+    are the first ones: all iterations but the first are behind."""
+    batch = replace(make_batch(make_policy(critic=True), normalized=False), version=0)
     return [learner.update(batch, iteration) for iteration in range(STEPS)]
 
 

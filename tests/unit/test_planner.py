@@ -10,14 +10,20 @@ from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run, Trainin
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
-from rove.placement.planner import Line, Profile, choose, predict, ranked, table
+from rove.placement.planner import Line, Prediction, Profile, choose, predict, ranked, table
 
 LAPTOP = Inventory.of(cores=2)
 
 
-def profile_of(simulation: float, inference: float, training: float = 1e-3, scaling: float = 1.0) -> Profile:
+def profile_of(
+    simulation: float,
+    inference: float,
+    training: float = 1e-3,
+    anchoring: float = 0.0,
+    scaling: float = 1.0,
+) -> Profile:
     """Costs a row; every speed-up on two cores is `scaling`."""
-    lines = [Line(0.0, each) for each in (simulation, inference, training)]
+    lines = [Line(0.0, each) for each in (simulation, inference, training, anchoring)]
     speed_up = dict.fromkeys(("simulation", "inference", "training"), scaling)
     return Profile(*lines, sync=0.5, scaling=speed_up, cores=2)
 
@@ -61,14 +67,30 @@ def test_an_asynchronous_iteration_takes_the_longer_of_rollout_and_training():
     assert one.iteration == max(one.rollout, one.training + one.sync)
 
 
-def test_inference_on_the_learners_core_delays_training():
-    run = run_of(map="disaggregated", ahead=1)
+def test_an_asynchronous_learner_also_looks_at_what_older_weights_collected():
+    profile = profile_of(0.01, 0.01, training=0.02, anchoring=0.005)
+    rows = 32 * 64
+    for ahead, each in ((0, 0.02), (1, 0.025)):
+        run = run_of(map="disaggregated", ahead=ahead)
+        one = predict(run, make_plan(run, Inventory.of(cores=4)), profile)
+        assert one.training == pytest.approx(rows * each)
+
+
+def test_a_learner_waits_while_policy_and_environments_are_both_busy_on_its_cores():
     profile = profile_of(0.01, 0.01, training=0.02)
-    one = predict(run, make_plan(run, LAPTOP), profile)
-    assert one.contended == pytest.approx(33 * 64 * 0.01), "32 chunks, and the values of what was seen last"
-    assert one.iteration == one.training + one.sync + one.contended
-    together = replace(run, placement=replace(run.placement, ahead=0))
-    assert predict(together, make_plan(together, LAPTOP), profile).contended == 0.0
+
+    def one(**placement) -> Prediction:
+        run = run_of(map="disaggregated", **placement)
+        return predict(run, make_plan(run, LAPTOP), profile)
+
+    chunk = 64 * 0.01
+    assert one(ahead=1, stages=1).contended == pytest.approx(0.0), "they take turns: one core is always free"
+    overlapped = one(ahead=1, stages=2)
+    simulation, inference = 32 * chunk, 33 * chunk  # of 32 chunks, and the values of what was seen last
+    assert overlapped.contended == pytest.approx(simulation + inference - overlapped.rollout)
+    assert overlapped.contended > 0.9 * simulation
+    assert overlapped.iteration == overlapped.training + overlapped.sync + overlapped.contended
+    assert one(ahead=0, stages=2).contended == 0.0
 
 
 def test_what_is_picked_depends_on_how_well_cores_scale():

@@ -1,8 +1,9 @@
 """Which placement is fastest: measured times, fitted, → predicted seconds an iteration, for each map and k.
 
-Three costs are straight lines in the rows that they work on, a + b·rows: simulation of a chunk, inference,
-training; the fourth is what publishing the weights takes. Each is measured on one device of the kind that
-pays it. A profile holds them, so that machines can be planned for that are not at hand.
+Four costs are straight lines in the rows that they work on, a + b·rows: simulation of a chunk, inference,
+training, and anchoring what older weights collected; the fifth is what publishing the weights takes. Each is
+measured on one device of the kind that pays it. A profile holds them, so that machines can be planned for
+that are not at hand.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from rove.types import Observation, TrainBatch
 REPEATS = 3
 CANDIDATES = ("colocated", "hybrid", "disaggregated")
 STAGES = (1, 2, 4)
+LINES = ("simulation", "inference", "training", "anchoring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ class Profile:
     """Seconds, of rows, on one core, or on one GPU."""
     training: Line
     """Seconds of a forward-backward pass and its share of an optimizer step, of rows."""
+    anchoring: Line
+    """Seconds of the forward pass by which an asynchronous learner looks at what older weights collected, of
+    rows."""
     sync: float
     """Seconds to publish the weights to another process."""
     scaling: dict[str, float]
@@ -89,7 +94,7 @@ class Profile:
         """Read what `save` wrote. Raises RoveError where that is something else."""
         try:
             data = json.loads(path.read_text())
-            lines = {name: Line(**data[name]) for name in ("simulation", "inference", "training")}
+            lines = {name: Line(**data[name]) for name in LINES}
             return Profile(**{**data, **lines})
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise RoveError(f"{path} is not a profile that `rove plan --save` wrote: {error}.") from error
@@ -113,7 +118,7 @@ class Prediction:
     training: float
     sync: float
     contended: float
-    """Seconds of inference on devices that the learner computes on, too, in a process of its own."""
+    """Seconds in which policy and environments leave the learner, a process of its own, no device."""
 
     @property
     def iteration(self) -> float:
@@ -169,6 +174,7 @@ def measure(run: Run, start: Path) -> Profile:
     with host.bound(one, 1):
         inferred = {n: infer(n) for n in sizes}
         trained = {n: train(n) for n in sizes}
+        anchored = {n: _median(lambda n=n: learner.anchored(batch.select(torch.arange(n)))) for n in sizes}
     with host.bound(every, len(every)):
         faster = (infer(b), train(b))
     all_sim = simulated[len(every)].get(b, simulated[1][b])
@@ -181,6 +187,7 @@ def measure(run: Run, start: Path) -> Profile:
         simulation=Line.fit(list(simulated[1].items())),
         inference=Line.fit(list(inferred.items())),
         training=Line.fit(list(trained.items())),
+        anchoring=Line.fit(list(anchored.items())),
         sync=_median(lambda: _publish(learner)),
         scaling=scaling,
         cores=len(every),
@@ -293,6 +300,8 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     stage can come round faster than its own simulation and inference. In turn it takes s + p. The pipeline
     fills once, with the shorter of the two. A critic's values of what was seen last fill the policy's pauses,
     all but those of the last stage.
+    An asynchronous run's learner also anchors each batch. Where its cores are those of the unit, it works on
+    what the two leave idle: while only one of them is busy, not while both are.
     """
     unit = max(plan.units, key=lambda u: u.slots)
     worker = unit.workers[0]
@@ -309,13 +318,18 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
         rollout = t * max(k * s, load * p, s + p) + min(s, p)
         if critic:
             rollout = max(rollout + p, inference)
-    rows = run.rollout.num_envs * t * run.algorithm.epochs
-    steps = max(1, -(-rows // run.training.batch))
+    collected = run.rollout.num_envs * t
+    steps = max(1, -(-collected // run.training.batch))
     seat = next(seat for seat in plan.seats if seat.rank is not None)
-    each = rows / steps / plan.ranks
-    training = steps * profile.training(each) / profile.on("training", seat.threads)
+    training = steps * run.algorithm.epochs * profile.training(collected / steps / plan.ranks)
+    if run.placement.ahead:
+        share = collected / plan.ranks
+        passes = max(1.0, share / run.training.micro_batch)
+        training += passes * profile.anchoring(share / passes)
+    training /= profile.on("training", seat.threads)
     apart = [seat for seat in plan.seats if seat.unit is not None and seat.rank is None]
-    contended = inference if any(_contended(plan, seat) for seat in apart) else 0.0
+    both_busy = max(0.0, t * k * s + inference - rollout)
+    contended = both_busy if any(_contended(plan, seat) for seat in apart) else 0.0
     return Prediction(plan, run.placement, rollout, training, profile.sync if apart else 0.0, contended)
 
 

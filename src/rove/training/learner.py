@@ -139,14 +139,15 @@ class Learner:
     @torch.no_grad()
     def anchored(self, batch: TrainBatch) -> TrainBatch:
         """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
-        rows = torch.arange(len(batch)).split(self.training.micro_batch)
-        outputs = [self._evaluate(self.policy, batch.select(own)) for own in rows]
-        values = [output.value.cpu() for output in outputs if output.value is not None]
-        return replace(
-            batch,
-            proximal=torch.cat([output.logprob.cpu() for output in outputs]),
-            value=torch.cat(values) if values and batch.value is not None else batch.value,
-        )
+        mine = self.ranks.share(batch)
+        micros = torch.arange(len(mine)).split(self.training.micro_batch)
+        outputs = [self._evaluate(self.policy, mine.select(own)) for own in micros]
+        logprob = torch.cat([output.logprob.cpu() for output in outputs])
+        value = batch.value
+        if value is not None:
+            values = [output.value.cpu() for output in outputs if output.value is not None]
+            value = self.ranks.gather(torch.cat(values), len(batch))
+        return replace(batch, proximal=self.ranks.gather(logprob, len(batch)), value=value)
 
     def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
         if self.reference is None:

@@ -54,6 +54,14 @@ class Ranks:
         real = (rows < len(part)).view(-1, *(1,) * (mine.mask.ndim - 1))
         return replace(mine, mask=mine.mask & real)
 
+    def gather(self, mine: Tensor, rows: int) -> Tensor:
+        """Every rank's rows of `rows`, each having worked on its `share`; on the CPU."""
+        if self.world == 1:
+            return mine
+        shares = [torch.empty_like(mine) for _ in range(self.world)]
+        distributed.all_gather(shares, mine.contiguous())
+        return torch.cat(shares)[:rows]
+
     def sum(self, metrics: dict[str, float], device: torch.device) -> dict[str, float]:
         """Each metric's sum over the ranks."""
         if self.world == 1:
