@@ -188,12 +188,12 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     import tempfile
 
-    from rove.placement import inventory_of, planner
+    from rove.placement import inventory_of, planner, profiling
     from rove.placement.inventory import Inventory
 
     with tempfile.TemporaryDirectory() as scratch:
-        start = planner.start_of(run, Path(scratch)) if args.profile is None or args.check else Path()
-        profile = planner.Profile.load(args.profile) if args.profile else planner.measure(run, start)
+        start = profiling.start_of(run, Path(scratch)) if args.profile is None or args.check else Path()
+        profile = profiling.Profile.load(args.profile) if args.profile else profiling.measure(run, start)
         if args.save:
             profile.save(args.save)
         there = args.gpus or args.cores

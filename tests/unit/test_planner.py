@@ -10,7 +10,8 @@ from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run, Trainin
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
-from rove.placement.planner import Line, Prediction, Profile, choose, predict, ranked, table
+from rove.placement.planner import Prediction, choose, predict, ranked, table
+from rove.placement.profiling import Line, Profile
 
 LAPTOP = Inventory.of(cores=2)
 

@@ -31,12 +31,12 @@ def settle(run: Run, inventory: Inventory, directory: Path, start: Path) -> Run:
     """
     if run.placement.map != "auto":
         return run
-    from rove.placement import planner
+    from rove.placement import planner, profiling
 
     file = directory / "profile.json"
     if not file.exists():
-        planner.measure(run, start).save(file)
-    return planner.choose(run, inventory, planner.Profile.load(file))
+        profiling.measure(run, start).save(file)
+    return planner.choose(run, inventory, profiling.Profile.load(file))
 
 
 def execute(run: Run, plan: Plan, start: Path, profile: bool = False) -> Executor:

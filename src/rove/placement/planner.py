@@ -1,110 +1,23 @@
-"""Which placement is fastest: measured times, fitted, → predicted seconds an iteration, for each map and k.
-
-Four costs are straight lines in the rows that they work on, a + b·rows: simulation of a chunk, inference,
-training, and anchoring what older weights collected; the fifth is what publishing the weights takes. Each is
-measured on one device of the kind that pays it. A profile holds them, so that machines can be planned for
-that are not at hand.
-"""
+"""Which placement is fastest: a profile of measured costs → predicted seconds an iteration, by map and k."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from rove import algorithms, checkpoint, host
-from rove.config.schema import GRPO, PPO, PlacementConfig, Run
-from rove.envs import registry as envs
-from rove.envs.base import Demonstrator
+from rove import algorithms
+from rove.config.schema import PPO, PlacementConfig, Run
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
 from rove.placement.plan import Plan, Seat, UnitPlan, make_plan
-from rove.placement.seat import build_policy
-from rove.policies import registry as policies
-from rove.policies.base import Policy, SamplingNoise
-from rove.rollout.buffer import Layout
-from rove.rollout.stage import StagePlan
-from rove.training import demonstrations
-from rove.training.learner import Learner
-from rove.types import Observation, TrainBatch
+from rove.placement.profiling import Profile
 
-REPEATS = 3
 CANDIDATES = ("colocated", "hybrid", "disaggregated")
 STAGES = (1, 2, 4)
-LINES = ("simulation", "inference", "training", "anchoring")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Seconds for n rows: `fixed` + `each`·n."""
-
-    fixed: float
-    each: float
-
-    def __call__(self, rows: float) -> float:
-        return self.fixed + self.each * rows
-
-    @staticmethod
-    def fit(points: Sequence[tuple[int, float]]) -> Line:
-        """Least squares on (rows, seconds), neither number below zero."""
-        n = len(points)
-        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        each = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
-        each = max(each, 0.0)
-        fixed = mean_y - each * mean_x
-        if fixed < 0:  # a line through the origin
-            return Line(0.0, sum(x * y for x, y in points) / sum(x * x for x, _ in points))
-        return Line(fixed, each)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What the parts of a recipe cost on one device each."""
-
-    simulation: Line
-    """Seconds a chunk, of slots, on one core, or on one GPU."""
-    inference: Line
-    """Seconds, of rows, on one core, or on one GPU."""
-    training: Line
-    """Seconds of a forward-backward pass and its share of an optimizer step, of rows."""
-    anchoring: Line
-    """Seconds of the forward pass by which an asynchronous learner looks at what older weights collected, of
-    rows."""
-    sync: float
-    """Seconds to publish the weights to another process."""
-    scaling: dict[str, float]
-    """How much faster each of these is on all cores of the measured machine than on one: with n cores,
-    1 + (n − 1)·(speed-up − 1)/(all − 1)."""
-    cores: int
-    """That were measured with."""
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1))
-
-    @staticmethod
-    def load(path: Path) -> Profile:
-        """Read what `save` wrote. Raises RoveError where that is something else."""
-        try:
-            data = json.loads(path.read_text())
-            lines = {name: Line(**data[name]) for name in LINES}
-            return Profile(**{**data, **lines})
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise RoveError(f"{path} is not a profile that `rove plan --save` wrote: {error}.") from error
-
-    def on(self, what: str, cores: int) -> float:
-        """Speed-up of `what` on so many cores; no more is claimed than was measured."""
-        if cores <= 1 or self.cores <= 1:
-            return 1.0
-        gain = (self.scaling[what] - 1) / (self.cores - 1)
-        return max(1.0, 1 + (min(cores, self.cores) - 1) * gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,169 +40,6 @@ class Prediction:
         if self.placement.ahead:
             return max(self.rollout, self.training + self.sync + self.contended)
         return self.rollout + self.training + self.sync
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def measure(run: Run, start: Path) -> Profile:
-    """Take the times of this run's parts on the machine at hand, with the policy in `start`."""
-    cores = host.cores() or (0,)
-    one, every = cores[:1], cores
-    b = run.rollout.num_envs
-    sizes = sorted({max(1, b // 4), max(1, b // 2), b})
-    gpu = torch.cuda.is_available() and run.placement.device != "cpu"
-    device = torch.device("cuda" if gpu else "cpu")
-    simulated = {n: {} for n in (1, len(every))}
-    with host.bound(one, 1):
-        simulated[1] = {n: _simulation(run, n) for n in sizes}
-    if len(every) > 1:
-        with host.bound(every, len(every)):
-            simulated[len(every)][b] = _simulation(run, b)
-    with closing(StagePlan(_sized(run, b), 0, 1, b).build(0)) as stage:
-        observation = stage.ready()
-        policy = build_policy(run, start, stage.env.action_spec, device)
-
-    def infer(n: int) -> float:
-        noise = SamplingNoise(0, torch.arange(n), torch.zeros(n, dtype=torch.long))
-        seen = observation.select(range(n))
-
-        @torch.inference_mode()
-        def act() -> None:
-            policy.act(seen, "sample", noise).actions.cpu()
-
-        return _median(act)
-
-    learner, batch = _learner(run, policy, observation, device)
-
-    def train(n: int) -> float:
-        part = batch.select(torch.arange(n))
-
-        def step() -> None:
-            learner.accumulate(part, torch.arange(n))
-            learner.optimizer.step()
-
-        return _median(step)
-
-    with host.bound(one, 1):
-        inferred = {n: infer(n) for n in sizes}
-        trained = {n: train(n) for n in sizes}
-        anchored = {n: _median(lambda n=n: learner.anchored(batch.select(torch.arange(n)))) for n in sizes}
-    with host.bound(every, len(every)):
-        faster = (infer(b), train(b))
-    all_sim = simulated[len(every)].get(b, simulated[1][b])
-    scaling = {
-        "simulation": simulated[1][b] / all_sim,
-        "inference": 1.0 if gpu else inferred[b] / faster[0],
-        "training": 1.0 if gpu else trained[b] / faster[1],
-    }
-    return Profile(
-        simulation=Line.fit(list(simulated[1].items())),
-        inference=Line.fit(list(inferred.items())),
-        training=Line.fit(list(trained.items())),
-        anchoring=Line.fit(list(anchored.items())),
-        sync=_median(lambda: _publish(learner)),
-        scaling=scaling,
-        cores=len(every),
-    )
-
-
-def _sized(run: Run, num_envs: int) -> Run:
-    """`run` with another number of environments."""
-    return replace(run, rollout=replace(run.rollout, num_envs=num_envs))
-
-
-def start_of(run: Run, directory: Path) -> Path:
-    """A policy of this run's kind to measure with: its checkpoint, or one with random weights, made below
-    `directory`. What weights say does not change what they cost."""
-    if run.policy.checkpoint is not None:
-        return Path(run.policy.checkpoint)
-    env = envs.make(run.env, num_envs=32, chunk=run.rollout.chunk, autoreset="refill")
-    with closing(env):
-        known = None
-        if isinstance(env, Demonstrator):
-            shown = demonstrations.collect(env, episodes=32, noise=0.0, seed=run.seed)
-            known = {env.suite.name: demonstrations.statistics(shown)}
-        policy = policies.build(
-            run.policy,
-            chunk=run.rollout.chunk,
-            action_spec=env.action_spec,
-            image_size=run.env.image_size,
-            vocabulary=env.suite.vocabulary,
-            statistics=known,
-            seed=run.seed,
-        )
-    return checkpoint.save_policy(directory / "start", policy)
-
-
-def _median(call: Callable[[], object]) -> float:
-    call()
-    seconds = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def _simulation(run: Run, slots: int) -> float:
-    """Seconds a chunk of an environment with so many slots, with random actions, resets included."""
-    sized = _sized(run, slots)
-    chunks = max(4, run.env.horizon // run.rollout.chunk)
-    with closing(StagePlan(sized, 0, 1, slots).build(0)) as stage:
-        seen, spec = stage.ready(), stage.env.action_spec
-        state = None if seen.state is None else seen.state.shape[1]
-        layout = Layout(chunks, slots, run.rollout.chunk, spec.dim, tuple(seen.images.shape[1:]), state)
-        exchange = layout.allocate()
-        stage.begin(exchange)
-        low, high = torch.tensor(spec.low), torch.tensor(spec.high)
-        generator = torch.Generator().manual_seed(0)
-        began = time.perf_counter()
-        for t in range(chunks):
-            draw = torch.rand(exchange.actions.shape, generator=generator)
-            exchange.actions.copy_(low + (high - low) * draw)
-            stage.step(t)
-        return (time.perf_counter() - began) / chunks
-
-
-def _learner(
-    run: Run, policy: Policy, observation: Observation, device: torch.device
-) -> tuple[Learner, TrainBatch]:
-    """A learner, and a batch of its policy's own choices."""
-    n = len(observation)
-    noise = SamplingNoise(0, torch.arange(n), torch.zeros(n, dtype=torch.long))
-    with torch.no_grad():
-        chunk = policy.act(observation, "sample", noise)
-    value = None if chunk.value is None else chunk.value.cpu()
-    critic = isinstance(run.algorithm, PPO)
-    grouped = isinstance(run.algorithm, GRPO) and run.algorithm.length_normalization
-    per = run.algorithm.ratio_level == "chunk"
-    shape = (n, 1) if per else tuple(chunk.logprob.shape[:2])
-    batch = TrainBatch(
-        observation=observation,
-        tokens=chunk.tokens.cpu(),
-        logprob=chunk.logprob.cpu(),
-        advantage=torch.zeros(shape),
-        mask=torch.ones(shape, dtype=torch.bool),
-        returns=value if critic else None,
-        value=value if critic else None,
-        episode_length=torch.full((n, 1), run.rollout.chunk) if grouped else None,
-        horizon=run.rollout.chunk if grouped else None,
-        denominator=float(n * run.rollout.chunk) if grouped else None,
-    )
-    return Learner(policy, algorithms.get(run.algorithm.kind), run, device), batch
-
-
-def _publish(learner: Learner) -> None:
-    """What a transfer to another process costs this one: gather, pack, copy."""
-    from rove.ipc import pack
-
-    _, buffers = pack(learner.trainable())
-    for buffer in buffers:
-        bytes(buffer)
-
-
-# --- predicting -----------------------------------------------------------------------------------
 
 
 def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
