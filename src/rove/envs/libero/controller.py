@@ -285,9 +285,10 @@ class Controller:
         """
         reading, actions = self.reading(rows, data), np.clip(actions, -1.0, 1.0)
         self.goal_position[rows] = reading.position + REACH * actions[:, :3]
-        for row, turn, rotation in zip(rows, TURN * actions[:, 3:6], reading.rotation, strict=True):
-            if turn.any():
-                self.goal_rotation[row] = np.dot(_rotation(turn), rotation)
+        turns = TURN * actions[:, 3:6]
+        turning = turns.any(1)
+        if turning.any():
+            self.goal_rotation[rows[turning]] = _rotations(turns[turning]) @ reading.rotation[turning]
 
     def command(
         self, rows: np.ndarray, data: Mapping[str, np.ndarray], grip: np.ndarray, motors: np.ndarray
@@ -302,18 +303,21 @@ class Controller:
         )  # fmt: skip
 
 
-def _rotation(turn: np.ndarray) -> np.ndarray:
-    """Rotation matrix [3, 3] of an axis-angle vector [3], in float32 as robosuite computes it."""
-    angle = np.linalg.norm(turn)
-    q = np.zeros(4)
-    q[0], q[1:] = np.cos(angle / 2.0), turn / angle * np.sin(angle / 2.0)
+def _rotations(turns: np.ndarray) -> np.ndarray:
+    """Rotation matrices [n, 3, 3] of axis-angle vectors [n, 3], none of them zero, in float32 as robosuite
+    computes them: dot products are taken one by one, as it takes them, which decides what they round to."""
+    angle = np.array([math.sqrt(turn.dot(turn)) for turn in turns])
+    q = np.empty((len(turns), 4))
+    q[:, 0] = np.cos(angle / 2.0)
+    q[:, 1:] = turns / angle[:, None] * np.sin(angle / 2.0)[:, None]
     q = q.astype(np.float32)
-    q *= math.sqrt(2.0 / np.dot(q, q))
-    p = np.outer(q, q)
-    return np.array(
-        [
-            [1.0 - p[2, 2] - p[3, 3], p[1, 2] - p[3, 0], p[1, 3] + p[2, 0]],
-            [p[1, 2] + p[3, 0], 1.0 - p[1, 1] - p[3, 3], p[2, 3] - p[1, 0]],
-            [p[1, 3] - p[2, 0], p[2, 3] + p[1, 0], 1.0 - p[1, 1] - p[2, 2]],
-        ]
-    )
+    squares = np.array([own.dot(own) for own in q])
+    q *= np.sqrt(2.0 / squares, dtype=np.float64).astype(np.float32)[:, None]
+    p = (q[:, :, None] * q[:, None, :]).transpose(1, 2, 0)
+    one = np.float32(1.0)
+    rows = [
+        [one - p[2, 2] - p[3, 3], p[1, 2] - p[3, 0], p[1, 3] + p[2, 0]],
+        [p[1, 2] + p[3, 0], one - p[1, 1] - p[3, 3], p[2, 3] - p[1, 0]],
+        [p[1, 3] - p[2, 0], p[2, 3] + p[1, 0], one - p[1, 1] - p[2, 2]],
+    ]
+    return np.array(rows).transpose(2, 0, 1)
