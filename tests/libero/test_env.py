@@ -119,7 +119,8 @@ def test_scenes_leave_memory_when_others_come() -> None:
         first = env.reset([EpisodeSpec(STOVE, 0), EpisodeSpec(STOVE, 1)])
         env.reset([EpisodeSpec(SOUP, 0), EpisodeSpec(SOUP, 1)])
         assert len(env.worlds.scenes) == 1
-        again = env.reset([EpisodeSpec(STOVE, 0), EpisodeSpec(STOVE, 1)])
+        with pytest.warns(match="set --env.scenes 2"):
+            again = env.reset([EpisodeSpec(STOVE, 0), EpisodeSpec(STOVE, 1)])
         assert torch.equal(first.state, again.state)
 
 

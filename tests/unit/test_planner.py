@@ -94,6 +94,12 @@ def test_a_learner_waits_while_policy_and_environments_are_both_busy_on_its_core
     assert one(ahead=0, stages=2).contended == 0.0
 
 
+def test_a_learner_waits_while_the_policy_infers_on_their_gpu():
+    run = run_of(map="learner: gpu 0, env: core all, policy: gpu 0", ahead=1, stages=2)
+    one = predict(run, make_plan(run, Inventory.of(gpus=1, cores=8)), profile_of(0.01, 0.01))
+    assert one.contended == pytest.approx(33 * 64 * 0.01)
+
+
 def test_what_is_picked_depends_on_how_well_cores_scale():
     poorly, well = (profile_of(0.01, 0.01, scaling=s) for s in (1.05, 1.95))
     assert choose(run_of(map="auto"), LAPTOP, poorly).placement.map in ("hybrid", "disaggregated")

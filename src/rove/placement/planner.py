@@ -31,7 +31,7 @@ class Prediction:
     training: float
     sync: float
     contended: float
-    """Seconds in which policy and environments leave the learner, a process of its own, no device."""
+    """Seconds in which an asynchronous run's rollout leaves the learner no device."""
 
     @property
     def iteration(self) -> float:
@@ -50,8 +50,9 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     stage can come round faster than its own simulation and inference. In turn it takes s + p. The pipeline
     fills once, with the shorter of the two. A critic's values of what was seen last fill the policy's pauses,
     all but those of the last stage.
-    An asynchronous run's learner also anchors each batch. Where its cores are those of the unit, it works on
-    what the two leave idle: while only one of them is busy, not while both are.
+    An asynchronous run's learner also anchors each batch. On a GPU that it shares it waits while the policy
+    infers. Where its cores are those of the unit, it waits while simulation and policy are both busy: what
+    either leaves idle it takes.
     """
     unit = max(plan.units, key=lambda u: u.slots)
     worker = unit.workers[0]
@@ -78,8 +79,9 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
         training += passes * profile.anchoring(share / passes)
     training /= profile.on("training", seat.threads)
     apart = [seat for seat in plan.seats if seat.unit is not None and seat.rank is None]
-    both_busy = max(0.0, t * k * s + inference - rollout)
-    contended = both_busy if any(_contended(plan, seat) for seat in apart) else 0.0
+    contended = 0.0
+    if any(_contended(plan, seat) for seat in apart):
+        contended = inference if seat.gpu is not None else max(0.0, t * k * s + inference - rollout)
     return Prediction(plan, run.placement, rollout, training, profile.sync if apart else 0.0, contended)
 
 

@@ -7,6 +7,7 @@ side by side. What a world does follows from its task, its initial state and its
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,6 +209,8 @@ class Worlds:
         them; `on_drop` is called with the key of each that leaves."""
         self.places: list[Place | None] = [None] * count
         self._wait, self._kept, self._on_drop = wait, scenes, on_drop
+        self._dropped: set[str] = set()
+        self._warned = False
         self._phase: Phase = phase
         self._size = max(1, min(LARGEST_GROUP, -(-count // threads)))
         self._groups: dict[str, list[Group]] = {}
@@ -262,6 +265,7 @@ class Worlds:
         self._groups[key] = groups  # the scene that was used last is dropped last
         group = next((group for group in groups if group.free()), None)
         if group is None:
+            self._warn_of_rebuilding(key)
             self._drop_idle_scenes(besides=key)
             groups.append(group := Group(task.scene, self._size, self._phase))
         row = group.free()[0]
@@ -277,8 +281,21 @@ class Worlds:
         ]
         for key in idle[: max(0, len(self._groups) - self._kept)]:
             del self._groups[key]
+            self._dropped.add(key)
             self._tasks = {name: task for name, task in self._tasks.items() if task.scene.key != key}
             self._on_drop(key)
+
+    def _warn_of_rebuilding(self, key: str) -> None:
+        """Say once that a scene was dropped too early: building it takes longer than the episode's reset."""
+        if key in self._dropped and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Scene {key} left memory and is built again, which makes resets slow: the tasks that are "
+                f"played have {len(self._dropped | self._groups.keys())} scenes or more, and env.scenes = "
+                f"{self._kept} stay though nothing runs in them. If there is memory (0.5 GB each), set "
+                f"--env.scenes {len(self._dropped | self._groups.keys())}.",
+                stacklevel=2,
+            )
 
     def _place(self, slot: int) -> Place:
         place = self.places[slot]
