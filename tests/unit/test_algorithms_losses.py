@@ -242,3 +242,41 @@ def test_kl_estimate_is_unbiased_and_never_negative():
     expected = (policy.exp() * (policy - reference)).sum()
     torch.testing.assert_close((policy.exp() * k3).sum(), expected)
     assert kl_estimate(policy, policy).abs().max() == 0
+
+
+def test_what_older_weights_sampled_counts_as_the_proximal_policy_would_have_sampled_it():
+    """A choice of three, as often as the older policy makes it: means are then expectations."""
+    behavior = torch.tensor([0.5, 0.25, 0.25])
+    proximal, new = torch.tensor([0.4, 0.25, 0.35]), torch.tensor([0.36, 0.28, 0.36])
+    gain = torch.tensor([1.0, -2.0, 0.5])
+    drawn = torch.tensor([0, 0, 1, 2])
+    loss, metrics = policy_loss(
+        new.log()[drawn].view(4, 1, 1),
+        behavior.log()[drawn].view(4, 1, 1),
+        gain[drawn].view(4, 1),
+        torch.ones(4, 1, dtype=torch.bool),
+        clip_low=0.2,
+        clip_high=0.2,
+        proximal=proximal.log()[drawn].view(4, 1, 1),
+        max_behavior_weight=2.0,
+    )
+    torch.testing.assert_close(loss, -(new * gain).sum())
+    torch.testing.assert_close(metrics["ratio"], torch.tensor(1.0))
+    torch.testing.assert_close(metrics["approx_kl"], (proximal * (proximal / new).log()).sum())
+    torch.testing.assert_close(metrics["behavior_weight"], torch.tensor(1.0))
+
+
+def test_the_weight_of_an_older_sample_is_capped():
+    half = torch.full((1, 1, 1), 0.5).log()
+    rare, mask = torch.full((1, 1, 1), 0.05).log(), torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = policy_loss(
+        half,
+        rare,
+        torch.ones(1, 1),
+        mask,
+        clip_low=0.2,
+        clip_high=0.2,
+        proximal=half,
+        max_behavior_weight=2.0,
+    )
+    assert loss == -2.0

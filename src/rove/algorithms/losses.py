@@ -46,7 +46,8 @@ def policy_loss(
     `proximal`, shaped like `logprob`, decouples the policy that updates stay close to from the older one that
     acted (Hilton et al. 2022; for asynchronous RL Fu et al. 2025): ratios are taken to it, and each term
     counts by proximal over behaviour probability, at most `max_behavior_weight`. It equals the coupled form
-    where the two policies are one. Adds the metric `behavior_weight`.
+    where the two policies are one. `ratio` and `approx_kl` are then weighted, too: means over what the
+    proximal policy would do. Adds the metric `behavior_weight`.
     Metrics are means over ratios: `policy_loss`, `ratio`, `approx_kl` (k3 estimate of KL(old ‖ new), nats,
     Schulman 2020), `clip_fraction` and, with a dual clip, `dual_clip_fraction`.
     Raises ValueError on shapes that do not fit the level.
@@ -78,10 +79,11 @@ def policy_loss(
         denominator=denominator,
     )
     with torch.no_grad():
+        k3 = ratio - 1.0 - log_ratio
         metrics = {
             "policy_loss": loss.detach(),
-            "ratio": _mean(ratio, mask, *form),
-            "approx_kl": _mean(ratio - 1.0 - log_ratio, mask, *form),
+            "ratio": _mean(ratio if weight is None else weight * ratio, mask, *form),
+            "approx_kl": _mean(k3 if weight is None else weight * k3, mask, *form),
             "clip_fraction": _mean((clipped > unclipped).to(ratio), mask, *form),
         }
         if bound is not None:
