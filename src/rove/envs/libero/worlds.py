@@ -289,11 +289,12 @@ class Worlds:
         """Say once that a scene was dropped too early: building it takes longer than the episode's reset."""
         if key in self._dropped and not self._warned:
             self._warned = True
+            played = len(self._dropped | self._groups.keys())
             warnings.warn(
                 f"Scene {key} left memory and is built again, which makes resets slow: the tasks that are "
-                f"played have {len(self._dropped | self._groups.keys())} scenes or more, and env.scenes = "
+                f"played have {played} scenes or more, and env.scenes = "
                 f"{self._kept} stay though nothing runs in them. If there is memory (0.5 GB each), set "
-                f"--env.scenes {len(self._dropped | self._groups.keys())}.",
+                f"--env.scenes {played}.",
                 stacklevel=2,
             )
 
