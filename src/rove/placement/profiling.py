@@ -92,7 +92,10 @@ class Profile:
             lines = {name: Line(**data[name]) for name in LINES}
             return Profile(**{**data, **lines})
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise RoveError(f"{path} is not a profile that `rove plan --save` wrote: {error}.") from error
+            raise RoveError(
+                f"{path} is not a profile that this version of `rove plan --save` wrote ({error!r}): "
+                "delete it, or write it again."
+            ) from error
 
     def on(self, what: str, cores: int) -> float:
         """Speed-up of `what` on so many cores; no more is claimed than was measured."""
