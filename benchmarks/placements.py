@@ -1,9 +1,9 @@
 """One recipe under every placement: python benchmarks/placements.py [--recipe tabletop_ppo] [--start DIR]
 
 Prints JSON: steps/s, where the time went, how much of the rollout environment workers and policy idled, and
-success on held-out states, for colocated, hybrid, disaggregated and asynchronous runs on each executor. All
-start from one policy: `--start`, a checkpoint directory, or the recipe's own warm-up, done once. On a machine
-with a GPU the same command measures it there; the report names the devices that were used.
+success on held-out states before and after, for colocated, hybrid, disaggregated and asynchronous runs on
+each executor. All start from one policy: `--start`, a checkpoint directory, or the recipe's own warm-up, done
+once. On a machine with a GPU the same command measures it there; the report names the devices that were used.
 """
 
 from __future__ import annotations
@@ -60,18 +60,21 @@ def measure(run: Run, directory: Path) -> dict[str, Any]:
 
     # An iteration that also evaluates has that in its time: it is taken out again.
     seconds = statistics.median(line["time/iteration"] - line.get("time/evaluation", 0.0) for line in timed)
-    report = json.loads((directory / "eval" / "rl.json").read_text()) if run.evaluation.episodes else None
     return {
         "steps_per_second": round(median("rollout/env_steps") / seconds, 1),
         "iteration_s": round(seconds, 3),
         "split_s": {name: round(median(f"time/{name}"), 3) for name in SPLIT},
         "behind": max(line["train/behind"] for line in logged),
-        "held_out_success": None if report is None else _success(report),
+        "success_before": _success(directory / "eval" / "sft.json"),
+        "success": _success(directory / "eval" / "rl.json"),
     }
 
 
-def _success(report: dict[str, Any]) -> dict[str, Any]:
-    """In distribution, with its 95 % Wilson interval."""
+def _success(path: Path) -> dict[str, Any] | None:
+    """In distribution, with its 95 % Wilson interval; None where nothing was evaluated."""
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text())
     won = [bool(r["success"]) for r in report["records"] if r["spec"]["variant"] == "none"]
     low, high = wilson(sum(won), len(won))
     rate = sum(won) / len(won)
@@ -84,20 +87,21 @@ def main() -> None:
     )
     parser.add_argument("--recipe", default="tabletop_ppo")
     parser.add_argument("--start", type=Path, help="checkpoint directory that every run starts from")
-    parser.add_argument("--iterations", type=int, default=60, help="150 and more show learning")
+    parser.add_argument("--iterations", type=int, default=150, help="fewer hardly show learning")
     parser.add_argument("--executors", default="local,ray")
     parser.add_argument("--only", help="names of placements, separated by commas")
     args, settings = parser.parse_known_args()
-    recipe = load.apply(get(args.recipe).build(), settings)
+    recipe = get(args.recipe).build()
+    # Nothing is evaluated on the way, and only in distribution, unless the command line asks for it.
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, every=0, variant_episodes=0))
+    recipe = load.apply(recipe, settings)
     recipe = replace(recipe, training=replace(recipe.training, iterations=args.iterations, max_minutes=None))
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         start = args.start
         if start is None:
-            once = replace(recipe, training=replace(recipe.training, iterations=1))
-            once = replace(
-                once, training=replace(once.training, optim=replace(once.training.optim, warmup=0))
-            )
+            training = replace(recipe.training, iterations=1, optim=replace(recipe.training.optim, warmup=0))
+            once = replace(recipe, training=training, evaluation=replace(recipe.evaluation, episodes=0))
             start = trained(once, Path(scratch) / "start") / "sft"
         policy = replace(recipe.policy, checkpoint=str(start.resolve()))
         for executor in args.executors.split(","):
@@ -111,6 +115,8 @@ def main() -> None:
                     results[f"{name} {executor}"] = measure(run, Path(scratch) / f"{name}_{executor}")
                 except RoveError as error:
                     results[f"{name} {executor}"] = f"does not fit here: {error}"
+                # At once as well: the whole takes an hour.
+                print(name, executor, json.dumps(results[f"{name} {executor}"]), file=sys.stderr)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {"cores": len(os.sched_getaffinity(0)), "load_after": os.getloadavg()[0], "gpu": gpu}
     if gpu is None:

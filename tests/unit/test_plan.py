@@ -11,7 +11,8 @@ from rove.config.schema import GRPO, PPO, PlacementConfig, RolloutConfig, Run
 from rove.config.validate import validate
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
-from rove.placement.plan import make_plan, parse, staleness
+from rove.placement.maps import parse
+from rove.placement.plan import make_plan, staleness
 from rove.recipes import get
 
 LAPTOP = Inventory.of(cores=2)
