@@ -68,23 +68,35 @@ def test_asynchronous_rollouts_are_behind_by_no_more_than_the_bound(started, tmp
     assert all(line["train/rows"] > 0 for line in metrics)
 
 
-def test_a_unit_that_is_killed_is_replaced(started, tmp_path, monkeypatch):
-    """The process that holds the policy dies during the second rollout."""
+@pytest.mark.parametrize(
+    ("call", "ahead"),
+    [("collect", 0), ("evaluate", 0), ("state_dict", 0), ("state_dict", 1)],
+    ids=["while it collects", "before it evaluates", "before a checkpoint", "before one, asynchronous"],
+)
+def test_a_unit_that_is_killed_is_replaced(call, ahead, started, tmp_path, monkeypatch):
+    """The process that holds the policy dies in the second iteration, before it is asked for something."""
     from rove.placement.executor import Executor
 
-    sync = Executor.sync
+    asked = getattr(Executor, call)
+    killed = []
 
-    def sync_and_kill(self, version):
-        sync(self, version)
-        if version == 1:
+    def kill_and_ask(self, *args, **kwargs):
+        if self.version == 1 and not killed:
             unit = next(seat for seat in self._seats if hasattr(seat, "_child"))
             os.kill(unit._child.process.pid, signal.SIGKILL)
+            killed.append(unit)
+        return asked(self, *args, **kwargs)
 
-    monkeypatch.setattr(Executor, "sync", sync_and_kill)
-    directory = train(run_of(started, map="learner: 0, env: 1, policy: 1", env_workers=1), tmp_path / "run")
-    lines = measured(directory)
-    assert [line["rollout/restarts"] for line in lines] == [0, 1, 0]
+    monkeypatch.setattr(Executor, call, kill_and_ask)
+    run = run_of(started, map="learner: 0, env: 1, policy: 1", env_workers=1, ahead=ahead)
+    if call == "evaluate":
+        run = replace(run, evaluation=replace(run.evaluation, every=1, episodes=4, variant_episodes=0))
+    run = replace(run, logging=replace(run.logging, save_every=1))
+    lines = measured(train(run, tmp_path / "run"))
+    # What a checkpoint finds is told with the next iteration.
+    assert [line["rollout/restarts"] for line in lines] == ([0, 0, 1] if call == "state_dict" else [0, 1, 0])
     assert all(line["train/rows"] > 0 for line in lines)
+    assert all(("eval/success" in line) == (call == "evaluate") for line in lines)
 
 
 def test_two_learners_through_the_loop(started, tmp_path):

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,37 +175,48 @@ class Executor(ABC):
         self._begun.append(calls)
 
     def _collected(self, number: int, answer: Answer) -> Collected:
-        """What a unit collected; where it was lost, another takes its place and its episodes."""
+        """What a unit collected."""
+
+        def again() -> Answer:
+            # Before the rollouts that were begun ahead: those come after this one.
+            answer = self._seats[number].call("collect", self.version)
+            self._begin_again(number)
+            return answer
+
+        done: Collected = self._mended(number, answer, again)
+        self._lost[number] = done.positions
+        return done
+
+    def _mended(self, number: int, answer: Answer, again: Callable[[], Answer]) -> Any:
+        """A unit's answer. Where the unit was lost, another takes its place, and is asked `again`."""
         failures = 0
         while True:
             try:
-                done: Collected = answer.result()
+                return answer.result()
             except SeatLost as lost:
                 failures += 1
                 if self.plan.seats[number].rank is not None or failures > self.run.placement.max_restarts:
                     raise RoveError(str(lost)) from lost
                 self.faults.append(str(lost))
                 self.restarts += 1
-                answer = self._replace(number)
-                continue
-            self._lost[number] = done.positions
-            return done
+                self._replace(number)
+                answer = again()
 
-    def _replace(self, number: int) -> Answer:
-        """A new unit in the place of one that was lost, collecting what the old one should have."""
+    def _replace(self, number: int) -> None:
+        """A new unit in the place of one that was lost, with its weights and where its episodes began."""
         self._seats[number].close()
         seat = self._seats[number] = self._put(self._seat_plan(number))
         if self._weights is not None:
             seat.call("load_weights", self._share(self._weights))
         if number in self._lost:
             seat.call("place", self._lost[number])
-        # Rollouts that were begun ahead are lost with it.
-        again = seat.call("collect", self.version)
+
+    def _begin_again(self, number: int) -> None:
+        """Rollouts that were begun ahead are lost with their unit."""
         for calls in self._begun:
             for i, (n, _) in enumerate(calls):
                 if n == number:
-                    calls[i] = (n, seat.call("collect", self.version))
-        return again
+                    calls[i] = (n, self._seats[number].call("collect", self.version))
 
     def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
         """The iteration's optimizer steps."""
@@ -225,16 +237,20 @@ class Executor(ABC):
     ) -> EvalReport:
         """Run the episodes given, on the learner's newest weights."""
         began = time.perf_counter()
-        seats = self._judges()
-        parts = [list(specs[i :: len(seats)]) for i in range(len(seats))]
+        seats, new = self._judges()
+        parts = {n: part for i, n in enumerate(seats) if (part := list(specs[i :: len(seats)]))}
         hooks = (on_episode,) if self._inline else ()
-        wanted = on_frames is not None
-        calls = [
-            (n, self._seats[n].call("evaluate", part, name, about, wanted, *hooks))
-            for n, part in zip(seats, parts, strict=True)
-            if part
-        ]
-        judged: list[Judged] = self._gather([call for _, call in calls], [n for n, _ in calls])
+
+        def ask(n: int) -> Answer:
+            return self._seats[n].call("evaluate", parts[n], name, about, on_frames is not None, *hooks)
+
+        def ask_again(n: int) -> Answer:
+            self._begin_again(n)
+            self._seats[n].call("load_weights", new)
+            return ask(n)
+
+        calls = {n: ask(n) for n in parts}
+        judged: list[Judged] = [self._mended(n, calls[n], partial(ask_again, n)) for n in parts]
         records = {record.spec: record for one in judged for record in one.report.records}
         for spec in specs:
             if not self._inline:
@@ -255,14 +271,15 @@ class Executor(ABC):
             about=about,
         )
 
-    def _judges(self) -> list[int]:
-        """The seats that evaluate, with the newest weights in place."""
+    def _judges(self) -> tuple[list[int], Any]:
+        """The seats that evaluate, with the newest weights in place; and these, where some had to be given
+        them."""
         if self._inline or (self.plan.ranks == 1 and self.plan.staleness):
-            return self._learners
+            return self._learners, None
         new = self._share(self._pull())
         apart = [n for n in self._units if self.plan.seats[n].rank is None]
         self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
-        return self._units
+        return self._units, new
 
     # --- weights and state ------------------------------------------------------------------------
 
@@ -290,8 +307,17 @@ class Executor(ABC):
 
         Rollouts that were begun ahead end first, and are then left out: their episodes are not run again.
         """
-        everyone = list(range(len(self._seats)))
-        states = self._gather([seat.call("state_dict") for seat in self._seats], everyone)
+
+        def ask_again(n: int) -> Answer:
+            if self._begun:
+                self._begin_again(n)
+            else:
+                # A new unit comes to its episodes when it collects. What it does is not trained on.
+                self._seats[n].call("collect", self.version)
+            return self._seats[n].call("state_dict")
+
+        calls = [seat.call("state_dict") for seat in self._seats]
+        states = [self._mended(n, call, partial(ask_again, n)) for n, call in enumerate(calls)]
         rank = {seat.rank: state for seat, state in zip(self.plan.seats, states, strict=True)}
         units = [states[n]["unit"] for n in self._units]
         return {"learner": rank[0]["learner"], "units": units}
