@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rove.config.schema import LoraConfig, OptimConfig, ValueHeadConfig
 from rove.policies.base import SamplingNoise
-from rove.policies.openvla import OpenVLA, bins, decoding, lora
+from rove.policies.openvla import OpenVLA, bins, decoding
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.training.optim import make_optimizer
@@ -90,9 +90,7 @@ def make(
 
 def adapt(policy: OpenVLA) -> OpenVLA:
     """With LoRA beside every linear layer."""
-    config = LoraConfig(rank=32)
-    lora.inject(policy.vlm, config, torch.Generator().manual_seed(0))
-    policy.lora = config
+    policy.adapt(LoraConfig(rank=32), torch.Generator().manual_seed(0))
     return policy
 
 

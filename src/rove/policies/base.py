@@ -6,7 +6,6 @@ log-probabilities to float tolerance, whatever the batch around a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,16 +46,19 @@ class SamplingNoise:
         return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
 
 
-def through(block: nn.Module, compute: Callable[..., Tensor], *args: Any) -> Tensor:
-    """`compute(*args)`, which is what `block` does. Where the learner has set `block.recompute`, activations
-    inside are dropped and computed again in the backward pass.
+def through(block: nn.Module, *args: Any) -> Tensor:
+    """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
+    computed again in the backward pass.
 
-    A policy that takes its repeated blocks through here can be trained with
+    A policy that calls its repeated blocks through here can be trained with
     `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
-        return checkpoint(compute, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    return compute(*args)
+        # Nothing in a block draws random numbers, and generators' states would have to be read from the GPU.
+        return checkpoint(  # pyright: ignore[reportReturnType]
+            block, *args, use_reentrant=False, preserve_rng_state=False
+        )
+    return block(*args)
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.algorithms import Algorithm
 from rove.config.schema import GRPO, PPO, Run
 from rove.errors import RoveError, nearest
@@ -84,8 +85,8 @@ class Learner:
         for epoch in range(self.config.epochs):
             order = np.random.default_rng((self.seed, iteration, epoch)).permutation(len(batch))
             for rows in np.array_split(order, self._steps_per_epoch(len(batch))) if len(batch) else ():
-                metrics = self.accumulate(batch, torch.from_numpy(rows), iteration)
-                metrics["grad_norm"], taken = self.optimizer.step()
+                sums = self.accumulate(batch, torch.from_numpy(rows), iteration)
+                metrics, taken = self.optimizer.step(sums)
                 steps, skipped = steps + 1, skipped + (not taken)
                 for name, value in metrics.items():
                     totals[name] += value if taken else 0.0
@@ -99,8 +100,9 @@ class Learner:
             "train/lr": self.optimizer.lr,
         }
 
-    def accumulate(self, batch: TrainBatch, rows: Tensor, iteration: int = 0) -> dict[str, float]:
-        """Gradients of one optimizer step over `rows` (int64 [M]) of `batch`, and its metrics."""
+    def accumulate(self, batch: TrainBatch, rows: Tensor, iteration: int = 0) -> dict[str, Tensor]:
+        """Gradients of one optimizer step over `rows` (int64 [M]) of `batch`, and its metrics, which stay on
+        the device: the host does not wait for them here."""
         part = batch.select(rows)
         mask = part.mask
         at_value_level = mask if part.value is None or part.value.shape == mask.shape else mask.any(-1)
@@ -109,11 +111,11 @@ class Learner:
         else:
             # Length-normalised: this step's share of the batch's denominator.
             denominator = batch.denominator * len(part) / len(batch)
-        totals: dict[str, float] = defaultdict(float)
+        totals: dict[str, Tensor] = {}
         mine = self.ranks.share(part)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
         for number, own in enumerate(micros):
-            micro = mine.select(own)
+            micro = transfer.to(mine.select(own), self.device)
             with self.model.accumulating(last=number == len(micros) - 1):
                 output = self._evaluate(self.model, micro)
                 loss, metrics = self.algorithm.loss(
@@ -126,11 +128,11 @@ class Learner:
                 )
                 (loss * self.model.loss_scale if self.ranks.world > 1 else loss).backward()
             for name, value in metrics.items():
-                totals[name] += float(value)
-        totals = self.ranks.sum(totals, self.device)
+                totals[name] = totals[name] + value if name in totals else value
+        totals = self.ranks.sum(totals)
         if isinstance(self.config, PPO) and iteration < self.config.critic_warmup:
             self._keep_head_gradients_only()
-        return dict(totals)
+        return totals
 
     def _evaluate(self, model: Model | Policy, micro: TrainBatch) -> PolicyOutput:
         with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
@@ -141,13 +143,13 @@ class Learner:
         """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
         mine = self.ranks.share(batch)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
-        outputs = [self._evaluate(self.policy, mine.select(own)) for own in micros]
-        logprob = torch.cat([output.logprob.cpu() for output in outputs])
-        value = batch.value
-        if value is not None:
-            values = [output.value.cpu() for output in outputs if output.value is not None]
-            value = self.ranks.gather(torch.cat(values), len(batch))
-        return replace(batch, proximal=self.ranks.gather(logprob, len(batch)), value=value)
+        outputs = [self._evaluate(self.policy, transfer.to(mine.select(own), self.device)) for own in micros]
+        values = [output.value for output in outputs if output.value is not None]
+        now = (torch.cat([output.logprob for output in outputs]), torch.cat(values) if values else None)
+        logprob, value = transfer.to(now, batch.logprob.device)
+        if batch.value is not None and value is not None:
+            batch = replace(batch, value=self.ranks.gather(value, len(batch)))
+        return replace(batch, proximal=self.ranks.gather(logprob, len(batch)))
 
     def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
         if self.reference is None:

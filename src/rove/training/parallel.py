@@ -62,13 +62,13 @@ class Ranks:
         distributed.all_gather(shares, mine.contiguous())
         return torch.cat(shares)[:rows]
 
-    def sum(self, metrics: dict[str, float], device: torch.device) -> dict[str, float]:
-        """Each metric's sum over the ranks."""
-        if self.world == 1:
+    def sum(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each metric's sum over the ranks, on the device that it is on."""
+        if self.world == 1 or not metrics:
             return metrics
-        total = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+        total = torch.stack(list(metrics.values())).double()
         distributed.all_reduce(total)
-        return dict(zip(metrics, total.tolist(), strict=True))
+        return dict(zip(metrics, total.unbind(), strict=True))
 
 
 def free_address() -> str:

@@ -12,24 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaModel
 
 from rove.policies.base import SamplingNoise
-from rove.policies.openvla.language import KVCache, forward, step
+from rove.policies.openvla.language import KVCache, Llama
 from rove.types import Observation
 
 
 class Compiled:
     """The three functions that a rollout spends its time in."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, model: Llama, device: torch.device) -> None:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self.forward: Any = torch.compile(forward, mode=mode)
-        self.step: Any = torch.compile(step, mode=mode)
-        self.tower: Any = torch.compile(_tower, mode=mode)
+        self.forward: Any = torch.compile(model.forward, mode=mode, fullgraph=True)
+        self.step: Any = torch.compile(model.step, mode=mode, fullgraph=True)
+        self.tower: Any = torch.compile(_tower, mode=mode, fullgraph=True)
         self._caches: dict[tuple[int, int], KVCache] = {}
 
-    def cache(self, model: LlamaModel, batch: int, capacity: int, like: Tensor) -> KVCache:
+    def cache(self, model: Llama, batch: int, capacity: int, like: Tensor) -> KVCache:
         """One per shape, kept: a captured graph writes to the addresses that it has seen."""
         if (batch, capacity) not in self._caches:
             made = KVCache(model, batch, capacity, like)

@@ -188,15 +188,14 @@ def _adapt(
     keep = wanted in ("saved", saved)
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)
     if saved is not None:
-        lora.inject(policy.vlm, saved, generator)
+        policy.adapt(saved, generator)
         lora.read(directory, policy.vlm)
-        policy.lora = saved
         if not keep:
             merge(policy)
     if not keep and isinstance(wanted, LoraConfig):
         origin = None if saved is not None else policy.base
-        lora.inject(policy.vlm, wanted, generator)
-        policy.lora, policy.base = wanted, origin
+        policy.adapt(wanted, generator)
+        policy.base = origin
 
 
 def merge(policy: OpenVLA) -> None:
@@ -205,7 +204,7 @@ def merge(policy: OpenVLA) -> None:
         lora.merge(policy.vlm)
         for name, parameter in policy.vlm.named_parameters():
             parameter.requires_grad_(name in policy.trainable)
-        policy.lora = policy.base = None
+        policy.lora, policy.adapters, policy.base = None, (), None
 
 
 def save(policy: OpenVLA, directory: Path, max_shard_bytes: int) -> None:
