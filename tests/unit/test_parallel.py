@@ -2,82 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.test_learner import make_batch, make_policy
+from tests.unit.test_learner import SPEC, C, make_batch, make_policy
 
 from rove import algorithms
-from rove.config.schema import PPO, OptimConfig, Run, TrainingConfig
-from rove.ipc import Channel, Child, Crash, Setup
+from rove.config.schema import (
+    PPO,
+    LlamaConfig,
+    LoraConfig,
+    OptimConfig,
+    PolicyConfig,
+    Run,
+    TowerConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
+from rove.ipc import Channel, ChannelClosed, Child, Crash, Setup
+from rove.policies import registry as policies
+from rove.policies.base import Policy
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
 
 STEPS = 3
+PUBLISHED = PolicyConfig(
+    towers=(
+        TowerConfig(kind="dinov2", width=16, depth=3, heads=2, patch=8, mlp=32),
+        TowerConfig(kind="siglip", width=16, depth=3, heads=2, patch=8, mlp=32),
+    ),
+    llama=LlamaConfig(width=16, depth=2, heads=2, mlp=32),
+    decoding="autoregressive",
+    film=True,
+    value_head=ValueHeadConfig(hidden=(16,)),
+)
+"""Both towers, as every published checkpoint has them, and what can be put around them."""
 
 
-def learner_of(training: TrainingConfig, ranks: Ranks) -> Learner:
-    torch.manual_seed(0)
-    return Learner(
-        make_policy(critic=True),
-        algorithms.get("ppo"),
-        Run("t", PPO(), training=training),
-        torch.device("cpu"),
-        ranks,
+def policy_of(config: PolicyConfig | None) -> Policy:
+    """A new one, or one read from a checkpoint; None: the smallest."""
+    if config is None:
+        return make_policy(critic=True)
+    return policies.build(
+        config, chunk=C, action_spec=SPEC, image_size=16, vocabulary=("go", "left"), statistics=None, seed=0
     )
 
 
-def history(learner: Learner) -> list[dict[str, float]]:
+def learner_of(training: TrainingConfig, ranks: Ranks, config: PolicyConfig | None = None) -> Learner:
+    torch.manual_seed(0)
+    run = Run("t", PPO(), training=training)
+    return Learner(policy_of(config), algorithms.get("ppo"), run, torch.device("cpu"), ranks)
+
+
+def history(learner: Learner, config: PolicyConfig | None = None) -> list[dict[str, float]]:
     """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank. Its weights
     are the first ones: all iterations but the first are behind."""
-    batch = replace(make_batch(make_policy(critic=True), normalized=False), version=0)
+    batch = replace(make_batch(policy_of(config), normalized=False), version=0)
     return [learner.update(batch, iteration) for iteration in range(STEPS)]
 
 
-def rank(channel: Channel, number: int, address: str, training: TrainingConfig) -> None:
-    """One of two learners, in a process of its own."""
+def rank(channel: Channel, number: int, address: str) -> None:
+    """One of two learners, in a process of its own, for as many runs as it is asked for."""
     torch.set_num_threads(1)
-    learner = learner_of(training, join(number, 2, address, torch.device("cpu")))
-    metrics = history(learner)
-    state, weights = learner.state_dict(), learner.trainable()
-    again = learner_of(training, learner.ranks)
-    again.load_state_dict(state)
-    channel.send((metrics, weights, state, again.state_dict()))
-    channel.recv()
-    leave()
+    ranks = join(number, 2, address, torch.device("cpu"))
+    while True:
+        try:
+            training, config = channel.recv()
+        except ChannelClosed:
+            return leave()
+        learner = learner_of(training, ranks, config)
+        metrics = history(learner, config)
+        state, weights = learner.state_dict(), learner.trainable()
+        again = learner_of(training, ranks, config)
+        again.load_state_dict(state)
+        channel.send((metrics, weights, state, again.state_dict()))
 
 
-def two_learners(training: TrainingConfig) -> list[tuple]:
+@pytest.fixture(scope="module")
+def two_learners() -> Iterator[Callable[..., list[tuple]]]:
+    """Trains on two ranks; the answers of both."""
     address = free_address()
-    children = [
-        Child("tests.unit.test_parallel:rank", (n, address, training), setup=Setup.here()) for n in range(2)
-    ]
-    answers = [child.channel.recv() for child in children]
-    for answer in answers:
-        assert not isinstance(answer, Crash), answer.trace
+    children = [Child("tests.unit.test_parallel:rank", (n, address), setup=Setup.here()) for n in range(2)]
+
+    def train(*given: object) -> list[tuple]:
+        for child in children:
+            child.channel.send(given)
+        answers = [child.channel.recv() for child in children]
+        for answer in answers:
+            assert not isinstance(answer, Crash), answer.trace
+        return answers
+
+    yield train
     for child in children:
-        child.channel.send(None)
         child.join()
-    return answers
 
 
 BASE = TrainingConfig(iterations=STEPS, batch=6, micro_batch=2, optim=OptimConfig(lr=1e-3, value_lr=3e-3))
+FSDP = replace(BASE, parallel="fsdp")
 
 
-@pytest.mark.parametrize(
-    ("training", "tolerance"),
-    [
-        (BASE, 1e-5),
-        (replace(BASE, parallel="fsdp", gradient_checkpointing=True), 1e-5),
-        (replace(BASE, parallel="fsdp", precision="bfloat16"), 5e-2),
-    ],
-    ids=["ddp", "fsdp", "fsdp-bfloat16"],
-)
-def test_two_learners_train_as_one(training, tolerance):
-    alone = learner_of(replace(training, gradient_checkpointing=False), Ranks())
-    expected = history(alone)
-    first, second = two_learners(training)
+def compare(expected: list, alone: Learner, answers: list[tuple], tolerance: float) -> None:
+    """Assert that two learners measured, and became, what one does."""
+    first, second = answers
     for metrics in (first[0], second[0]):
         for want, got in zip(expected, metrics, strict=True):
             assert want.keys() == got.keys()
@@ -89,6 +118,23 @@ def test_two_learners_train_as_one(training, tolerance):
         # The gradient of a key's bias is zero but for rounding, which Adam blows up to whole steps.
         if not name.endswith("k_proj.bias"):
             assert torch.allclose(first[1][name], weight, atol=10 * tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("training", "tolerance"),
+    [
+        (BASE, 1e-5),
+        (replace(FSDP, gradient_checkpointing=True), 1e-5),
+        (replace(FSDP, precision="bfloat16"), 5e-2),
+    ],
+    ids=["ddp", "fsdp", "fsdp-bfloat16"],
+)
+def test_two_learners_train_as_one(training, tolerance, two_learners):
+    alone = learner_of(replace(training, gradient_checkpointing=False), Ranks())
+    expected = history(alone)
+    answers = two_learners(training, None)
+    compare(expected, alone, answers, tolerance)
+    first = answers[0]
     before = dict(make_policy(critic=True).named_parameters())
     assert any(not torch.equal(weight, before[name]) for name, weight in first[1].items())
     # A checkpoint holds whole tensors, and is the same after it was loaded.
@@ -99,6 +145,19 @@ def test_two_learners_train_as_one(training, tolerance):
     for number, moments in saved.items():
         assert torch.equal(moments["exp_avg"], loaded[number]["exp_avg"])
         assert moments["exp_avg"].shape == single[number]["exp_avg"].shape
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "adapters"])
+def test_a_policy_as_published_is_sharded(lora: LoraConfig | None, two_learners, tmp_path: Path):
+    """Both towers and FiLM, decoded token by token; trained as a whole, or by adapters beside bfloat16."""
+    config = PUBLISHED
+    if lora is not None:
+        policy_of(config).save_pretrained(tmp_path / "start")
+        config = replace(config, checkpoint=str(tmp_path / "start"), lora=lora, dtype="bfloat16")
+    alone = learner_of(BASE, Ranks(), config)
+    expected = history(alone, config)
+    answers = two_learners(replace(FSDP, gradient_checkpointing=True), config)
+    compare(expected, alone, answers, 1e-5 if lora is None else 5e-2)
 
 
 def test_rows_that_fill_up_a_share_count_nothing():

@@ -115,8 +115,10 @@ class Model:
         if config.gradient_checkpointing:
             recompute(policy)
         self._joined: DistributedDataParallel | None = None
+        self._trained: list[FSDPModule] = []
         if self.sharded:
             _shard(policy, config, device, ranks)
+            self._trained = _trained(policy)
         elif ranks.world > 1:
             self._joined = DistributedDataParallel(_Evaluation(policy))
 
@@ -143,8 +145,8 @@ class Model:
                 with self._joined.no_sync():
                     yield
         else:
-            assert isinstance(self.policy, FSDPModule)
-            self.policy.set_requires_gradient_sync(last)
+            for module in self._trained:
+                module.set_requires_gradient_sync(last, recurse=False)
             yield
 
 
@@ -161,11 +163,11 @@ class _Evaluation(nn.Module):
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: what lies in its outermost `nn.ModuleList`s."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
+    """The repeated parts of a model: what lies in its innermost `nn.ModuleList`s, a tower's blocks and not
+    the tower."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    items = [item for one in lists for item in one]
+    return [item for item in items if not any(isinstance(part, nn.ModuleList) for part in item.modules())]
 
 
 def recompute(policy: nn.Module) -> None:
@@ -180,8 +182,10 @@ def recompute(policy: nn.Module) -> None:
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
     """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
 
-    A block is sharded as the group of its innermost parts: a policy may call those, and not the block. The
-    critic, which is small and computes in float32, keeps that precision.
+    Gathering begins when a module is called, and a policy may call a block's parts and not the block, so a
+    block is sharded as the group of its innermost parts. What a module with parts holds itself is read
+    without calling it, and goes with the whole. The critic, which is small and computes in float32, keeps
+    that precision.
     """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
@@ -197,11 +201,21 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
         exact: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
         fully_shard(critic, **{**options, **exact})
     for block in blocks(policy):
-        parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
+        parts = [m for m in block.modules() if list(m.parameters()) and not list(m.children())]
         if parts:
             fully_shard(parts, **options)
     fully_shard(policy, **options)
     register_fsdp_forward_method(policy, "evaluate")
+
+
+def _trained(policy: nn.Module) -> list[FSDPModule]:
+    """The sharded modules that have gradients. Others need not be told when to join them, and must not be:
+    FSDP2 would look for those of a block that is never computed, and so never gathered."""
+    return [
+        module
+        for module in policy.modules()
+        if isinstance(module, FSDPModule) and any(p.requires_grad for p in module.parameters())
+    ]
 
 
 # --- whole tensors of sharded ones ------------------------------------------------------------------
