@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.unit.test_learner import SPEC, C, make_batch, make_policy
+from torch import distributed
 
 from rove import algorithms
 from rove.config.schema import (
@@ -23,6 +24,9 @@ from rove.config.schema import (
     ValueHeadConfig,
 )
 from rove.ipc import Channel, ChannelClosed, Child, Crash, Setup
+from rove.placement.inventory import Inventory
+from rove.placement.plan import make_plan
+from rove.placement.seat import SeatPlan, SeatWorker
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.training.learner import Learner
@@ -158,6 +162,34 @@ def test_a_policy_as_published_is_sharded(lora: LoraConfig | None, two_learners,
     expected = history(alone, config)
     answers = two_learners(replace(FSDP, gradient_checkpointing=True), config)
     compare(expected, alone, answers, 1e-5 if lora is None else 5e-2)
+
+
+def test_a_seat_makes_its_gpu_its_own_before_all_else(monkeypatch):
+    """FSDP and NCCL take the current device: left at the first, all ranks would meet on one GPU."""
+
+    class Chosen(Exception):
+        pass
+
+    def choose(device: torch.device) -> None:
+        raise Chosen(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    plan = make_plan(Run("t", PPO()), Inventory.of(gpus=8, cores=64))
+    number = next(n for n, seat in enumerate(plan.seats) if seat.rank == 3)
+    with pytest.raises(Chosen, match="cuda:3"):
+        SeatWorker(SeatPlan(Run("t", PPO()), plan, number, Path("nowhere"), Setup.here(), ""))
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "bound"),
+    [("cpu", "gloo", None), ("cuda:3", "cpu:gloo,cuda:nccl", torch.device("cuda:3"))],
+)
+def test_ranks_meet_on_their_own_devices(device, backend, bound, monkeypatch):
+    asked: list[tuple] = []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **how: asked.append((args, how)))
+    assert join(3, 8, "host:1", torch.device(device)) == Ranks(3, 8)
+    how = {"init_method": "tcp://host:1", "rank": 3, "world_size": 8, "device_id": bound}
+    assert asked == [((backend,), how)]
 
 
 def test_rows_that_fill_up_a_share_count_nothing():

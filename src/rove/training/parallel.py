@@ -91,8 +91,14 @@ def _own_address() -> str:
 def join(rank: int, world: int, address: str, device: torch.device) -> Ranks:
     """Meet the other ranks at "host:port", which rank 0 serves. Needed only where `world` is not 1."""
     if world > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
+        on_gpu = device.type == "cuda"
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{address}",
+            rank=rank,
+            world_size=world,
+            device_id=device if on_gpu else None,
+        )
     return Ranks(rank, world)
 
 
