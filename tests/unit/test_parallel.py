@@ -13,6 +13,7 @@ from torch import distributed
 
 from rove import algorithms
 from rove.config.schema import (
+    GRPO,
     PPO,
     LlamaConfig,
     LoraConfig,
@@ -55,10 +56,15 @@ def policy_of(config: PolicyConfig | None) -> Policy:
     )
 
 
-def learner_of(training: TrainingConfig, ranks: Ranks, config: PolicyConfig | None = None) -> Learner:
+def learner_of(
+    training: TrainingConfig,
+    ranks: Ranks,
+    config: PolicyConfig | None = None,
+    algorithm: PPO | GRPO = PPO(),
+) -> Learner:
     torch.manual_seed(0)
-    run = Run("t", PPO(), training=training)
-    return Learner(policy_of(config), algorithms.get("ppo"), run, torch.device("cpu"), ranks)
+    run = Run("t", algorithm, training=training)
+    return Learner(policy_of(config), algorithms.get(algorithm.kind), run, torch.device("cpu"), ranks)
 
 
 def history(learner: Learner, config: PolicyConfig | None = None) -> list[dict[str, float]]:
@@ -74,13 +80,13 @@ def rank(channel: Channel, number: int, address: str) -> None:
     ranks = join(number, 2, address, torch.device("cpu"))
     while True:
         try:
-            training, config = channel.recv()
+            training, config, algorithm = channel.recv()
         except ChannelClosed:
             return leave()
-        learner = learner_of(training, ranks, config)
+        learner = learner_of(training, ranks, config, algorithm)
         metrics = history(learner, config)
         state, weights = learner.state_dict(), learner.trainable()
-        again = learner_of(training, ranks, config)
+        again = learner_of(training, ranks, config, algorithm)
         again.load_state_dict(state)
         channel.send((metrics, weights, state, again.state_dict()))
 
@@ -91,9 +97,11 @@ def two_learners() -> Iterator[Callable[..., list[tuple]]]:
     address = free_address()
     children = [Child("tests.unit.test_parallel:rank", (n, address), setup=Setup.here()) for n in range(2)]
 
-    def train(*given: object) -> list[tuple]:
+    def train(
+        training: TrainingConfig, config: PolicyConfig | None, algorithm: PPO | GRPO = PPO()
+    ) -> list[tuple]:
         for child in children:
-            child.channel.send(given)
+            child.channel.send((training, config, algorithm))
         answers = [child.channel.recv() for child in children]
         for answer in answers:
             assert not isinstance(answer, Crash), answer.trace
@@ -151,17 +159,36 @@ def test_two_learners_train_as_one(training, tolerance, two_learners):
         assert moments["exp_avg"].shape == single[number]["exp_avg"].shape
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "adapters"])
-def test_a_policy_as_published_is_sharded(lora: LoraConfig | None, two_learners, tmp_path: Path):
-    """Both towers and FiLM, decoded token by token; trained as a whole, or by adapters beside bfloat16."""
-    config = PUBLISHED
-    if lora is not None:
-        policy_of(config).save_pretrained(tmp_path / "start")
-        config = replace(config, checkpoint=str(tmp_path / "start"), lora=lora, dtype="bfloat16")
+def adapted(config: PolicyConfig, directory: Path) -> PolicyConfig:
+    """Its weights in bfloat16, with adapters beside them."""
+    policy_of(config).save_pretrained(directory)
+    return replace(config, checkpoint=str(directory), lora=LoraConfig(rank=2), dtype="bfloat16")
+
+
+@pytest.mark.parametrize("how", ["whole", "adapters"])
+def test_a_policy_as_published_is_sharded(how: str, two_learners, tmp_path: Path):
+    """Both towers and FiLM, decoded token by token."""
+    config = PUBLISHED if how == "whole" else adapted(PUBLISHED, tmp_path / "start")
     alone = learner_of(BASE, Ranks(), config)
     expected = history(alone, config)
     answers = two_learners(replace(FSDP, gradient_checkpointing=True), config)
-    compare(expected, alone, answers, 1e-5 if lora is None else 5e-2)
+    compare(expected, alone, answers, 1e-5 if how == "whole" else 5e-2)
+
+
+@pytest.mark.parametrize("training", [BASE, FSDP], ids=["ddp", "fsdp"])
+def test_a_reference_is_kept_by_every_rank(training: TrainingConfig, two_learners):
+    config = replace(PUBLISHED, value_head=None)
+    algorithm = GRPO(kl_coef=0.5, length_normalization=False)
+    alone = learner_of(BASE, Ranks(), config, algorithm)
+    expected = history(alone, config)
+    assert expected[0]["train/kl_reference"] < expected[-1]["train/kl_reference"]
+    answers = two_learners(training, config, algorithm)
+    compare(expected, alone, answers, 1e-5)
+    saved, loaded = answers[0][2]["reference"], answers[0][3]["reference"]
+    start = dict(policy_of(config).named_parameters())
+    assert saved.keys() == alone.trainable().keys()
+    for name, kept in saved.items():
+        assert torch.equal(kept, start[name]) and torch.equal(kept, loaded[name])
 
 
 def test_a_seat_makes_its_gpu_its_own_before_all_else(monkeypatch):
