@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,12 @@ def prepare(threads: int) -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def release() -> None:
+    """Give back what this process no longer uses of a GPU's memory, which others could not have otherwise."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def cores() -> tuple[int, ...]:

@@ -227,9 +227,12 @@ def test_rows_that_fill_up_a_share_count_nothing():
     assert sum(int(share.mask.sum()) for share in shares) == int(part.mask.sum())
 
 
-def test_recomputed_activations_give_the_same_gradients():
+def test_recomputed_activations_give_the_same_gradients(monkeypatch):
     plain, frugal = (learner_of(replace(BASE, gradient_checkpointing=on), Ranks()) for on in (False, True))
-    assert history(plain) == history(frugal)
+    expected = history(plain)
+    # Nothing in a policy draws numbers: to save the generators' states, a GPU's too, would make it wait.
+    monkeypatch.delattr(torch, "get_rng_state")
+    assert history(frugal) == expected
 
 
 def test_a_stale_batch_is_trained_on_through_the_proximal_policy():

@@ -49,13 +49,15 @@ class SamplingNoise:
 
 def through(block: nn.Module, compute: Callable[..., Tensor], *args: Any) -> Tensor:
     """`compute(*args)`, which is what `block` does. Where the learner has set `block.recompute`, activations
-    inside are dropped and computed again in the backward pass.
+    inside are dropped and computed again in the backward pass. Nothing inside may draw numbers, as dropout
+    does: `act` and `evaluate` would not agree either.
 
     A policy that takes its repeated blocks through here can be trained with
     `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
-        return checkpoint(compute, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        # The generators' states need not be kept; on a GPU that waits for it.
+        return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
     return compute(*args)
 
 
