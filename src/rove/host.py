@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def device(wanted: str) -> torch.device:
             f"placement.device = {wanted!r}, but {count} CUDA devices are visible. Use 'auto' or 'cpu'."
         )
     return torch.device("cpu" if kind == "cpu" else f"cuda:{index or 0}")
+
+
+def release() -> None:
+    """Give back what this process no longer uses of a GPU's memory, which others could not have otherwise."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def cores() -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Processes of one machine: messages between them, and memory that they share.
 
-Nothing here has a name that could outlive its users. Shared memory is an unlinked file, passed as a file
+Nothing here has a name that could outlive its users. Shared memory is a file without one, passed as a file
 descriptor; messages travel through socket pairs; a child ends itself when the other end of its channel is
 gone. So after Ctrl-C, and after `kill -9` of the parent, no segment, port or process is left.
 """
@@ -78,9 +78,13 @@ class Segment:
 
 
 def _anonymous_file(size: int) -> int:
-    """Descriptor of an unlinked file, in memory where the system has such files."""
-    directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryFile(dir=directory) as file:
+    """Descriptor of a file without a name, in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        # Not in /dev/shm, which a container limits to 64 MB: to write past that ends the process.
+        descriptor = os.memfd_create("rove")
+        os.ftruncate(descriptor, size)
+        return descriptor
+    with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), size)
         return os.dup(file.fileno())
 

@@ -54,6 +54,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
             placed = settle(run, inventory, directory, start)
             plan = make_plan(placed, inventory)
             progress.message(f"plan: {plan}")
+            host.release()
             with closing(execute(placed, plan, start, profile)) as executor:
                 progress.message(before_run(executor.policy, executor.suite, executor.action_spec))
                 _loop(run, directory, saved, executor, log, progress, interrupt)

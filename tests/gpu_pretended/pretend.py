@@ -140,7 +140,7 @@ _KEPT = 4096
 
 def _place() -> str:
     """file:line of the innermost frame that is the program's own."""
-    skip = ("/torch/", __file__, "/contextlib", "/peft/")
+    skip = ("/torch/", __file__, "/contextlib")
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

@@ -64,12 +64,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "warp": ("envs/libero", "envs/quiet_warp.py", "envs/tabletop", "doctor.py"),
     "transformers": ("policies", "doctor.py"),
     "tokenizers": ("policies", "doctor.py"),
-    "peft": ("policies", "training"),
     "rich": ("reporting", "cli", "cli.py", "doctor.py"),
     "wandb": ("reporting",),
     "tensorboard": ("reporting",),
 }
-OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "peft", "wandb"}
+OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "wandb"}
 """Imported inside the function that uses them, so that their absence is felt there only."""
 
 DERIVED = ("envs/maniskill/put_on_plate/task.py",)

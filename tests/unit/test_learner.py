@@ -1,6 +1,8 @@
 """The learner: how a batch is split changes nothing, and one batch can be overfitted."""
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rove.config.schema import (
     GRPO,
     PPO,
     LlamaConfig,
+    LoraConfig,
     OptimConfig,
     PolicyConfig,
     Run,
@@ -25,6 +28,7 @@ from rove.types import ActionSpec, Observation, TrainBatch
 
 SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-1.0, -1.0), (1.0, 1.0))
 N, C = 12, 3
+CPU = torch.device("cpu")
 
 
 def make_policy(critic: bool):
@@ -100,6 +104,52 @@ def test_the_micro_batch_split_does_not_change_the_gradient(algorithm):
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
         assert measured == pytest.approx(metrics[0], rel=1e-4, abs=1e-6)
+
+
+def start_of(kind: str, directory: Path):
+    """A policy to start RL from: "whole", or "adapters" that demonstrations have moved, beside bfloat16."""
+    policy = make_policy(critic=False)
+    if kind == "whole":
+        return policy
+    policy.save_pretrained(directory)
+    policy = policies.load(directory, lora=LoraConfig(rank=2), dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["whole", "adapters"])
+def test_the_reference_is_the_policy_that_the_run_started_from(kind, precision, tmp_path):
+    policy, start = (start_of(kind, tmp_path / "base") for _ in range(2))
+    batch = make_batch(policy, normalized=False)
+    config = GRPO(length_normalization=False, kl_coef=0.1)
+    optim = OptimConfig(lr=1e-2)
+    training = TrainingConfig(iterations=1, batch=N, micro_batch=5, optim=optim, precision=precision)
+    learner = Learner(policy, algorithms.get("grpo"), Run("test", config, training=training), CPU)
+    for iteration in range(3):
+        metrics = learner.update(batch, iteration)
+        assert (metrics["train/kl_reference"] == 0) == (iteration == 0)
+
+    def logprob(of) -> torch.Tensor:
+        with torch.no_grad():
+            return of.evaluate(batch.observation, batch.tokens).logprob
+
+    assert (logprob(policy) - logprob(start)).abs().max() > 1e-2
+    assert learner.reference is not None
+    with learner.reference.in_place():
+        assert torch.equal(logprob(policy), logprob(start))
+    assert (logprob(policy) - logprob(start)).abs().max() > 1e-2, "the policy is itself again"
+    kept = learner.state_dict()["reference"]
+    assert kept.keys() == learner.trainable().keys()
+
+    again = deepcopy(policy)
+    resumed = Learner(again, algorithms.get("grpo"), Run("test", config, training=training), CPU)
+    resumed.load_state_dict(learner.state_dict())
+    assert resumed.update(batch, 3) == learner.update(batch, 3)
 
 
 def test_critic_warm_up_trains_the_head_alone():

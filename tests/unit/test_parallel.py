@@ -2,82 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.test_learner import make_batch, make_policy
+from tests.unit.test_learner import SPEC, C, make_batch, make_policy
+from torch import distributed
 
 from rove import algorithms
-from rove.config.schema import PPO, OptimConfig, Run, TrainingConfig
-from rove.ipc import Channel, Child, Crash, Setup
+from rove.config.schema import (
+    GRPO,
+    PPO,
+    LlamaConfig,
+    LoraConfig,
+    OptimConfig,
+    PolicyConfig,
+    Run,
+    TowerConfig,
+    TrainingConfig,
+    ValueHeadConfig,
+)
+from rove.ipc import Channel, ChannelClosed, Child, Crash, Setup
+from rove.placement.inventory import Inventory
+from rove.placement.plan import make_plan
+from rove.placement.seat import SeatPlan, SeatWorker
+from rove.policies import registry as policies
+from rove.policies.base import Policy
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
 
 STEPS = 3
+PUBLISHED = PolicyConfig(
+    towers=(
+        TowerConfig(kind="dinov2", width=16, depth=3, heads=2, patch=8, mlp=32),
+        TowerConfig(kind="siglip", width=16, depth=3, heads=2, patch=8, mlp=32),
+    ),
+    llama=LlamaConfig(width=16, depth=2, heads=2, mlp=32),
+    decoding="autoregressive",
+    film=True,
+    value_head=ValueHeadConfig(hidden=(16,)),
+)
+"""Both towers, as every published checkpoint has them, and what can be put around them."""
 
 
-def learner_of(training: TrainingConfig, ranks: Ranks) -> Learner:
-    torch.manual_seed(0)
-    return Learner(
-        make_policy(critic=True),
-        algorithms.get("ppo"),
-        Run("t", PPO(), training=training),
-        torch.device("cpu"),
-        ranks,
+def policy_of(config: PolicyConfig | None) -> Policy:
+    """A new one, or one read from a checkpoint; None: the smallest."""
+    if config is None:
+        return make_policy(critic=True)
+    return policies.build(
+        config, chunk=C, action_spec=SPEC, image_size=16, vocabulary=("go", "left"), statistics=None, seed=0
     )
 
 
-def history(learner: Learner) -> list[dict[str, float]]:
+def learner_of(
+    training: TrainingConfig,
+    ranks: Ranks,
+    config: PolicyConfig | None = None,
+    algorithm: PPO | GRPO = PPO(),
+) -> Learner:
+    torch.manual_seed(0)
+    run = Run("t", algorithm, training=training)
+    return Learner(policy_of(config), algorithms.get(algorithm.kind), run, torch.device("cpu"), ranks)
+
+
+def history(learner: Learner, config: PolicyConfig | None = None) -> list[dict[str, float]]:
     """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank. Its weights
     are the first ones: all iterations but the first are behind."""
-    batch = replace(make_batch(make_policy(critic=True), normalized=False), version=0)
+    batch = replace(make_batch(policy_of(config), normalized=False), version=0)
     return [learner.update(batch, iteration) for iteration in range(STEPS)]
 
 
-def rank(channel: Channel, number: int, address: str, training: TrainingConfig) -> None:
-    """One of two learners, in a process of its own."""
+def rank(channel: Channel, number: int, address: str) -> None:
+    """One of two learners, in a process of its own, for as many runs as it is asked for."""
     torch.set_num_threads(1)
-    learner = learner_of(training, join(number, 2, address, torch.device("cpu")))
-    metrics = history(learner)
-    state, weights = learner.state_dict(), learner.trainable()
-    again = learner_of(training, learner.ranks)
-    again.load_state_dict(state)
-    channel.send((metrics, weights, state, again.state_dict()))
-    channel.recv()
-    leave()
+    ranks = join(number, 2, address, torch.device("cpu"))
+    while True:
+        try:
+            training, config, algorithm = channel.recv()
+        except ChannelClosed:
+            return leave()
+        learner = learner_of(training, ranks, config, algorithm)
+        metrics = history(learner, config)
+        state, weights = learner.state_dict(), learner.trainable()
+        again = learner_of(training, ranks, config, algorithm)
+        again.load_state_dict(state)
+        channel.send((metrics, weights, state, again.state_dict()))
 
 
-def two_learners(training: TrainingConfig) -> list[tuple]:
+@pytest.fixture(scope="module")
+def two_learners() -> Iterator[Callable[..., list[tuple]]]:
+    """Trains on two ranks; the answers of both."""
     address = free_address()
-    children = [
-        Child("tests.unit.test_parallel:rank", (n, address, training), setup=Setup.here()) for n in range(2)
-    ]
-    answers = [child.channel.recv() for child in children]
-    for answer in answers:
-        assert not isinstance(answer, Crash), answer.trace
+    children = [Child("tests.unit.test_parallel:rank", (n, address), setup=Setup.here()) for n in range(2)]
+
+    def train(
+        training: TrainingConfig, config: PolicyConfig | None, algorithm: PPO | GRPO = PPO()
+    ) -> list[tuple]:
+        for child in children:
+            child.channel.send((training, config, algorithm))
+        answers = [child.channel.recv() for child in children]
+        for answer in answers:
+            assert not isinstance(answer, Crash), answer.trace
+        return answers
+
+    yield train
     for child in children:
-        child.channel.send(None)
         child.join()
-    return answers
 
 
 BASE = TrainingConfig(iterations=STEPS, batch=6, micro_batch=2, optim=OptimConfig(lr=1e-3, value_lr=3e-3))
+FSDP = replace(BASE, parallel="fsdp")
 
 
-@pytest.mark.parametrize(
-    ("training", "tolerance"),
-    [
-        (BASE, 1e-5),
-        (replace(BASE, parallel="fsdp", gradient_checkpointing=True), 1e-5),
-        (replace(BASE, parallel="fsdp", precision="bfloat16"), 5e-2),
-    ],
-    ids=["ddp", "fsdp", "fsdp-bfloat16"],
-)
-def test_two_learners_train_as_one(training, tolerance):
-    alone = learner_of(replace(training, gradient_checkpointing=False), Ranks())
-    expected = history(alone)
-    first, second = two_learners(training)
+def compare(expected: list, alone: Learner, answers: list[tuple], tolerance: float) -> None:
+    """Assert that two learners measured, and became, what one does."""
+    first, second = answers
     for metrics in (first[0], second[0]):
         for want, got in zip(expected, metrics, strict=True):
             assert want.keys() == got.keys()
@@ -89,6 +130,23 @@ def test_two_learners_train_as_one(training, tolerance):
         # The gradient of a key's bias is zero but for rounding, which Adam blows up to whole steps.
         if not name.endswith("k_proj.bias"):
             assert torch.allclose(first[1][name], weight, atol=10 * tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("training", "tolerance"),
+    [
+        (BASE, 1e-5),
+        (replace(FSDP, gradient_checkpointing=True), 1e-5),
+        (replace(FSDP, precision="bfloat16"), 5e-2),
+    ],
+    ids=["ddp", "fsdp", "fsdp-bfloat16"],
+)
+def test_two_learners_train_as_one(training, tolerance, two_learners):
+    alone = learner_of(replace(training, gradient_checkpointing=False), Ranks())
+    expected = history(alone)
+    answers = two_learners(training, None)
+    compare(expected, alone, answers, tolerance)
+    first = answers[0]
     before = dict(make_policy(critic=True).named_parameters())
     assert any(not torch.equal(weight, before[name]) for name, weight in first[1].items())
     # A checkpoint holds whole tensors, and is the same after it was loaded.
@@ -101,6 +159,66 @@ def test_two_learners_train_as_one(training, tolerance):
         assert moments["exp_avg"].shape == single[number]["exp_avg"].shape
 
 
+def adapted(config: PolicyConfig, directory: Path) -> PolicyConfig:
+    """Its weights in bfloat16, with adapters beside them."""
+    policy_of(config).save_pretrained(directory)
+    return replace(config, checkpoint=str(directory), lora=LoraConfig(rank=2), dtype="bfloat16")
+
+
+@pytest.mark.parametrize("how", ["whole", "adapters"])
+def test_a_policy_as_published_is_sharded(how: str, two_learners, tmp_path: Path):
+    """Both towers and FiLM, decoded token by token."""
+    config = PUBLISHED if how == "whole" else adapted(PUBLISHED, tmp_path / "start")
+    alone = learner_of(BASE, Ranks(), config)
+    expected = history(alone, config)
+    answers = two_learners(replace(FSDP, gradient_checkpointing=True), config)
+    compare(expected, alone, answers, 1e-5 if how == "whole" else 5e-2)
+
+
+@pytest.mark.parametrize("training", [BASE, FSDP], ids=["ddp", "fsdp"])
+def test_a_reference_is_kept_by_every_rank(training: TrainingConfig, two_learners):
+    config = replace(PUBLISHED, value_head=None)
+    algorithm = GRPO(kl_coef=0.5, length_normalization=False)
+    alone = learner_of(BASE, Ranks(), config, algorithm)
+    expected = history(alone, config)
+    assert expected[0]["train/kl_reference"] < expected[-1]["train/kl_reference"]
+    answers = two_learners(training, config, algorithm)
+    compare(expected, alone, answers, 1e-5)
+    saved, loaded = answers[0][2]["reference"], answers[0][3]["reference"]
+    start = dict(policy_of(config).named_parameters())
+    assert saved.keys() == alone.trainable().keys()
+    for name, kept in saved.items():
+        assert torch.equal(kept, start[name]) and torch.equal(kept, loaded[name])
+
+
+def test_a_seat_makes_its_gpu_its_own_before_all_else(monkeypatch):
+    """FSDP and NCCL take the current device: left at the first, all ranks would meet on one GPU."""
+
+    class Chosen(Exception):
+        pass
+
+    def choose(device: torch.device) -> None:
+        raise Chosen(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    plan = make_plan(Run("t", PPO()), Inventory.of(gpus=8, cores=64))
+    number = next(n for n, seat in enumerate(plan.seats) if seat.rank == 3)
+    with pytest.raises(Chosen, match="cuda:3"):
+        SeatWorker(SeatPlan(Run("t", PPO()), plan, number, Path("nowhere"), Setup.here(), ""))
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "bound"),
+    [("cpu", "gloo", None), ("cuda:3", "cpu:gloo,cuda:nccl", torch.device("cuda:3"))],
+)
+def test_ranks_meet_on_their_own_devices(device, backend, bound, monkeypatch):
+    asked: list[tuple] = []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **how: asked.append((args, how)))
+    assert join(3, 8, "host:1", torch.device(device)) == Ranks(3, 8)
+    how = {"init_method": "tcp://host:1", "rank": 3, "world_size": 8, "device_id": bound}
+    assert asked == [((backend,), how)]
+
+
 def test_rows_that_fill_up_a_share_count_nothing():
     batch = make_batch(make_policy(critic=True), normalized=False)
     part = batch.select(torch.arange(5))
@@ -109,9 +227,12 @@ def test_rows_that_fill_up_a_share_count_nothing():
     assert sum(int(share.mask.sum()) for share in shares) == int(part.mask.sum())
 
 
-def test_recomputed_activations_give_the_same_gradients():
+def test_recomputed_activations_give_the_same_gradients(monkeypatch):
     plain, frugal = (learner_of(replace(BASE, gradient_checkpointing=on), Ranks()) for on in (False, True))
-    assert history(plain) == history(frugal)
+    expected = history(plain)
+    # Nothing in a policy draws numbers: to save the generators' states, a GPU's too, would make it wait.
+    monkeypatch.delattr(torch, "get_rng_state")
+    assert history(frugal) == expected
 
 
 def test_a_stale_batch_is_trained_on_through_the_proximal_policy():

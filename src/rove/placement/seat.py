@@ -92,6 +92,9 @@ class SeatWorker:
         self.plan, self.run = seat.plan, seat.run
         own = seat.plan.seats[seat.number]
         self.device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
+        if self.device.type == "cuda":
+            # What names no device (FSDP, NCCL, a library's context) takes the current one.
+            torch.cuda.set_device(self.device)
         self._cores, self._threads = host.cores(), own.threads
         host.prepare(own.threads)
         name = " and ".join(

@@ -48,13 +48,14 @@ class SamplingNoise:
 
 def through(block: nn.Module, *args: Any) -> Tensor:
     """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
-    computed again in the backward pass.
+    computed again in the backward pass. Nothing inside may draw numbers, as dropout does: `act` and
+    `evaluate` would not agree either.
 
     A policy that calls its repeated blocks through here can be trained with
     `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
-        # Nothing in a block draws random numbers, and generators' states would have to be read from the GPU.
+        # The generators' states need not be kept; on a GPU that waits for it.
         return checkpoint(  # pyright: ignore[reportReturnType]
             block, *args, use_reentrant=False, preserve_rng_state=False
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
 from rove.training.optim import Optimizer
 from rove.training.parallel import Model, Ranks, whole
+from rove.training.reference import Reference
 from rove.types import PolicyOutput, TrainBatch
 
 
@@ -54,10 +54,9 @@ class Learner:
         self.head: nn.Module | None = policy.value_head
         self.ranks = ranks
         freeze(policy, run.training.freeze, "training.freeze")
-        self.reference = None
-        if isinstance(self.config, GRPO) and self.config.kl_coef:
-            self.reference = deepcopy(policy).requires_grad_(False)
         self.model = Model(policy, run.training, device, ranks)
+        anchored = isinstance(self.config, GRPO) and self.config.kl_coef
+        self.reference = Reference(policy) if anchored else None
         steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
 
@@ -114,6 +113,7 @@ class Learner:
         totals: dict[str, Tensor] = {}
         mine = self.ranks.share(part)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
+        references = self._reference_logprobs(mine, micros)
         for number, own in enumerate(micros):
             micro = transfer.to(mine.select(own), self.device)
             with self.model.accumulating(last=number == len(micros) - 1):
@@ -124,7 +124,7 @@ class Learner:
                     self.config,
                     denominator=denominator,
                     value_denominator=float(at_value_level.sum()),
-                    reference=self._reference_logprob(micro),
+                    reference=None if references is None else references[number],
                 )
                 (loss * self.model.loss_scale if self.ranks.world > 1 else loss).backward()
             for name, value in metrics.items():
@@ -151,11 +151,13 @@ class Learner:
             batch = replace(batch, value=self.ranks.gather(value, len(batch)))
         return replace(batch, proximal=self.ranks.gather(logprob, len(batch)))
 
-    def _reference_logprob(self, micro: TrainBatch) -> Tensor | None:
+    @torch.no_grad()
+    def _reference_logprobs(self, mine: TrainBatch, micros: Sequence[Tensor]) -> list[Tensor] | None:
+        """Those of each micro-batch, evaluated as it will be by the policy: to the bit the same, at first."""
         if self.reference is None:
             return None
-        with torch.no_grad():
-            return self.reference.evaluate(micro.observation, micro.tokens).logprob
+        with self.reference.in_place():
+            return [self._evaluate(self.policy, mine.select(own)).logprob for own in micros]
 
     def _keep_head_gradients_only(self) -> None:
         head = {id(p) for p in self.head.parameters()} if self.head is not None else set()
@@ -164,7 +166,7 @@ class Learner:
                 parameter.grad = None
 
     def state_dict(self) -> dict:
-        """Optimizer state, and the frozen reference where there is one."""
+        """Optimizer state, and the reference where there is one; every rank has to call it."""
         reference = None if self.reference is None else self.reference.state_dict()
         return {"optimizer": whole(self.optimizer.state_dict()), "reference": reference}
 

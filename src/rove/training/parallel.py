@@ -91,8 +91,14 @@ def _own_address() -> str:
 def join(rank: int, world: int, address: str, device: torch.device) -> Ranks:
     """Meet the other ranks at "host:port", which rank 0 serves. Needed only where `world` is not 1."""
     if world > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
+        on_gpu = device.type == "cuda"
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{address}",
+            rank=rank,
+            world_size=world,
+            device_id=device if on_gpu else None,
+        )
     return Ranks(rank, world)
 
 
@@ -115,8 +121,10 @@ class Model:
         if config.gradient_checkpointing:
             recompute(policy)
         self._joined: DistributedDataParallel | None = None
+        self._trained: list[FSDPModule] = []
         if self.sharded:
             _shard(policy, config, device, ranks)
+            self._trained = _trained(policy)
         elif ranks.world > 1:
             self._joined = DistributedDataParallel(_Evaluation(policy))
 
@@ -143,8 +151,8 @@ class Model:
                 with self._joined.no_sync():
                     yield
         else:
-            assert isinstance(self.policy, FSDPModule)
-            self.policy.set_requires_gradient_sync(last)
+            for module in self._trained:
+                module.set_requires_gradient_sync(last, recurse=False)
             yield
 
 
@@ -161,11 +169,11 @@ class _Evaluation(nn.Module):
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: what lies in its outermost `nn.ModuleList`s."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
+    """The repeated parts of a model: what lies in its innermost `nn.ModuleList`s, a tower's blocks and not
+    the tower."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    items = [item for one in lists for item in one]
+    return [item for item in items if not any(isinstance(part, nn.ModuleList) for part in item.modules())]
 
 
 def recompute(policy: nn.Module) -> None:
@@ -180,8 +188,9 @@ def recompute(policy: nn.Module) -> None:
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
     """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
 
-    A block is sharded as the group of its innermost parts: a policy may call those, and not the block. The
-    critic, which is small and computes in float32, keeps that precision.
+    Gathering begins when a module is called: a policy calls its blocks as modules (see
+    `policies.base.through`), and may read whatever else it holds without calling it. The critic, which is
+    small and computes in float32, keeps that precision.
     """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
@@ -197,11 +206,19 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
         exact: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
         fully_shard(critic, **{**options, **exact})
     for block in blocks(policy):
-        parts = [m for m in block.modules() if any(True for _ in m.parameters(recurse=False))]
-        if parts:
-            fully_shard(parts, **options)
+        fully_shard(block, **options)
     fully_shard(policy, **options)
     register_fsdp_forward_method(policy, "evaluate")
+
+
+def _trained(policy: nn.Module) -> list[FSDPModule]:
+    """The sharded modules that have gradients. Others need not be told when to join them, and must not be:
+    FSDP2 would look for those of a block that is never computed, and so never gathered."""
+    return [
+        module
+        for module in policy.modules()
+        if isinstance(module, FSDPModule) and any(p.requires_grad for p in module.parameters())
+    ]
 
 
 # --- whole tensors of sharded ones ------------------------------------------------------------------

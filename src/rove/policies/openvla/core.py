@@ -16,6 +16,7 @@ from rove.policies.openvla import bins, decoding
 from rove.policies.openvla.bins import Normalizer
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.graphs import Graphs
 from rove.policies.openvla.heads import L1Head, refuse_rl
 from rove.policies.openvla.images import process
 from rove.policies.openvla.language import Attention
@@ -56,7 +57,7 @@ class ActionModel(nn.Module):
         unnorm_key: str | None,
         value_head: ValueHeadConfig | None,
         tokenizer: PromptTokenizer | None,
-        compile_rollouts: bool = False,
+        compiled: bool = False,
     ) -> None:
         """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
 
@@ -103,7 +104,10 @@ class ActionModel(nn.Module):
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
             self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
-        self.compile_rollouts = compile_rollouts
+        self.compiled = compiled
+        self._graphs: Graphs | None = None
+        if compiled:
+            self._compile_blocks()
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (
             ("mean", 255 * torch.tensor(mean).flatten()),
@@ -192,6 +196,14 @@ class ActionModel(nn.Module):
         return self._statistics().unnormalize(normalized)
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _compile_blocks(self) -> None:
+        """Have every block of towers and language model run through torch.compile, one piece each: blocks of
+        one kind share what is compiled, the shapes that a policy meets make more kinds than the usual
+        limit."""
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in self.vlm.blocks():
+            block.compile(fullgraph=True)
 
     @property
     def _count(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rove.policies.openvla.config import BINS
-from rove.policies.openvla.language import Attention, first_come
+from rove.policies.openvla.language import Attention, first_come, make_cache
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 
 Decoding = Literal["autoregressive", "parallel"]
@@ -65,7 +65,7 @@ def one_by_one(
     """
     batch, length = prefix.embeddings.shape[:2]
     device, capacity = prefix.embeddings.device, length + count - 1
-    cache = vlm.cache(batch, capacity, prefix.embeddings)
+    cache = make_cache(vlm.language_model, batch, capacity, prefix.embeddings)
     before = prefix.valid
     if before is None:
         before = torch.ones(batch, length, dtype=torch.bool, device=device)
@@ -77,7 +77,9 @@ def one_by_one(
         if j:
             valid[:, length + j - 1] = True
             embedding = vlm.language_model.embed_tokens(steps[-1][0] + vlm.vocab_size - BINS)
-            hidden = vlm.step(embedding, cache, slots[length + j - 1 :][:1], start + j - 1, valid)
+            hidden = vlm.language_model.step(
+                embedding, cache, slots[length + j - 1 :][:1], start + j - 1, valid
+            )
         logits = vlm.action_logits(hidden)
         column = choose(logits, temperature, None if uniform is None else uniform[:, j, None, None])[..., 0]
         steps.append((column, logits, hidden))

@@ -8,8 +8,6 @@ them. So a GPU serves it by its fastest kernel, whatever the lengths of the prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -24,28 +22,22 @@ from rove.policies.openvla import lora
 Attention = Literal["causal", "bidirectional"]
 Rope = tuple[Tensor, Tensor]
 """Cosine and signed sine of every channel, see `rotary`."""
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes a layer's new keys and values, returns all that are to be attended to."""
+Buffers = tuple[Tensor, Tensor]
+"""Keys and values of a layer, [B, heads, capacity, d] each."""
+Cache = list[Buffers]
+"""Of every layer."""
 
 
-class KVCache:
-    """Keys and values of every layer, in buffers of one size from the first token to the last.
+def make_cache(model: LlamaModel, batch: int, capacity: int, like: Tensor) -> Cache:
+    """Zeroed buffers of one size from the first token to the last.
 
     A step attends over all of a buffer and a mask leaves out what is not there yet: its shapes never change,
     so that it can be compiled, or captured, once.
     """
-
-    def __init__(self, model: LlamaModel, batch: int, capacity: int, like: Tensor) -> None:
-        config = model.config
-        dim = config.hidden_size // config.num_attention_heads
-        shape = (batch, config.num_key_value_heads or config.num_attention_heads, capacity, dim)
-        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in model.layers]
-
-    def fill(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the first entries, [B, heads, S, d], and return them."""
-        for buffer, new in zip(self.layers[layer], (key, value), strict=True):
-            buffer[:, :, : new.shape[2]] = new
-        return key, value
+    config = model.config
+    dim = config.hidden_size // config.num_attention_heads
+    shape = (batch, config.num_key_value_heads or config.num_attention_heads, capacity, dim)
+    return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in model.layers]
 
 
 def first_come(valid: Tensor, capacity: int) -> Tensor:
@@ -110,9 +102,14 @@ class Layer(LlamaDecoderLayer):
         mask: Tensor | None,
         causal: bool,
         read: int | Tensor | None = None,
-        store: Store | None = None,
+        buffers: Buffers | None = None,
+        slot: Tensor | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; with `read` only at the positions that `at` takes from L."""
+        """[B, L, D] -> [B, L, D]; with `read` only at the positions that `at` takes from L.
+
+        `buffers` are filled with the first keys and values. Where `slot`, int64 [1], says which entry the
+        only position has, it attends to all of them.
+        """
         attention, mlp = self.self_attn, self.mlp
         normed = rms_norm(self.input_layernorm, x)
         query, key, value = (
@@ -120,8 +117,13 @@ class Layer(LlamaDecoderLayer):
             for y in lora.linear(normed, attention.q_proj, attention.k_proj, attention.v_proj)
         )
         query, key = _rotate(query, rope), _rotate(key, rope)
-        if store is not None:
-            key, value = store(key, value)
+        if buffers is not None and slot is None:
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer[:, :, : new.shape[2]] = new
+        elif buffers is not None:
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer.index_copy_(2, slot, new.to(buffer.dtype))
+            key, value = buffers
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -168,7 +170,7 @@ class Llama(LlamaModel):
         outputs: int,
         valid: Tensor | None = None,
         attention: Attention = "causal",
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
 
@@ -189,34 +191,26 @@ class Llama(LlamaModel):
         rope = rotary(self, position, embeddings.dtype)
         x, last = embeddings, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            store = None if cache is None else partial(cache.fill, index)
-            x = through(layer, x, rope, mask, attention == "causal", read if index == last else None, store)
+            buffers = None if cache is None else cache[index]
+            x = through(layer, x, rope, mask, attention == "causal", read if index == last else None, buffers)
         return rms_norm(self.norm, x)
 
     def step(
         self,
         embedding: Tensor,
-        cache: list[tuple[Tensor, Tensor]],
+        cache: Cache,
         slot: Tensor,
         position: Tensor,
         valid: Tensor,
     ) -> Tensor:
         """Hidden state [B, 1, D] after one more token, [B, 1, D], which is stored at `slot`, int64 [1].
 
-        `cache` is that of a `KVCache`; `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is
+        `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is
         attended to, the new entry included.
         """
         rope = rotary(self, position, embedding.dtype)
         mask = valid[:, None, None, :]
         x = embedding
-        for layer, buffers in zip(cast(Iterable[Layer], self.layers), cache, strict=True):
-
-            def store(
-                key: Tensor, value: Tensor, buffers: tuple[Tensor, Tensor] = buffers
-            ) -> tuple[Tensor, Tensor]:
-                for buffer, new in zip(buffers, (key, value), strict=True):
-                    buffer.index_copy_(2, slot, new.to(buffer.dtype))
-                return buffers
-
-            x = layer(x, rope, mask, False, None, store)
+        for layer, buffers in zip(self.layers, cache, strict=True):
+            x = layer(x, rope, mask, False, None, buffers, slot)
         return rms_norm(self.norm, x)

@@ -56,7 +56,7 @@ def from_config(
         action_spec=None if statistics is None else action_spec,
         statistics=statistics,
         center_crop=config.center_crop,
-        compile_rollouts=config.compile,
+        compiled=config.compile,
         seed=seed,
         dtype=DTYPES[config.dtype],
     )
@@ -84,7 +84,7 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
         value_head=head,
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
         center_crop=wanted["center_crop"],
-        compile_rollouts=wanted["compile_rollouts"],
+        compiled=wanted["compiled"],
     )
     weights = Weights(base, overlay=None if directory == base else directory)
     new = ["value_head."] if head != checkpoint.value_head else []

@@ -37,7 +37,7 @@ class Memory:
     trained: int
     """How many of them have a gradient."""
     weights: float
-    """The policy's, and those of the reference that GRPO's KL term keeps."""
+    """The policy's, and those that are trained once more where GRPO's KL term keeps a reference."""
     optimizer: float
     """Gradients, and Adam's two moments."""
     training: float
@@ -71,7 +71,7 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
     trained = [p for p in everything if p.requires_grad]
     weights = _bytes(everything)
     if isinstance(run.algorithm, GRPO) and run.algorithm.kl_coef:
-        weights *= 2
+        weights += _bytes(trained)
     half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
     sample = Sample(policy, views=1, half=half)
     return Memory(

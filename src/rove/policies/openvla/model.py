@@ -19,10 +19,10 @@ from rove.errors import RoveError
 from rove.findings import Finding
 from rove.policies.base import SamplingNoise
 from rove.policies.openvla import bins, decoding, loading, lora, preflight
-from rove.policies.openvla.compiled import Compiled, padded
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel, Head
 from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.graphs import PROMPT_MULTIPLE, Graphs, padded
 from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
@@ -41,6 +41,10 @@ class Inputs(NamedTuple):
     """bool [B, L], False where a prompt is padded; None: nowhere."""
     state: Tensor | None
     """float32 [B, P]; None where it is not read."""
+
+
+Chosen = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""The fields of an `ActionChunk`."""
 
 
 class OpenVLA(ActionModel):
@@ -88,7 +92,7 @@ class OpenVLA(ActionModel):
             unnorm_key=None,
             value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
-            compile_rollouts=config.compile,
+            compiled=config.compile,
         )
         generator = torch.Generator().manual_seed(seed)
         initialize(policy.vlm.to_empty(device="cpu"), generator)
@@ -113,7 +117,7 @@ class OpenVLA(ActionModel):
         action_spec: ActionSpec | None = None,
         statistics: Mapping[str, Any] | None = None,
         center_crop: bool | None = None,
-        compile_rollouts: bool = False,
+        compiled: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -141,7 +145,7 @@ class OpenVLA(ActionModel):
             action_spec=action_spec,
             statistics=statistics,
             center_crop=center_crop,
-            compile_rollouts=compile_rollouts,
+            compiled=compiled,
             seed=seed,
             dtype=dtype,
             device=torch.device(device),
@@ -188,31 +192,38 @@ class OpenVLA(ActionModel):
         else:
             noise = None
         rows = len(observation)
-        if self.compile_rollouts:
-            if self.vlm.compiled is None:
-                self.vlm.compiled = Compiled(self.vlm.language_model, self.device)
+        if self.compiled:
             observation, noise = padded(observation, noise)
         uniform = None
         if noise is not None:
             uniform = noise.uniform((samples or 1) * self._count).unflatten(1, (-1, self._count))
         with torch.inference_mode(), lora.lowered(self.adapters):
-            inputs, uniform = self._inputs(observation, uniform)
-            chunk = self._act(self._prefix(inputs), uniform, samples)
+            inputs, uniform = self._inputs(observation, uniform, PROMPT_MULTIPLE if self.compiled else 1)
+            if self.compiled and self.device.type == "cuda":
+                self._graphs = self._graphs or Graphs(self._choose, self.vlm.lm_head.weight)
+                chosen = self._graphs(inputs, uniform, samples)
+            else:
+                chosen = self._choose(inputs, uniform, samples)
         # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
+        actions, tokens, logprob, value = chosen
         return ActionChunk(
-            actions=chunk.actions[:rows].clone(),
-            tokens=chunk.tokens[:rows].clone(),
-            logprob=chunk.logprob[:rows].clone(),
-            value=None if chunk.value is None else chunk.value[:rows].clone(),
+            actions=actions[:rows].clone(),
+            tokens=tokens[:rows].clone(),
+            logprob=logprob[:rows].clone(),
+            value=None if value is None else value[:rows].clone(),
         )
 
-    def _act(self, prefix: Prefix, uniform: Tensor | None, samples: int | None) -> ActionChunk:
-        """`uniform` [B, G, C·A]."""
+    def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> Chosen:
+        """What `act` does on the device, without a look at any number: it can be captured as a CUDA graph.
+
+        `uniform` is [B, G, C·A]; without it the likeliest tokens are chosen.
+        """
+        prefix = self._prefix(inputs)
         if self.action_head is not None:
             normalized = self.action_head(self._parallel(prefix))
             actions = self._in_units(normalized)
             tokens = bins.tokenize(normalized, self.vlm.vocab_size)
-            return ActionChunk(actions, tokens, torch.zeros_like(actions), None)
+            return actions, tokens, torch.zeros_like(actions), None
         if self.decoding == "parallel":
             hidden = self._parallel(prefix)
             logits = self.vlm.action_logits(hidden)
@@ -228,13 +239,10 @@ class OpenVLA(ActionModel):
             column = column[..., None]
         logp = (logits / self.temperature).log_softmax(dim=-1)
         tokens = self._sampled(column + self.vlm.vocab_size - BINS, samples)
-        return ActionChunk(
-            actions=self._in_units(self.detokenize(tokens)),
-            tokens=tokens,
-            logprob=self._sampled(logp.gather(-1, column), samples),
-            # Of the hidden states that chose the actions: prompt and pictures are seen once for both.
-            value=self._row_value(hidden, len(prefix.embeddings)),
-        )
+        actions = self._in_units(self.detokenize(tokens))
+        # Values of the hidden states that chose the actions: prompt and pictures are seen once for both.
+        value = self._row_value(hidden, len(prefix.embeddings))
+        return actions, tokens, self._sampled(logp.gather(-1, column), samples), value
 
     def evaluate(
         self,
@@ -310,7 +318,7 @@ class OpenVLA(ActionModel):
         # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
         return self.unnormalize(normalized).float().clamp(self.low, self.high)
 
-    def _prompt(self, observation: Observation) -> tuple[Tensor, Tensor | None]:
+    def _prompt(self, observation: Observation, multiple: int = 1) -> tuple[Tensor, Tensor | None]:
         """Token ids and their mask (see `PromptTokenizer`), on the host."""
         if self.tokenizer is None:
             raise RoveError(
@@ -318,13 +326,14 @@ class OpenVLA(ActionModel):
                 "tokenizer.model, transformers.AutoTokenizer.from_pretrained(directory).save_pretrained("
                 "directory) converts it."
             )
-        lazy = self.vlm.compiled is not None and torch.is_inference_mode_enabled()
-        return self.tokenizer(observation.instruction, multiple=16 if lazy else 1)
+        return self.tokenizer(observation.instruction, multiple)
 
-    def _inputs(self, observation: Observation, more: Tensor | None = None) -> tuple[Inputs, Any]:
+    def _inputs(
+        self, observation: Observation, more: Tensor | None = None, multiple: int = 1
+    ) -> tuple[Inputs, Any]:
         """What the model reads, and `more`, on its device: all that is on the host goes there in one
         transfer."""
-        ids, mask = self._prompt(observation)
+        ids, mask = self._prompt(observation, multiple)
         state = observation.state if self.state_normalizer is not None else None
         return transfer.to((Inputs(observation.images, ids, mask, state), more), self.device)
 

@@ -64,7 +64,7 @@ class DinoBlock(Dinov2WithRegistersLayer):
         self, x: Tensor, film: nn.Module | None, text: Tensor | None
     ) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        attention, mlp = cast(Any, self.attention), self.mlp
+        attention, mlp = cast(Any, self.attention), cast(Any, self.mlp)
         x = torch.addcmul(x, attention.o_proj(_attend(self.norm1(x), attention)), self.layer_scale1.lambda1)
         if film is not None:
             x = film(x, text)
@@ -106,6 +106,11 @@ class DinoTower(Dinov2WithRegistersModel):
         self.embeddings.mask_token.requires_grad_(False)
 
     @property
+    def computed(self) -> nn.ModuleList:
+        """All blocks but the last."""
+        return self.encoder.layer[:-1]
+
+    @property
     def positions(self) -> Tensor:
         """Position embeddings of the patches, [patches, width], row by row."""
         return self.embeddings.position_embeddings[0, 1:]
@@ -122,7 +127,7 @@ class DinoTower(Dinov2WithRegistersModel):
         cls = parts.cls_token + parts.position_embeddings[:, :1]
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
-        for index, block in enumerate(self.encoder.layer[:-1]):
+        for index, block in enumerate(self.computed):
             x = through(block, x, None if film is None else film[index], text)
         return x[:, prefix.shape[1] :]
 
@@ -147,6 +152,11 @@ class SiglipTower(SiglipVisionModel):
             unused.requires_grad_(False)
 
     @property
+    def computed(self) -> nn.ModuleList:
+        """All blocks but the last."""
+        return self.encoder.layers[:-1]
+
+    @property
     def positions(self) -> Tensor:
         """Position embeddings of the patches, [patches, width], row by row."""
         return self.embeddings.position_embedding.weight
@@ -160,7 +170,7 @@ class SiglipTower(SiglipVisionModel):
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
-        for index, block in enumerate(self.encoder.layers[:-1]):
+        for index, block in enumerate(self.computed):
             x = through(block, x, None if film is None else film[index], text)
         return x
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,8 @@ from transformers import LlamaConfig
 
 from rove.config.schema import TowerConfig
 from rove.policies.openvla import lora
-from rove.policies.openvla.compiled import Compiled
 from rove.policies.openvla.config import BINS
-from rove.policies.openvla.language import Attention, KVCache, Llama
+from rove.policies.openvla.language import Attention, Cache, Llama
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
@@ -119,10 +118,16 @@ class PrismaticVLM(nn.Module):
         self.language_model = Llama(llama)
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
-        self.compiled: Compiled | None = None
         self.placeholders = (
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
         )
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts: blocks of the towers that are computed, and the language model's layers."""
+        return [
+            *(block for tower in self.towers for block in cast(nn.ModuleList, tower.computed)),
+            *self.language_model.layers,
+        ]
 
     def vision(self, pixel_values: Tensor, text: Tensor | None = None) -> Tensor:
         """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
@@ -136,16 +141,7 @@ class PrismaticVLM(nn.Module):
         if self.film is not None:
             assert text is not None
             films, text = list(self.film), text.repeat_interleave(len(pictures) // len(text), dim=0)
-        if self.compiled is not None and torch.is_inference_mode_enabled():
-            run = self.compiled.tower
-            parts = [
-                run(tower, view, film, text).clone()
-                for tower, view, film in zip(self.towers, views, films, strict=True)
-            ]
-        else:
-            parts = [
-                tower(view, film, text) for tower, view, film in zip(self.towers, views, films, strict=True)
-            ]
+        parts = [tower(view, film, text) for tower, view, film in zip(self.towers, views, films, strict=True)]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return features.reshape(len(pixel_values), -1, features.shape[-1])
 
@@ -221,29 +217,10 @@ class PrismaticVLM(nn.Module):
         *,
         outputs: int,
         attention: Attention,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm at the last `outputs` positions; see `Llama.forward`."""
-        # What fills a cache runs once for many steps; what is trained is not captured.
-        compiled = self.compiled if cache is None and torch.is_inference_mode_enabled() else None
-        run = self.language_model if compiled is None else compiled.forward
-        hidden = run(embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache)
-        return hidden if compiled is None else hidden.clone()
-
-    def cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
-        """Room for `capacity` entries of `batch` rows; where rollouts are compiled, the same each time."""
-        if self.compiled is None:
-            return KVCache(self.language_model, batch, capacity, like)
-        return self.compiled.cache(self.language_model, batch, capacity, like)
-
-    def step(
-        self, embedding: Tensor, cache: KVCache, slot: Tensor, position: Tensor, valid: Tensor
-    ) -> Tensor:
-        """Hidden state [B, 1, D] after one more token; see `Llama.step`."""
-        run = self.language_model.step if self.compiled is None else self.compiled.step
-        # A captured graph gives out the same memory at every step.
-        hidden = run(embedding, cache.layers, slot, position, valid)
-        return hidden if self.compiled is None else hidden.clone()
+        return self.language_model(embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache)
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""

@@ -1,0 +1,56 @@
+"""The policy that a run started from, which a KL term keeps the trained one close to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from rove.training.parallel import like, whole
+
+
+class Reference:
+    """A copy of what is trained, as it is when this is made: all in which the two policies will differ.
+
+    With adapters those alone are kept, whatever they were at the start, and with frozen parts the others. The
+    copy takes the places of the policy's own tensors while the reference is evaluated.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Of a policy as it is trained, so sharded where it is."""
+        self._policy = policy
+        self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self._kept = {name: p.detach().clone() for name, p in self._trained.items()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the policy is the reference. No graph may reach into or out of it."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Contents change places, tensor by tensor: FSDP and captured graphs know tensors by their memory."""
+        for name, parameter in self._trained.items():
+            now = parameter.detach().clone()
+            parameter.copy_(self._kept[name])
+            self._kept[name].copy_(now)
+        for module in self._policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what was gathered before is no longer so
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The copy, whole; every rank has to call it."""
+        return whole(self._kept)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, tensor in self._kept.items():
+            tensor.copy_(like(state[name], tensor))
