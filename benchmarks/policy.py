@@ -3,6 +3,9 @@
 Prints JSON: chunk inferences and training samples a second, each fast path on and off by turns, and the
 floating-point rate achieved against that of one large matrix product. Weights are random. The 7B needs a GPU
 of 40 GiB; where there is none, this measures a tiny one and says so.
+
+With --pretend h100 nothing is measured: launches, floating-point operations, bytes and memory of the 7B are
+counted on a pretended card, and with its rates give the least time that each part can take.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -366,7 +371,14 @@ def main() -> None:
     parser.add_argument(
         "--compile", choices=("true", "false"), default="true", help="measure compiled rollouts"
     )
+    parser.add_argument(
+        "--pretend", choices=("h100",), help="count the 7B on this card, which need not be here"
+    )
     args = parser.parse_args()
+    if args.pretend:  # in a process of its own: the pretended device has to be there before torch
+        root = Path(__file__).resolve().parents[1]
+        command = [sys.executable, "-m", "tests.gpu_pretended.seven", args.pretend]
+        raise SystemExit(subprocess.run(command, cwd=root).returncode)
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if args.threads:

@@ -125,7 +125,6 @@ def _oft(name: str, tasks: str, horizon: int, checkpoint: str) -> Run:
             iterations=300,
             batch=512,
             micro_batch=16,
-            gradient_checkpointing=True,
             optim=OptimConfig(lr=2e-5),
         ),
         evaluation=EvaluationConfig(every=10, episodes=500, variant_episodes=0),

@@ -118,6 +118,13 @@ class ActionModel(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     @property
+    def lowered_bytes(self) -> int:
+        """Bytes of the copies of adapters that inference computes with; see `lora.lowered`."""
+        pairs = [side for layer in self.adapters for side in layer.pair]
+        dtype = self.vlm.lm_head.weight.dtype
+        return sum(side.numel() * dtype.itemsize for side in pairs if side.dtype != dtype)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vlm.lm_head.weight.device

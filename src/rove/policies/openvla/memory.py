@@ -80,7 +80,7 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
         weights=weights,
         optimizer=3 * _bytes(trained),
         training=run.training.micro_batch * sample.training(run.training.gradient_checkpointing),
-        rollout=run.rollout.num_envs * sample.acting(),
+        rollout=run.rollout.num_envs * sample.acting() + policy.lowered_bytes,
     )
 
 
@@ -158,7 +158,7 @@ class Sample:
         """The largest layer's activations; with autoregressive decoding also all keys and values."""
         text, towers = self._layers()
         size = 2 if self.half else 4
-        transient = max(size * tokens * (6 * width + 3 * mlp) for tokens, width, mlp, _ in (text, *towers))
+        transient = max(size * tokens * (5 * width + 4 * mlp) for tokens, width, mlp, _ in (text, *towers))
         tokens, width, _, depth = text
         cached = 2 * size * tokens * width * depth if self.policy.decoding == "autoregressive" else 0
         return transient + cached
@@ -174,8 +174,7 @@ class Sample:
 
     def _kept(self, text: bool, layer: tuple[int, int, int, int]) -> float:
         tokens, width, mlp, depth = layer
-        if text:  # RMSNorm works in float32 whatever the rest does
-            each = 26 * width + 8 * mlp if self.half else 44 * width + 16 * mlp
-        else:
-            each = (21 * width + 4.3 * mlp) if self.half else (42 * width + 8.6 * mlp)
-        return float(tokens * each * depth)
+        # In widths: what comes into both halves of a block, and both normed; query, key and value; what
+        # attention gives, and the same as one row; in MLPs: what goes into the activation, what comes out.
+        elements = 9 * width + (4 if text else 2) * mlp
+        return float((2 if self.half else 4) * tokens * elements * depth)
