@@ -25,7 +25,7 @@ from rove.config.schema import (
 from rove.envs import registry
 from rove.envs.base import Resources
 from rove.errors import RoveError
-from rove.placement import gpus, seat
+from rove.placement import gpus, ray, seat
 from rove.placement.inventory import Inventory
 from rove.placement.plan import Plan, make_plan
 from rove.placement.seat import SeatPlan
@@ -273,3 +273,43 @@ def test_workers_see_their_own_gpu_and_no_other(monkeypatch) -> None:
 def test_environments_in_a_seats_process_run_on_its_gpu(monkeypatch) -> None:
     hosts = started(run_of(PHYSX), 2, monkeypatch)
     assert [(host.environment, host.gpus) for host in hosts] == [(None, [0]), (None, [1])]
+
+
+# --- a cluster ----------------------------------------------------------------------------------------
+
+
+def test_gpus_are_those_that_the_cluster_reserved() -> None:
+    """Another job has the first ones of both nodes: a plan's own count is moved to what is free."""
+    plan = make_plan(run_of(PHYSX, map="hybrid"), Inventory.of(2, gpus=2, cores=8))
+    there = {(0, 0): 2, (0, 1): 3, (1, 0): 5, (1, 1): 4}
+    moved = plan.renumbered(there)
+    assert [(seat.node, seat.gpu) for seat in plan.seats] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(seat.node, seat.gpu) for seat in moved.seats] == [(0, 2), (0, 3), (1, 5), (1, 4)]
+    assert simulating(plan) == [0, 0] and simulating(moved) == [2, 5]
+    assert moved.renumbered({(n, new): old for (n, old), new in there.items()}) == plan
+    on_cores = make_plan(run_of(TabletopConfig()), Inventory.of(cores=8))
+    assert on_cores.renumbered({}) == on_cores
+
+
+@pytest.mark.parametrize(
+    ("env", "placement", "inventory", "expected"),
+    [
+        # A policy and a learner that share a GPU share its bundle, and so get the same one.
+        (
+            TabletopConfig(),
+            {"map": "learner: 0, env: core all, policy: 0", "ahead": 1},
+            node(1),
+            [(0, 0, (0, 1), {"GPU": 1.0, "CPU": 8.0})],
+        ),
+        # GPU 0 is no seat's: environments alone run on it.
+        (
+            PHYSX,
+            {"map": "learner: 1, env: 0, policy: 1"},
+            node(2),
+            [(0, 1, (0,), {"GPU": 1.0, "CPU": 1.0}), (0, 0, (), {"GPU": 1.0})],
+        ),
+        (TabletopConfig(), {}, Inventory.of(cores=4), [(0, None, (0,), {"CPU": 4.0})]),
+    ],
+)
+def test_a_cluster_reserves_each_gpu_once(env, placement, inventory, expected) -> None:
+    assert ray.bundle(make_plan(run_of(env, **placement), inventory)) == expected

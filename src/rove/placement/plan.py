@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rove.config.schema import GRPO, Run
@@ -94,6 +94,20 @@ class Plan:
     def device(self) -> str:
         """Of this process's tensors."""
         return _device(self.seats[0])
+
+    def renumbered(self, indices: Mapping[tuple[int, int], int]) -> Plan:
+        """The plan on other GPUs of the same nodes: (node, CUDA index) -> CUDA index there."""
+        nodes = {seat.unit: seat.node for seat in self.seats if seat.unit is not None}
+
+        def moved(node: int, gpu: int | None) -> int | None:
+            return None if gpu is None else indices[node, gpu]
+
+        units = [
+            replace(u, workers=tuple(replace(w, gpu=moved(nodes[number], w.gpu)) for w in u.workers))
+            for number, u in enumerate(self.units)
+        ]
+        seats = [replace(seat, gpu=moved(seat.node, seat.gpu)) for seat in self.seats]
+        return replace(self, units=tuple(units), seats=tuple(seats))
 
     def __str__(self) -> str:
         unit = self.units[0]
