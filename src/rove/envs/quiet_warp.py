@@ -20,6 +20,11 @@ def _start() -> None:
         os.close(null)
 
 
+def devices() -> list[str]:
+    """Warp's names for the devices of this machine, the CPU first: "cpu", "cuda:0", …"""
+    return [device.alias for device in wp.get_devices()]
+
+
 def use(device: str) -> None:
     """Make `device` the one that Warp takes where a call names none, as the calls inside MuJoCo Warp do.
 
