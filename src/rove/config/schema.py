@@ -447,7 +447,7 @@ class PlacementConfig:
     nodes: int = 0
     """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:N": restricts what policy and learner may use."""
+    """"auto", "cpu", "cuda" or "cuda:N": restricts what the run may use, environments included."""
     threads: int = 1
     """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
     env_workers: int = 0
