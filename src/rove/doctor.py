@@ -41,7 +41,7 @@ def examine() -> list[Finding]:
         *core_packages(),
         devices(),
         mujoco_versions(),
-        renderer(),
+        *renderers(),
         *optional_packages(),
         *maniskill(),
     ]
@@ -96,39 +96,56 @@ def mujoco_versions() -> Finding:
     return Finding("Simulation", "ok", f"mujoco {plain} and mujoco-warp {warp} match")
 
 
-def renderer() -> Finding:
-    """Ray-trace one 64×64 frame, and look at it: a frame of one colour means that nothing was drawn."""
+def renderers() -> list[Finding]:
+    """Ray-trace one 64×64 frame on the CPU, where suites draw, and on each GPU, where they can be told to."""
     if _version("mujoco") is None or _version("mujoco-warp") is None:
-        return Finding("Renderer", "error", "needs mujoco and mujoco-warp", "make setup")
+        return [Finding("Renderer", "error", "needs mujoco and mujoco-warp", "make setup")]
+    return [_renderer(device) for device in _drawing_devices()]
+
+
+def _renderer(device: str) -> Finding:
+    """Look at a frame: one colour means that nothing was drawn. A GPU that cannot draw is no error."""
+    use = "the tabletop suite and LIBERO draw here"
+    if device != "cpu":
+        use += " with --env.render cuda"
     began = time.perf_counter()
-    colours, device = _render()
+    try:
+        colours = _render(device)
+    except RuntimeError as error:
+        return Finding(
+            "Renderer", "error" if device == "cpu" else "warn", f"mujoco-warp fails on {device}: {error}"
+        )
     seconds = time.perf_counter() - began
     if colours < 2:
-        return Finding(
-            "Renderer", "error", f"mujoco-warp drew a blank frame on {device}", "report this, with the table"
-        )
-    return Finding(
-        "Renderer", "ok", f"mujoco-warp drew a 64×64 frame on {device} in {seconds:.1f} s, compiling included"
-    )
+        detail = f"mujoco-warp drew a blank frame on {device}"
+        return Finding("Renderer", "error", detail, "report this, with the table")
+    detail = f"mujoco-warp drew a 64×64 frame on {device} in {seconds:.1f} s, compiling included; {use}"
+    return Finding("Renderer", "ok", detail)
 
 
-def _render() -> tuple[int, str]:
-    """Number of colours in the frame, and the device that drew it."""
+def _drawing_devices() -> list[str]:
+    """Warp's names for the devices of this machine, the CPU first."""
+    from rove.envs import quiet_warp  # before anything else starts Warp, which would print a banner
+
+    return quiet_warp.devices()
+
+
+def _render(device: str) -> int:
+    """Number of colours in the frame that `device` draws."""
     import mujoco
+    import mujoco_warp
     import numpy as np
     import warp
-
-    warp.config.quiet = True  # before anything initialises Warp, which prints a banner
-    import mujoco_warp
 
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    m, d = mujoco_warp.put_model(model), mujoco_warp.put_data(model, data)
-    context = mujoco_warp.create_render_context(model, nworld=1, cam_res=(64, 64), render_rgb=True)
-    mujoco_warp.refit_bvh(m, d, context)
-    mujoco_warp.render(m, d, context)
-    return len(np.unique(context.rgb_data.numpy())), str(warp.get_device())
+    with warp.ScopedDevice(device):
+        m, d = mujoco_warp.put_model(model), mujoco_warp.put_data(model, data)
+        context = mujoco_warp.create_render_context(model, nworld=1, cam_res=(64, 64), render_rgb=True)
+        mujoco_warp.refit_bvh(m, d, context)
+        mujoco_warp.render(m, d, context)
+        return len(np.unique(context.rgb_data.numpy()))
 
 
 def optional_packages() -> list[Finding]:

@@ -10,6 +10,9 @@ import pytest
 from tests.integration.test_placement import SHORT, run_of, started
 from tests.integration.test_resume import measured
 
+from rove.config.schema import PPO, ManiSkillConfig, Run
+from rove.placement.inventory import Inventory
+from rove.placement.plan import make_plan
 from rove.train import train
 
 pytest.importorskip("ray")
@@ -22,6 +25,29 @@ def test_ray_trains_as_local_does_bit_for_bit(started, tmp_path):
     local = measured(train(run, tmp_path / "local"))
     placement = replace(run.placement, executor="ray")
     assert measured(train(replace(run, placement=placement), tmp_path / "ray")) == local
+
+
+def test_two_jobs_on_one_machine_do_not_share_a_gpu():
+    """Ray need not have seen the GPUs that it hands out."""
+    import ray
+    from ray.util import placement_group
+
+    from rove.placement.ray import assigned, bundle
+
+    run = Run("t", PPO(), env=ManiSkillConfig(backend="physx_cuda"))
+    run = replace(run, placement=replace(run.placement, executor="ray", map="hybrid"))
+    bundles = bundle(make_plan(run, Inventory.of(gpus=2, cores=2)))
+    ray.init(num_cpus=4, num_gpus=4, object_store_memory=150 * 2**20, include_dashboard=False)
+    try:
+        jobs = []
+        for _ in range(2):
+            group = placement_group([one.resources for one in bundles])
+            ray.get(group.ready(), timeout=60)
+            jobs.append(assigned(bundles, group))
+    finally:
+        ray.shutdown()
+    assert [sorted(job) for job in jobs] == [[(0, 0), (0, 1)]] * 2
+    assert sorted(gpu for job in jobs for gpu in job.values()) == [0, 1, 2, 3]
 
 
 def test_two_nodes_of_which_one_joins_late(started, tmp_path):

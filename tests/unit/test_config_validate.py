@@ -220,3 +220,11 @@ def test_what_a_gpu_simulation_cannot_do(words, problem):
     run = config.apply(PPO_RUN, [*words, "--env.backend", "physx_cuda", "--env.image_size", "64"])
     with pytest.raises(RoveError, match=problem):
         validate(run)
+
+
+def test_where_libero_draws_is_read_by_one_of_its_renderers():
+    run = config.apply(LIBERO_RUN, ["--env.render", "cuda", "--env.renderer", "gl"])
+    with pytest.raises(
+        RoveError, match=r"env\.render = 'cuda'.*set --env\.render cpu, or --env\.renderer warp"
+    ):
+        validate(run)

@@ -30,14 +30,35 @@ def test_a_missing_core_package_is_an_error_everywhere_it_is_needed(monkeypatch)
     monkeypatch.setattr(doctor, "_version", lambda package: None if package in ("torch", "mujoco") else "1.0")
     missing = [f.name for f in doctor.core_packages() if f.status == "error"]
     assert missing == ["torch", "mujoco"]
-    for finding in (doctor.devices(), doctor.mujoco_versions(), doctor.renderer()):
+    for finding in (doctor.devices(), doctor.mujoco_versions(), *doctor.renderers()):
         assert (finding.status, finding.fix) == ("error", "make setup")
 
 
 @pytest.mark.parametrize(("colours", "status"), [(1, "error"), (40, "ok")])
 def test_a_blank_frame_is_an_error(monkeypatch, colours, status):
-    monkeypatch.setattr(doctor, "_render", lambda: (colours, "cpu"))
-    assert doctor.renderer().status == status
+    monkeypatch.setattr(doctor, "_drawing_devices", lambda: ["cpu"])
+    monkeypatch.setattr(doctor, "_render", lambda device: colours)
+    assert [finding.status for finding in doctor.renderers()] == [status]
+
+
+def test_every_device_is_tried_and_what_draws_there_is_said(monkeypatch):
+    def render(device: str) -> int:
+        if device == "cuda:1":
+            raise RuntimeError("out of memory")
+        return 40
+
+    monkeypatch.setattr(doctor, "_drawing_devices", lambda: ["cpu", "cuda:0", "cuda:1"])
+    monkeypatch.setattr(doctor, "_render", render)
+    cpu, first, second = doctor.renderers()
+    assert (cpu.status, first.status, second.status) == ("ok", "ok", "warn")
+    assert " on cpu in " in cpu.detail and cpu.detail.endswith("; the tabletop suite and LIBERO draw here")
+    assert " on cuda:0 in " in first.detail and first.detail.endswith("draw here with --env.render cuda")
+    assert "fails on cuda:1: out of memory" in second.detail
+
+
+def test_this_machine_draws_on_its_cpu():
+    cpu, *_ = doctor.renderers()
+    assert cpu.status == "ok" and " on cpu in " in cpu.detail
 
 
 def test_old_python_is_an_error(monkeypatch):

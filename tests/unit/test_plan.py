@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import pytest
 
-from rove.config.schema import GRPO, PPO, PlacementConfig, RolloutConfig, Run
+from rove.config.schema import GRPO, PPO, ManiSkillConfig, PlacementConfig, RolloutConfig, Run
 from rove.config.validate import validate
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
@@ -21,14 +20,6 @@ NODE = Inventory.of(gpus=8, cores=64)
 CLUSTER = Inventory.of(2, gpus=8, cores=64)
 
 
-@dataclass(frozen=True, slots=True)
-class GPUSimulation:
-    kind: Literal["gpu_simulation"] = "gpu_simulation"
-    device: str = "cuda"
-    horizon: int = 32
-    image_size: int = 64
-
-
 def run_of(num_envs: int = 128, algorithm=PPO(), on_gpu: bool = False, **placement) -> Run:
     run = Run(
         "test",
@@ -36,7 +27,7 @@ def run_of(num_envs: int = 128, algorithm=PPO(), on_gpu: bool = False, **placeme
         rollout=RolloutConfig(num_envs=num_envs),
         placement=PlacementConfig(**{"executor": "ray", **placement}),
     )
-    return replace(run, env=GPUSimulation()) if on_gpu else run  # pyright: ignore[reportArgumentType]
+    return replace(run, env=ManiSkillConfig(backend="physx_cuda")) if on_gpu else run
 
 
 def test_a_laptop_without_a_gpu_takes_turns_in_one_process_unless_told_otherwise():
@@ -66,7 +57,9 @@ def test_simulation_on_cores_leaves_all_gpus_to_policy_and_learner():
     assert len(plan.units) == 8 and plan.ranks == 8
     assert all(unit.workers[0].stages == 2 and not unit.in_process for unit in plan.units)
     cores = [core for unit in plan.units for worker in unit.workers for core in worker.cores]
-    assert sorted(cores) == list(range(64)), "every core simulates for one policy"
+    assert sorted(cores) == list(range(8, 64)), (
+        "one core a GPU launches, every other simulates for one policy"
+    )
 
 
 def test_hybrid_shares_weights_and_disaggregated_does_not():

@@ -25,6 +25,8 @@ class TabletopConfig:
     horizon: int = 32
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
+    render: Literal["cpu", "cuda"] = "cpu"
+    """What pictures are drawn on. Physics is always on the CPU."""
     threads: int = 0
     """Physics threads; 0 uses every core."""
 
@@ -52,6 +54,8 @@ class LiberoConfig:
     renderer: Literal["warp", "gl", "none"] = "warp"
     """A rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints were made;
     or black pictures, for who looks at states only."""
+    render: Literal["cpu", "cuda"] = "cpu"
+    """What "warp" draws on; "gl" takes a GPU where there is one. Physics is always on the CPU."""
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
     scenes: int = 4
@@ -78,8 +82,9 @@ class ManiSkillConfig:
     cameras: tuple[str, ...] = ()
     """Names of the task's cameras, in the order of the pictures; empty: all of them."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """Simulation; "auto" takes the GPU where there is one."""
+    """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
+    """What pictures are drawn on; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
@@ -113,8 +118,9 @@ class PutOnPlateConfig:
     sim_freq: int = 500
     """Physics steps a second, a multiple of the 5 actions; fewer is faster, and another simulation."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """Simulation; "auto" takes the GPU where there is one."""
+    """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
+    """What pictures are drawn on; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
@@ -429,7 +435,8 @@ class PlacementConfig:
     such as "learner: 0-7, env: 0-3, policy: 4-7"."""
     stages: int = 0
     """Parts of an environment worker's slots that are simulated in turn, so that the policy serves one while
-    another is simulated; 0: one where environments and policy share their devices, else two."""
+    another is simulated; 0: one where environments and policy share their devices, or where two would cut a
+    group, else two."""
     ahead: int = 0
     """Rollouts that may be under way or waiting while the learner trains: asynchronous mode; 0: none, each is
     begun when the one before it has been trained on. Nothing is then off-policy."""
@@ -440,7 +447,7 @@ class PlacementConfig:
     nodes: int = 0
     """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:N": restricts what policy and learner may use."""
+    """"auto", "cpu", "cuda" or "cuda:N": restricts what the run may use, environments included."""
     threads: int = 1
     """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
     env_workers: int = 0

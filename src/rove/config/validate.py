@@ -14,6 +14,7 @@ from rove.config.load import decode, to_dict
 from rove.config.schema import (
     GRPO,
     PPO,
+    LiberoConfig,
     ManiSkillConfig,
     OptimConfig,
     PutOnPlateConfig,
@@ -338,6 +339,15 @@ def _checkpoint(run: Run) -> Problems:
         yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
 
 
+def _libero(run: Run) -> Problems:
+    env = run.env
+    if isinstance(env, LiberoConfig) and env.render == "cuda" and env.renderer != "warp":
+        yield (
+            f"env.render = 'cuda' is read by the renderer 'warp', but env.renderer = {env.renderer!r}: set "
+            "--env.render cpu, or --env.renderer warp."
+        )
+
+
 def _maniskill(run: Run) -> Problems:
     env = run.env
     if not isinstance(env, ManiSkillConfig | PutOnPlateConfig) or env.backend != "physx_cuda":
@@ -437,6 +447,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _start,
     _checkpoint,
     _evaluation,
+    _libero,
     _maniskill,
     _placement,
     _unread,

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,18 @@ from rove.types import (
     Observation,
     Split,
 )
+
+
+class Resources(NamedTuple):
+    """What the environments of a suite run on, as its configuration says."""
+
+    simulation: Literal["core", "gpu"] = "core"
+    rendering: Literal["core", "gpu"] = "core"
+
+    @property
+    def gpu(self) -> bool:
+        """Whether they have to be given a GPU."""
+        return "gpu" in self
 
 
 @runtime_checkable

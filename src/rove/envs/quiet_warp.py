@@ -1,4 +1,4 @@
-"""Warp without its greeting; importing this starts it."""
+"""Warp without its greeting, and the device that it works on; importing this starts it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def _start() -> None:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
+
+
+def devices() -> list[str]:
+    """Warp's names for the devices of this machine, the CPU first: "cpu", "cuda:0", …"""
+    return [device.alias for device in wp.get_devices()]
+
+
+def use(device: str) -> None:
+    """Make `device` the one that Warp takes where a call names none, as the calls inside MuJoCo Warp do.
+
+    It stays so. The default belongs to the process: a thread that left a `wp.ScopedDevice` would put back
+    what it found, and send the launches of threads that are still inside theirs to another device.
+    """
+    wp.set_device(device)
 
 
 _start()

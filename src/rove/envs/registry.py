@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from rove.config.schema import EnvConfig
-from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
 from rove.types import Autoreset
 
@@ -17,7 +17,12 @@ _ENTRY_POINTS = {
     "maniskill_put_on_plate": "rove.envs.maniskill",
 }
 """Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
-`suite(config) -> TaskSuite`."""
+`suite(config) -> TaskSuite`.
+
+Where its environments can run on a GPU it also defines `resources(config, gpus) -> Resources`; `gpus` says
+whether there are any. `make` is then given the CUDA index of one as a fifth argument, `gpu`, which has to
+have a default: who makes an environment outside a run names none.
+"""
 
 _INSTALL = {"tabletop": "pip install mujoco mujoco-warp", "libero": "pip install 'rove[libero]'"}
 
@@ -56,9 +61,23 @@ def _module(kind: str) -> Any:
         ) from error
 
 
-def make(config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
-    """B = `num_envs` environments of the suite that `config` describes, all slots idle until reset."""
-    return _module(config.kind).make(config, num_envs, chunk, autoreset)
+def make(
+    config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset, gpu: int | None = None
+) -> VectorEnv:
+    """B = `num_envs` environments of the suite that `config` describes, all slots idle until reset.
+
+    `gpu` is the CUDA index of the one that they run on, in case they run on any; None: the suite chooses.
+    """
+    module = _module(config.kind)
+    if gpu is None or not resources(config, gpus=True).gpu:
+        return module.make(config, num_envs, chunk, autoreset)
+    return module.make(config, num_envs, chunk, autoreset, gpu)
+
+
+def resources(config: EnvConfig, gpus: bool) -> Resources:
+    """What the environments that `config` describes run on, where there are GPUs and where there are none."""
+    say = getattr(_module(config.kind), "resources", None)
+    return Resources() if say is None else say(config, gpus)
 
 
 def published(kind: str, tasks: str | None) -> dict[str, Any]:

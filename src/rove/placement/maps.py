@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rove.config.schema import Run
+from rove.envs import registry as envs
+from rove.envs.base import Resources
 from rove.errors import RoveError, nearest
-from rove.placement.inventory import Device, Inventory, Kind
+from rove.placement.inventory import Device, Inventory
 
 Role = Literal["learner", "env", "policy"]
 ROLES: tuple[Role, ...] = ("learner", "env", "policy")
@@ -26,10 +28,26 @@ Map = dict[Role, tuple[Device, ...]]
 
 def read(run: Run, inventory: Inventory) -> Map:
     """The map of a run. Raises RoveError naming the device that cannot serve, and the fix."""
-    text = run.placement.map
-    roles = _named(text, run, inventory) if text in NAMES else parse(text, inventory)
+    text, used = run.placement.map, resources(run, inventory)
+    if used.gpu and inventory.kind != "gpu":
+        raise RoveError(
+            f"env.kind = {run.env.kind!r} is set to use a GPU, and the inventory ({inventory}) has none: "
+            "have it simulate and render on the CPU, or set --placement.device auto where that hides one."
+        )
+    roles = _named(text, used, inventory) if text in NAMES else parse(text, inventory)
     _check(roles, inventory)
+    if used.simulation == "gpu" and any(device.kind == "core" for device in roles["env"]):
+        there = _ranges(inventory.devices("gpu"), inventory)
+        raise RoveError(
+            f"placement.map puts env on {roles['env'][0]}, but env.kind = {run.env.kind!r} is set to "
+            f"simulate on a GPU: set 'env: {there}', or have it simulate on the CPU."
+        )
     return roles
+
+
+def resources(run: Run, inventory: Inventory) -> Resources:
+    """What the environments of a run simulate and render on."""
+    return envs.resources(run.env, gpus=inventory.kind == "gpu")
 
 
 def describe(roles: Map, inventory: Inventory) -> str:
@@ -83,10 +101,10 @@ def _devices(role: str, text: str, inventory: Inventory) -> tuple[Device, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _named(name: str, run: Run, inventory: Inventory) -> Map:
+def _named(name: str, used: Resources, inventory: Inventory) -> Map:
     """The map that a name stands for; "auto", before it is settled, is the one that fits everywhere."""
     tensors = inventory.devices(inventory.kind)
-    if _simulates_on(run) == "core" and inventory.kind == "gpu":
+    if used.simulation == "core" and inventory.kind == "gpu":
         # Simulation has the cores to itself: only policy and learner can be in each other's way.
         env = inventory.devices("core")
         if name != "disaggregated":
@@ -123,11 +141,6 @@ def _too_few(name: str, inventory: Inventory) -> RoveError:
         f"placement.map = {name!r} needs two devices on every node, and the inventory is {inventory}: "
         "set --placement.map colocated."
     )
-
-
-def _simulates_on(run: Run) -> Kind:
-    """Where the suite steps its physics; suites that can use a GPU have a `device` in their section."""
-    return "gpu" if str(getattr(run.env, "device", "cpu")).startswith(("cuda", "gpu")) else "core"
 
 
 def by_node(devices: Sequence[Device]) -> list[list[Device]]:

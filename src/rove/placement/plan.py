@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rove.config.schema import GRPO, Run
 from rove.errors import RoveError
 from rove.placement import maps
-from rove.placement.inventory import Device, Inventory
+from rove.placement.inventory import Device, Inventory, Kind
 from rove.placement.maps import Map, by_node
 
 
@@ -16,10 +17,12 @@ from rove.placement.maps import Map, by_node
 class WorkerPlan:
     """An environment worker: a process that owns `stages` stages of `slots` slots each."""
 
+    simulates: Kind
+    """Of the devices that a map gives it."""
     cores: tuple[int, ...]
     """Of its node; () leaves it unbound."""
     gpu: int | None
-    """CUDA index; None simulates on cores."""
+    """CUDA index of the one that it simulates or renders on; None: it does both on cores."""
     stages: int
     slots: int
 
@@ -92,6 +95,20 @@ class Plan:
         """Of this process's tensors."""
         return _device(self.seats[0])
 
+    def renumbered(self, indices: Mapping[tuple[int, int], int]) -> Plan:
+        """The plan on other GPUs of the same nodes: (node, CUDA index) -> CUDA index there."""
+        nodes = {seat.unit: seat.node for seat in self.seats if seat.unit is not None}
+
+        def moved(node: int, gpu: int | None) -> int | None:
+            return None if gpu is None else indices[node, gpu]
+
+        units = [
+            replace(u, workers=tuple(replace(w, gpu=moved(nodes[number], w.gpu)) for w in u.workers))
+            for number, u in enumerate(self.units)
+        ]
+        seats = [replace(seat, gpu=moved(seat.node, seat.gpu)) for seat in self.seats]
+        return replace(self, units=tuple(units), seats=tuple(seats))
+
     def __str__(self) -> str:
         unit = self.units[0]
         where = "in turn" if unit.in_process else f"{unit.workers[0].stages} stages a worker"
@@ -118,8 +135,10 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
     inventory = _restrict(run, inventory)
     placement = run.placement
     roles = maps.read(run, inventory)
-    units, where = _units(roles, run, inventory)
-    seats = _seats(roles, where, units, run)
+    policies = _processes(roles["policy"])
+    seats = _seats(roles, policies, run)
+    launching = _launching(roles, [seat for seat, _ in seats], inventory)
+    units = _units(roles, policies, launching, run, inventory)
     if placement.executor == "local" and len(inventory.nodes) > 1:
         raise RoveError(
             f"placement.executor = 'local' runs on one machine, the inventory has {inventory}: "
@@ -130,7 +149,7 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
         map=maps.describe(roles, inventory),
         inventory=inventory,
         units=tuple(units),
-        seats=tuple(seats),
+        seats=tuple(_reserve(seats, units, launching)),
         staleness=staleness(placement.ahead),
         deterministic=placement.deterministic,
     )
@@ -165,40 +184,94 @@ def _restrict(run: Run, inventory: Inventory) -> Inventory:
     return inventory.without_gpus() if wanted == "cpu" else inventory
 
 
-def _units(roles: Map, run: Run, inventory: Inventory) -> tuple[list[UnitPlan], list[list[Device]]]:
-    """The units, and the policy's devices of each: a GPU, or all cores of a node that are the policy's."""
-    gpus = roles["policy"][0].kind == "gpu"
-    policies = [[d] for d in roles["policy"]] if gpus else by_node(roles["policy"])
-    shares: list[list[Device]] = []
+def _processes(devices: Sequence[Device]) -> list[list[Device]]:
+    """The devices of each process that a role has: a GPU, or all its cores of a node."""
+    return [[d] for d in devices] if devices[0].kind == "gpu" else by_node(devices)
+
+
+Launching = dict[int, tuple[int, ...]]
+"""Node -> cores."""
+
+
+def _launching(roles: Map, seats: Sequence[Seat], inventory: Inventory) -> Launching:
+    """The cores from which processes launch their GPU's kernels, one each, where there are enough.
+
+    Launching is the work of one thread that must not wait its turn: a 7B policy's chunk is thousands of
+    kernels. First come cores that no role has; then some that would simulate, as long as every policy keeps
+    two that do.
+    """
+    computing = {(d.node, d.index) for role in roles.values() for d in role if d.kind == "core"}
+    on_gpus = Counter(seat.node for seat in seats if seat.gpu is not None)
+    policies = Counter(seat.node for seat in seats if seat.gpu is not None and seat.unit is not None)
+    simulating: dict[int, list[int]] = defaultdict(list)
+    for device in roles["env"]:
+        if device.kind == "core":
+            simulating[device.node].append(device.index)
+    found: Launching = {}
+    for number, node in enumerate(inventory.nodes):
+        idle = [core for core in node.cores if (number, core) not in computing]
+        spare = len(simulating[number]) - 2 * policies[number] if policies[number] else 0
+        found[number] = tuple(idle + simulating[number][: max(0, spare)])[: on_gpus[number]]
+    return found
+
+
+def _units(
+    roles: Map, policies: list[list[Device]], launching: Launching, run: Run, inventory: Inventory
+) -> list[UnitPlan]:
+    """The units, in the order of `policies`, the devices of each."""
+    simulating = [d for d in roles["env"] if d.kind == "gpu" or d.index not in launching[d.node]]
+    renders = maps.resources(run, inventory).rendering == "gpu"
+    dealt: list[tuple[list[Device], bool]] = []
     for node in dict.fromkeys(devices[0].node for devices in policies):
         count = sum(devices[0].node == node for devices in policies)
-        shares += _deal([d for d in roles["env"] if d.node == node], count, inventory)
+        shares = _deal([d for d in simulating if d.node == node], count, inventory)
+        dealt += [(share, count == 1) for share in shares]
     units = []
-    for policy, env in zip(policies, shares, strict=True):
-        in_turn = gpus != (env[0].kind == "gpu") or {*env} == {*policy}
-        stages = run.placement.stages or (1 if {*env} == {*policy} else 2)
-        workers = _split(env, run.placement.env_workers)
-        in_process = in_turn and stages == 1 and len(workers) == 1 and run.placement.env_workers == 0
-        slots = _slots(run, len(policies), len(workers), stages)
+    for number, (policy, (env, sole)) in enumerate(zip(policies, dealt, strict=True)):
+        gpus, together = policy[0].kind == "gpu", {*env} == {*policy}
+        # Where there are more units, worker processes keep each to its own cores.
+        in_turn = together or (sole and gpus != (env[0].kind == "gpu"))
+        parts = _split(env, run.placement.env_workers)
+        stages = _stages(run, together, len(policies) * len(parts))
         # Unbound where the policy has the same cores: they take turns, or the system shares them out.
         alone = env[0].kind == "core" and not {*env} & {*policy}
+        drawn = _draws_on(number, policy, inventory) if renders else None
+        slots = _slots(run, len(policies), len(parts), stages)
         units.append(
             UnitPlan(
                 workers=tuple(
                     WorkerPlan(
+                        simulates=mine[0].kind,
                         cores=tuple(d.index for d in mine) if alone else (),
-                        gpu=mine[0].index if mine[0].kind == "gpu" else None,
+                        gpu=mine[0].index if mine[0].kind == "gpu" else drawn,
                         stages=stages,
                         slots=slots,
                     )
-                    for mine in workers
+                    for mine in parts
                 ),
-                in_process=in_process,
+                in_process=in_turn and stages == 1 and len(parts) == 1 and run.placement.env_workers == 0,
                 cores=tuple(d.index for d in policy) if alone and not gpus else (),
                 threads=_threads(run, policy, inventory),
             )
         )
-    return units, policies
+    return units
+
+
+def _stages(run: Run, together: bool, workers: int) -> int:
+    """Of each of all workers: what is asked for; else one where environments and policy are `together` on
+    their devices, and two where they are not, if two can share the slots, and no group is cut."""
+    if run.placement.stages or together:
+        return run.placement.stages or 1
+    whole = run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
+    return 1 if run.rollout.num_envs % (2 * workers * whole) else 2
+
+
+def _draws_on(unit: int, policy: Sequence[Device], inventory: Inventory) -> int | None:
+    """The GPU that draws what a unit simulates on cores: its policy's, or one of its node's in turn."""
+    if policy[0].kind == "gpu":
+        return policy[0].index
+    there = inventory.nodes[policy[0].node].gpus
+    return there[unit % len(there)] if there else None
 
 
 def _deal(env: list[Device], count: int, inventory: Inventory) -> list[list[Device]]:
@@ -252,11 +325,11 @@ def _threads(run: Run, devices: Sequence[Device], inventory: Inventory) -> int:
     return min(run.placement.threads or cores, cores)
 
 
-def _seats(roles: Map, policies: list[list[Device]], units: list[UnitPlan], run: Run) -> list[Seat]:
-    """The processes that hold weights. A policy and a learner rank on one device share theirs, unless the run
-    is asynchronous: then the policy acts on old ones while the learner makes new ones."""
-    gpus = roles["learner"][0].kind == "gpu"
-    learners = [[d] for d in roles["learner"]] if gpus else by_node(roles["learner"])
+def _seats(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[Seat, list[Device]]]:
+    """The processes that hold weights, with the devices of each. A policy and a learner rank on one device
+    share theirs, unless the run is asynchronous: then the policy acts on old ones while the learner makes new
+    ones."""
+    learners = _processes(roles["learner"])
     if run.placement.learners:
         learners = _per_learner(learners, run.placement.learners)
     seats, left = [], dict(enumerate(policies))
@@ -266,24 +339,29 @@ def _seats(roles: Map, policies: list[list[Device]], units: list[UnitPlan], run:
             shared = next((u for u, policy in left.items() if {*policy} <= {*devices}), None)
             if shared is not None:
                 del left[shared]
-        seats.append(_seat(devices, run, shared, rank))
-    seats += [_seat(policy, run, unit, None) for unit, policy in left.items()]
-    return _reserve(seats, learners + list(left.values()), units)
+        seats.append((_seat(devices, run, shared, rank), devices))
+    return seats + [(_seat(policy, run, unit, None), policy) for unit, policy in left.items()]
 
 
-def _reserve(seats: list[Seat], devices: list[list[Device]], units: list[UnitPlan]) -> list[Seat]:
-    """Cores and GPU shares of each seat. A core is reserved once, by the first seat that computes on it; a
-    GPU's seats share it evenly."""
+def _reserve(
+    seats: list[tuple[Seat, list[Device]]], units: list[UnitPlan], launching: Launching
+) -> list[Seat]:
+    """The seats with their cores and GPU shares. A core is reserved once, by the first seat that computes on
+    it or launches from it; a GPU's seats share it evenly."""
     taken: set[tuple[int, int]] = set()
+    free = {node: list(cores) for node, cores in launching.items()}
+    sharing = Counter((seat.node, seat.gpu) for seat, _ in seats if seat.gpu is not None)
     reserved = []
-    for seat, own in zip(seats, devices, strict=True):
+    for seat, own in seats:
         wanted = {(d.node, d.index) for d in own if d.kind == "core"}
         if seat.unit is not None:
             wanted |= {(seat.node, core) for w in units[seat.unit].workers for core in w.cores}
+        if seat.gpu is not None and free[seat.node]:
+            wanted.add((seat.node, free[seat.node].pop(0)))
         new = wanted - taken
         taken |= new
-        sharing = sum(seat.gpu is not None and (s.node, s.gpu) == (seat.node, seat.gpu) for s in seats)
-        reserved.append(replace(seat, cores=len(new), gpu_share=1 / sharing if sharing else 0.0))
+        share = 0.0 if seat.gpu is None else 1 / sharing[seat.node, seat.gpu]
+        reserved.append(replace(seat, cores=len(new), gpu_share=share))
     return reserved
 
 

@@ -59,7 +59,7 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     s = profile.simulation(worker.slots) / profile.on("simulation", _sim_cores(plan, unit))
     p = profile.inference(worker.slots) / profile.on("inference", unit.threads)
     k, t = worker.stages, run.rollout.chunks
-    shared = not unit.in_process and not worker.cores and worker.gpu is None
+    shared = not unit.in_process and not worker.cores and worker.simulates == "core"
     load = k * len(unit.workers)
     critic = isinstance(run.algorithm, PPO)  # values of what was seen last, as long as a chunk's inference
     inference = (t + critic) * load * p
@@ -95,8 +95,10 @@ def _contended(plan: Plan, seat: Seat) -> bool:
 
 
 def _sim_cores(plan: Plan, unit: UnitPlan) -> int:
-    cores = unit.workers[0].cores
-    return len(cores) if cores else len(plan.inventory.nodes[0].cores)
+    worker = unit.workers[0]
+    if worker.simulates == "gpu":
+        return 1
+    return len(worker.cores) if worker.cores else len(plan.inventory.nodes[0].cores)
 
 
 def candidates(run: Run, inventory: Inventory) -> list[Run]:

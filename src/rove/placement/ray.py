@@ -12,16 +12,18 @@ environment workers are its own children, over shared memory, as everywhere.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.ipc import Crash, crash, pack, unpack
+from rove.placement import gpus
 from rove.placement.executor import Answer, Executor, Seated, SeatLost
 from rove.placement.inventory import Inventory, Node
 from rove.placement.plan import Plan
@@ -31,6 +33,13 @@ from rove.training import parallel
 _NODE = "ray.io/node-id"
 _PATIENCE = 60.0
 """Seconds that a placement group may take; nodes have been waited for before."""
+
+_RENUMBERS_NOTHING = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+"""Variables by which every process of a node counts its GPUs alike: an actor's environments may run on
+another one than its policy."""
 
 Packed = tuple[bytes, list[np.ndarray]]
 """A value as Ray moves it: arrays are mapped by readers, not copied."""
@@ -103,21 +112,21 @@ class RayExecutor(Executor):
 
         connect(run.placement.ray_address)
         self._nodes = [node.name for node in plan.inventory.nodes]
-        bundles = [
-            {"CPU": float(seat.cores), **({"GPU": seat.gpu_share} if seat.gpu is not None else {})}
-            for seat in plan.seats
-        ]
-        where = [{_NODE: self._nodes[seat.node]} for seat in plan.seats]
-        self._group = placement_group(bundles, strategy="PACK", bundle_label_selector=where)
+        bundles = bundle(plan)
+        self._bundles = {seat: number for number, one in enumerate(bundles) for seat in one.seats}
+        wanted = [one.resources for one in bundles]
+        where = [{_NODE: self._nodes[one.node]} for one in bundles]
+        self._group = placement_group(wanted, strategy="PACK", bundle_label_selector=where)
         try:
             ray.get(self._group.ready(), timeout=_PATIENCE)
         except ray.exceptions.GetTimeoutError as error:
             remove_placement_group(self._group)
             raise RoveError(
-                f"The Ray cluster did not give the plan its devices within {_PATIENCE:.0f} s ({bundles}): "
+                f"The Ray cluster did not give the plan its devices within {_PATIENCE:.0f} s ({wanted}): "
                 "something else holds them. `ray status` shows what."
             ) from error
         try:
+            self.plan = plan.renumbered(assigned(bundles, self._group))
             self._seat_all()
         except BaseException:  # an interrupt too: actors hold their devices until they are told
             self.close()
@@ -133,7 +142,7 @@ class RayExecutor(Executor):
         return ray.get(find.remote())
 
     def _put(self, seat: SeatPlan) -> Seated:
-        return InActor(seat, self._group)
+        return InActor(seat, self._group, self._bundles[seat.number])
 
     def _share(self, value: Any) -> Any:
         import ray
@@ -150,28 +159,80 @@ class RayExecutor(Executor):
         ray.shutdown()
 
 
+class Bundle(NamedTuple):
+    """What Ray reserves together, on one node: a GPU for whoever computes on it, or the cores of a seat."""
+
+    node: int
+    gpu: int | None
+    """As the plan counts them."""
+    seats: tuple[int, ...]
+    """Numbers of the seats that run in it."""
+    resources: dict[str, float]
+
+
+def bundle(plan: Plan) -> list[Bundle]:
+    """What a plan needs reserved; its environment workers' GPUs too, which may be no seat's."""
+    alone = [
+        Bundle(seat.node, None, (number,), {"CPU": float(seat.cores)})
+        for number, seat in enumerate(plan.seats)
+        if seat.gpu is None
+    ]
+    sharing: dict[tuple[int, int], list[int]] = {}
+    for number, seat in enumerate(plan.seats):
+        if seat.gpu is not None:
+            sharing.setdefault((seat.node, seat.gpu), []).append(number)
+        for worker in () if seat.unit is None else plan.units[seat.unit].workers:
+            if worker.gpu is not None:
+                sharing.setdefault((seat.node, worker.gpu), [])
+    for (node, gpu), seats in sharing.items():
+        cores = float(sum(plan.seats[number].cores for number in seats))
+        alone.append(Bundle(node, gpu, tuple(seats), {"GPU": 1.0} | ({"CPU": cores} if cores else {})))
+    return alone
+
+
+def assigned(bundles: list[Bundle], group: Any) -> dict[tuple[int, int], int]:
+    """(node, GPU as the plan counts them) -> CUDA index, on that node, of the one that Ray reserved for it.
+
+    Other jobs may have the first ones, so a plan's own count says nothing.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    environment = {"env_vars": _RENUMBERS_NOTHING | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+    asked = {}
+    for number, one in enumerate(bundles):
+        if one.gpu is not None:
+            there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+            ask = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy=there, runtime_env=environment)
+            asked[one.node, one.gpu] = ask(_own_gpu).remote()
+    return dict(zip(asked, ray.get(list(asked.values())), strict=True))
+
+
+def _own_gpu() -> int:
+    """CUDA index of the GPU that this task was given."""
+    import ray
+
+    (name,) = ray.get_gpu_ids()
+    return gpus.index_of(name, os.environ.get(gpus.VISIBLE))
+
+
 class InActor:
     """A seat in an actor; Ray carries out an actor's calls in order."""
 
-    def __init__(self, seat: SeatPlan, group: Any) -> None:
+    def __init__(self, seat: SeatPlan, group: Any, number: int) -> None:
+        """`number` is that of its bundle in the group."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         own = seat.plan.seats[seat.number]
         self.name = f"policy {own.unit}" if own.rank is None else f"learner {own.rank}"
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=seat.number)
-        # The plan says which GPU by its index on the node: Ray must not renumber them.
-        variables = {
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-        }
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+        path = os.pathsep.join(filter(None, seat.setup.path))
         options: dict[str, Any] = {
             "num_cpus": own.cores,
             "num_gpus": own.gpu_share if own.gpu is not None else 0,
             "scheduling_strategy": strategy,
-            "runtime_env": {
-                "env_vars": variables | {"PYTHONPATH": os.pathsep.join(filter(None, seat.setup.path))}
-            },
+            "runtime_env": {"env_vars": _RENUMBERS_NOTHING | {"PYTHONPATH": path}},
         }
         self._actor = ray.remote(_Actor).options(**options).remote(_packed(seat))
 

@@ -6,6 +6,7 @@ it and how calls reach it.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,7 +23,7 @@ from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.evaluation.evaluate import evaluate
 from rove.ipc import Setup
-from rove.placement import weights
+from rove.placement import gpus, weights
 from rove.placement.plan import Plan, UnitPlan
 from rove.placement.weights import Weights
 from rove.policies import registry as policies
@@ -106,7 +107,7 @@ class SeatWorker:
         self.faults: list[str] = []
         self.unit = None if own.unit is None else seat.plan.units[own.unit]
         hosts = [] if own.unit is None else _hosts(seat, own.unit)
-        spec = hosts[0].hello().action_spec if hosts else _action_spec(seat.run)
+        spec = hosts[0].hello().action_spec if hosts else _action_spec(seat.run, own.gpu)
         self._spec = spec
         self.policy = build_policy(seat.run, seat.start, spec, self.device)
         self.learner: Learner | None = None
@@ -173,6 +174,7 @@ class SeatWorker:
                 num_envs=self.run.evaluation.num_envs,
                 chunk=self.run.rollout.chunk,
                 autoreset="refill",
+                gpu=None if self.unit is None else self.unit.workers[0].gpu,
             )
         seen: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
         with self.watch("evaluation"):
@@ -252,9 +254,9 @@ def build_policy(run: Run, start: Path, spec: ActionSpec, device: torch.device) 
     return policy.to(device)  # pyright: ignore[reportReturnType]
 
 
-def _action_spec(run: Run) -> ActionSpec:
-    """That of the environments, where none is at hand."""
-    env = envs.make(run.env, num_envs=1, chunk=run.rollout.chunk, autoreset="stop")
+def _action_spec(run: Run, gpu: int | None) -> ActionSpec:
+    """That of the environments, where none is at hand; `gpu` is the CUDA index of this process's."""
+    env = envs.make(run.env, num_envs=1, chunk=run.rollout.chunk, autoreset="stop", gpu=gpu)
     with closing(env):
         return env.action_spec
 
@@ -268,7 +270,9 @@ def _hosts(seat: SeatPlan, unit: int) -> list[Host]:
     hosts: list[Host] = []
     first = 0
     for number, worker in enumerate(own.workers):
-        stages = [StagePlan(run, index + i, count, worker.slots) for i in range(worker.stages)]
+        # A worker sees the GPU that the plan gives it, and no other; this process sees all.
+        gpu = worker.gpu if own.in_process or worker.gpu is None else 0
+        stages = [StagePlan(run, index + i, count, worker.slots, gpu) for i in range(worker.stages)]
         slots = [
             Slots(first + i * worker.slots, first + (i + 1) * worker.slots) for i in range(worker.stages)
         ]
@@ -283,7 +287,7 @@ def _hosts(seat: SeatPlan, unit: int) -> list[Host]:
                     setup=seat.setup,
                     deadline=run.placement.deadline,
                     cores=worker.cores,
-                    environment={} if worker.gpu is None else {"CUDA_VISIBLE_DEVICES": str(worker.gpu)},
+                    environment={gpus.VISIBLE: gpus.visible(worker.gpu, os.environ.get(gpus.VISIBLE))},
                 )
             )
         index += worker.stages

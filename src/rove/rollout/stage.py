@@ -73,6 +73,8 @@ class StagePlan:
     """Of all stages."""
     num_envs: int
     """b, slots of this stage."""
+    gpu: int | None = None
+    """CUDA index of the one that it simulates or renders on, in the process that builds it."""
 
     def build(self, number: int) -> Stage:
         """The stage, its environment idle; it reports as `number` of its host."""
@@ -83,6 +85,7 @@ class StagePlan:
             num_envs=self.num_envs,
             chunk=run.rollout.chunk,
             autoreset="stop" if grouped else "refill",
+            gpu=self.gpu,
         )
         if isinstance(run.algorithm, Vine) and not isinstance(env, Brancher):
             raise RoveError(

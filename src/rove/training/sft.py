@@ -39,7 +39,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
     target = directory / "sft"
     if target.exists():
         return target
-    with closing(make_env(run)) as env:
+    with closing(make_env(run, device)) as env:
         demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
         suite = env.suite
         policy = policies.build(
@@ -75,9 +75,15 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
     return checkpoint.save_policy(target, policy)
 
 
-def make_env(run: Run) -> VectorEnv:
-    """The environment that demonstrations are collected in."""
-    return envs.make(run.env, num_envs=run.rollout.num_envs, chunk=run.rollout.chunk, autoreset="refill")
+def make_env(run: Run, device: str = "cpu") -> VectorEnv:
+    """The environment that demonstrations are collected in; where it needs a GPU, that of `device`."""
+    return envs.make(
+        run.env,
+        num_envs=run.rollout.num_envs,
+        chunk=run.rollout.chunk,
+        autoreset="refill",
+        gpu=torch.device(device).index,
+    )
 
 
 def demonstrate(

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from rove.config.schema import LiberoConfig
-from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.envs.libero import package
 from rove.envs.libero.suite import LiberoSuite, horizon
 from rove.types import Autoreset
 
 
-def make(config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> VectorEnv:
+def make(
+    config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset, gpu: int | None = None
+) -> VectorEnv:
     """The entry point of `rove.envs.registry.make`."""
     package.root()  # says what to install, where an import would not
     from rove.envs.libero.env import LiberoEnv
 
-    return LiberoEnv(config, num_envs, chunk, autoreset)
+    return LiberoEnv(config, num_envs, chunk, autoreset, gpu)
+
+
+def resources(config: LiberoConfig, gpus: bool) -> Resources:
+    """The entry point of `rove.envs.registry.resources`."""
+    on_gpu = config.render == "cuda" or (config.renderer == "gl" and gpus)
+    return Resources(rendering="gpu" if on_gpu else "core")
 
 
 def suite(config: LiberoConfig) -> TaskSuite:

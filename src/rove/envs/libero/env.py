@@ -51,7 +51,15 @@ class LiberoEnv(EpisodeSlots):
 
     action_spec: ActionSpec = LIBERO_ACTIONS
 
-    def __init__(self, config: LiberoConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
+    def __init__(
+        self,
+        config: LiberoConfig,
+        num_envs: int,
+        chunk: int,
+        autoreset: Autoreset,
+        gpu: int | None = None,
+    ) -> None:
+        """`gpu` is the CUDA index of the one that draws, where one does; None: the first."""
         suite = LiberoSuite(config)
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
         threads = config.threads or len(os.sched_getaffinity(0))
@@ -61,7 +69,7 @@ class LiberoEnv(EpisodeSlots):
         if config.renderer != "none":
             from rove.envs.libero.pictures import Pictures
 
-            self._pictures = Pictures(config, self._cameras, num_envs, threads)
+            self._pictures = Pictures(config, self._cameras, num_envs, threads, gpu)
         scenes.prepare(self.suite.tasks, lambda task: print(f"Compiled {task}.", file=sys.stderr))
         self.worlds = Worlds(
             num_envs,

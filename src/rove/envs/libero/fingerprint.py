@@ -71,12 +71,13 @@ REFERENCE: dict[str, str] = {
 `python -m rove.envs.libero.fingerprint` prints them."""
 
 
-def pictures(backend: Literal["warp", "gl"], device: str = "cpu") -> np.ndarray:
+def pictures(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | None = None) -> np.ndarray:
     """uint8 [2, H, W, 3]: the reference pictures as `backend` draws them now."""
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    renderer = Renderer(model, 1, cameras=("front", "above"), size=_SIZE, backend=backend, device=device)
+    cameras = ("front", "above")
+    renderer = Renderer(model, 1, cameras=cameras, size=_SIZE, backend=backend, device=device, gpu=gpu)
     try:
         return renderer.render(Frame.of(data, np.array([], int), np.array([], bool)))[0]
     finally:
@@ -97,9 +98,12 @@ def drift(images: np.ndarray, backend: Literal["warp", "gl"]) -> float:
 
 
 @functools.lru_cache
-def check(backend: Literal["warp", "gl"], device: str = "cpu") -> float:
-    """Warn if `backend` does not draw as it did when Rove was released; returns the drift, grey levels."""
-    found = drift(pictures(backend, device), backend)
+def check(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | None = None) -> float:
+    """Warn if `backend` does not draw as it did when Rove was released; returns the drift, grey levels.
+
+    `device` and `gpu`: see `Renderer`.
+    """
+    found = drift(pictures(backend, device, gpu), backend)
     if found > TOLERANCE:
         warnings.warn(
             f"The {backend} renderer's pictures differ by {found:.1f} grey levels from the reference "

@@ -3,10 +3,12 @@
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mujoco
@@ -21,8 +23,51 @@ _FIX = (
 )
 
 
-def _context(size: int) -> Any:
-    """A current OpenGL context: what MUJOCO_GL names, else EGL, else OSMesa. Raises RoveError."""
+_EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
+_EGL_CUDA_DEVICE_NV = 0x323A
+
+
+def _cuda_indices() -> list[int | None]:
+    """Of each EGL device, in EGL's order, the index by which this process knows it in CUDA."""
+    from mujoco.egl import egl_ext as egl
+
+    query: Any = egl.eglGetProcAddress("eglQueryDeviceAttribEXT")
+    if not query:
+        return []
+    signature = (ctypes.c_uint, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_ssize_t))
+    ask = ctypes.CFUNCTYPE(*signature)(query)
+    found: list[int | None] = []
+    for device in egl.eglQueryDevicesEXT():
+        index = ctypes.c_ssize_t()
+        known = ask(device, _EGL_CUDA_DEVICE_NV, ctypes.byref(index))
+        found.append(index.value if known else None)
+    return found
+
+
+@contextmanager
+def _egl_on(gpu: int) -> Iterator[None]:
+    """Within the block MuJoCo opens EGL on this GPU, unless MUJOCO_EGL_DEVICE_ID is set already.
+
+    EGL has an order of its own, which CUDA_VISIBLE_DEVICES does not change; NVIDIA's driver says which of
+    CUDA's devices each is. Where no driver does, EGL's first device draws. The variable does not stay: a
+    child that inherited it would draw on this process's GPU, and not on its own.
+    """
+    indices = [] if _EGL_DEVICE in os.environ else _cuda_indices()
+    if gpu not in indices:
+        yield
+        return
+    os.environ[_EGL_DEVICE] = str(indices.index(gpu))
+    try:
+        yield
+    finally:
+        del os.environ[_EGL_DEVICE]
+
+
+def _context(size: int, gpu: int | None) -> Any:
+    """A current OpenGL context: what MUJOCO_GL names, else EGL, else OSMesa. Raises RoveError.
+
+    `gpu` is the CUDA index of the one that EGL is to draw on.
+    """
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked not in ("", "egl", "osmesa"):
         raise RoveError(f"MUJOCO_GL is {asked!r}; pictures without a window need egl or osmesa. {_FIX}")
@@ -39,7 +84,8 @@ def _context(size: int) -> Any:
             from mujoco.egl import GLContext
         else:
             from mujoco.osmesa import GLContext
-        context = GLContext(size, size)
+        with nullcontext() if gpu is None or name != "egl" else _egl_on(gpu):
+            context = GLContext(size, size)
         context.make_current()
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise RoveError(
@@ -52,8 +98,15 @@ class GLRenderer:
     """Draws any number of worlds of one model, one by one."""
 
     def __init__(
-        self, model: mujoco.MjModel, *, cameras: Sequence[str], size: int, burners: Sequence[int]
+        self,
+        model: mujoco.MjModel,
+        *,
+        cameras: Sequence[str],
+        size: int,
+        burners: Sequence[int],
+        gpu: int | None = None,
     ) -> None:
+        """`gpu` is the CUDA index of the one that EGL is to draw on; None: the first device that EGL has."""
         self._size, self._burners, self._model = size, list(burners), model
         # Newer MuJoCo converts textures whose file says sRGB; MuJoCo up to 3.2.3, with which published
         # pictures were made, took their numbers as they are.
@@ -61,7 +114,7 @@ class GLRenderer:
         model.tex_colorspace[model.tex_colorspace == srgb.value] = linear.value
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        self._gl = _context(size)
+        self._gl = _context(size, gpu)
         self._data = mujoco.MjData(model)
         mujoco.mj_forward(model, self._data)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)

@@ -26,7 +26,14 @@ class _Scene:
     """What draws the worlds of one scene: kinematics in batch, and a renderer."""
 
     def __init__(
-        self, task: TaskModel, config: LiberoConfig, cameras: Sequence[str], capacity: int, threads: int
+        self,
+        task: TaskModel,
+        config: LiberoConfig,
+        cameras: Sequence[str],
+        *,
+        capacity: int,
+        threads: int,
+        gpu: int | None,
     ) -> None:
         model = task.model
         assert config.renderer != "none"
@@ -50,7 +57,8 @@ class _Scene:
             size=config.image_size,
             burners=self._sites.tolist(),
             backend=config.renderer,
-            device="cpu",
+            device=_device(config, gpu),
+            gpu=gpu,
             threads=threads,
         )
 
@@ -96,6 +104,11 @@ class _Scene:
         self._renderer.close()
 
 
+def _device(config: LiberoConfig, gpu: int | None) -> str:
+    """What the "warp" renderer draws on."""
+    return f"cuda:{gpu or 0}" if config.render == "cuda" else "cpu"
+
+
 def _matrices(flat: np.ndarray) -> np.ndarray:
     return flat.reshape(*flat.shape[:2], 3, 3)
 
@@ -103,9 +116,13 @@ def _matrices(flat: np.ndarray) -> np.ndarray:
 class Pictures:
     """Draws any worlds; keeps a renderer for each scene that it has drawn, until the scene is dropped."""
 
-    def __init__(self, config: LiberoConfig, cameras: Sequence[str], num_envs: int, threads: int) -> None:
+    def __init__(
+        self, config: LiberoConfig, cameras: Sequence[str], num_envs: int, threads: int, gpu: int | None
+    ) -> None:
+        """`gpu` is the CUDA index of the one that draws, where one does; None: the first."""
         assert config.renderer != "none"
-        fingerprint.check(config.renderer)
+        fingerprint.check(config.renderer, _device(config, gpu), gpu)
+        self._gpu = gpu
         self._config, self._cameras = config, cameras
         self._capacity, self._threads = min(num_envs, LARGEST), threads
         self._scenes: dict[str, _Scene] = {}
@@ -113,7 +130,14 @@ class Pictures:
     def _scene(self, task: TaskModel) -> _Scene:
         key = task.scene.key
         if key not in self._scenes:
-            self._scenes[key] = _Scene(task, self._config, self._cameras, self._capacity, self._threads)
+            self._scenes[key] = _Scene(
+                task,
+                self._config,
+                self._cameras,
+                capacity=self._capacity,
+                threads=self._threads,
+                gpu=self._gpu,
+            )
         return self._scenes[key]
 
     def draw(self, places: Sequence[Place]) -> np.ndarray:

@@ -33,9 +33,14 @@ class Renderer:
         burners: Sequence[int] = (),
         backend: Backend = "warp",
         device: str = "cpu",
+        gpu: int | None = None,
         threads: int = 1,
     ) -> None:
-        """`burners` are the sites that `Frame.lit` speaks of; `threads` are used on CPU by "warp"."""
+        """`burners` are the sites that `Frame.lit` speaks of; `threads` are used on CPU by "warp".
+
+        "warp" draws on `device`; "gl" on the GPU with the CUDA index `gpu` if it can, or on the first device
+        that EGL has.
+        """
         self._shape = (len(cameras), size, size, 3)
         self._capacity = capacity
         threads = max(1, min(threads, capacity)) if device == "cpu" else 1
@@ -43,7 +48,7 @@ class Renderer:
         if backend == "gl":
             from rove.envs.libero.gl_renderer import GLRenderer
 
-            self._drawer = GLRenderer(model, cameras=cameras, size=size, burners=burners)
+            self._drawer = GLRenderer(model, cameras=cameras, size=size, burners=burners, gpu=gpu)
             return
         from rove.envs.libero.warp_renderer import WarpRenderer
 

@@ -8,8 +8,9 @@ On CUDA there is one lane, which draws all worlds at once.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import mujoco
@@ -63,29 +64,34 @@ class Lane:
         """Draw n worlds; `inputs` have a leading axis n, `out` is uint8 [n, c, H, W, 3]."""
         n = len(out)
         scene, counts = self._scene, self._counts
-        with wp.ScopedDevice(self._device):
-            for name, array in self._inputs.items():
-                values = wp.array(inputs[name], dtype=array.dtype, device="cpu", copy=False)
-                wp.copy(array, values, count=n * array.shape[1])
-            self._stamp += 1
-            self._view.stamp = self._stamp
-            view = self._view
-            each = (n, counts["cameras"])
-            self._visible.fill_(np.uint64(raster.EMPTY))
-            wp.launch(raster.cull, (*each, counts["things"]), [scene, view, self._seen])
-            wp.launch(raster.place, (*each, counts["corners"]), [scene, view, self._seen, self._placed])
-            wp.launch(
-                raster.rasterise,
-                (*each, counts["triangles"]),
-                [scene, view, self._seen, self._placed, self._visible],
-            )
-            pixels = (*each, counts["pixels"])
-            wp.launch(raster.mark, pixels, [scene, view, self._visible, self._wanted])
-            wp.launch(raster.light, (*each, counts["corners"]), [scene, view, self._wanted, self._lit])
-            wp.launch(
-                raster.shade, pixels, [scene, view, self._placed, self._lit, self._visible, self._image]
-            )
-            out[...] = self._image.numpy()[:n].reshape(out.shape)
+        for name, array in self._inputs.items():
+            values = wp.array(inputs[name], dtype=array.dtype, device="cpu", copy=False)
+            wp.copy(array, values, count=n * array.shape[1])
+        self._stamp += 1
+        self._view.stamp = self._stamp
+        view = self._view
+        each = (n, counts["cameras"])
+        pixels = (*each, counts["pixels"])
+        self._visible.fill_(np.uint64(raster.EMPTY))
+        self._launch(raster.cull, (*each, counts["things"]), scene, view, self._seen)
+        self._launch(raster.place, (*each, counts["corners"]), scene, view, self._seen, self._placed)
+        self._launch(
+            raster.rasterise,
+            (*each, counts["triangles"]),
+            scene,
+            view,
+            self._seen,
+            self._placed,
+            self._visible,
+        )
+        self._launch(raster.mark, pixels, scene, view, self._visible, self._wanted)
+        self._launch(raster.light, (*each, counts["corners"]), scene, view, self._wanted, self._lit)
+        self._launch(raster.shade, pixels, scene, view, self._placed, self._lit, self._visible, self._image)
+        out[...] = self._image.numpy()[:n].reshape(out.shape)
+
+    def _launch(self, kernel: Any, size: tuple[int, ...], *inputs: Any) -> None:
+        """Names the device: Warp's default belongs to the process, and lanes are threads of it."""
+        wp.launch(kernel, size, list(inputs), device=self._device)
 
 
 class WarpRenderer:
@@ -106,8 +112,7 @@ class WarpRenderer:
         self.soup = soup(model, size, cameras, burners, detail)
         self._cameras = [model.camera(name).id for name in cameras]
         self._batch = 1 if device == "cpu" else capacity
-        with wp.ScopedDevice(device):
-            scene = _scene(model, self.soup, size)
+        scene = _scene(model, self.soup, size, device)
         counts = {
             "cameras": len(cameras),
             "things": len(self.soup.things),
@@ -158,14 +163,14 @@ class WarpRenderer:
         return {name: np.ascontiguousarray(value, np.float32) for name, value in inputs.items()}
 
 
-def _scene(model: mujoco.MjModel, drawn: Soup, pixels: int) -> Any:
-    """The soup, its textures and the model's lights, on the current device."""
-    scene = raster.Scene()
-    scene.position = wp.array(drawn.position, dtype=wp.vec3)
-    scene.normal = wp.array(drawn.normal, dtype=wp.vec3)
-    scene.uv = wp.array(drawn.uv, dtype=wp.vec2)
-    scene.geom = wp.array(drawn.thing, dtype=wp.int32)
-    scene.triangles = wp.array(drawn.triangles, dtype=wp.vec3i)
+def _scene(model: mujoco.MjModel, drawn: Soup, pixels: int, device: str) -> Any:
+    """The soup, its textures and the model's lights, on `device`."""
+    array, scene = partial(wp.array, device=device), raster.Scene()
+    scene.position = array(drawn.position, dtype=wp.vec3)
+    scene.normal = array(drawn.normal, dtype=wp.vec3)
+    scene.uv = array(drawn.uv, dtype=wp.vec2)
+    scene.geom = array(drawn.thing, dtype=wp.int32)
+    scene.triangles = array(drawn.triangles, dtype=wp.vec3i)
     low = np.full((len(drawn.things), 3), np.inf)
     high = -low
     np.minimum.at(low, drawn.thing, drawn.position)
@@ -173,16 +178,16 @@ def _scene(model: mujoco.MjModel, drawn: Soup, pixels: int) -> Any:
     centre = ((low + high) / 2).astype(np.float32)
     radius = np.zeros(len(centre), np.float32)
     np.maximum.at(radius, drawn.thing, np.linalg.norm(drawn.position - centre[drawn.thing], axis=1))
-    scene.centre, scene.radius = wp.array(centre, dtype=wp.vec3), wp.array(radius, dtype=wp.float32)
-    scene.material = wp.array(drawn.material, dtype=wp.vec3)
+    scene.centre, scene.radius = array(centre, dtype=wp.vec3), array(radius, dtype=wp.float32)
+    scene.material = array(drawn.material, dtype=wp.vec3)
     used = sorted(set(drawn.texture[drawn.texture >= 0].tolist()))
-    scene.texture = wp.array([used.index(t) if t >= 0 else -1 for t in drawn.texture], dtype=wp.int32)
-    _textures(scene, [levels(model, texture, pixels) for texture in used])
-    _lights(scene, model)
+    scene.texture = array([used.index(t) if t >= 0 else -1 for t in drawn.texture], dtype=wp.int32)
+    _textures(scene, array, [levels(model, texture, pixels) for texture in used])
+    _lights(scene, array, model)
     return scene
 
 
-def _textures(scene: Any, textures: list[list[np.ndarray]]) -> None:
+def _textures(scene: Any, array: Callable[..., Any], textures: list[list[np.ndarray]]) -> None:
     flat = [level for texture in textures for level in texture]
     offsets = np.cumsum([0, *(level.size for level in flat)])
     table = np.zeros((max(len(textures), 1), max([len(t) for t in textures], default=1), 3), np.int32)
@@ -192,22 +197,22 @@ def _textures(scene: Any, textures: list[list[np.ndarray]]) -> None:
             table[t, k] = offsets[position], level.shape[1], level.shape[0]
             position += 1
     texels = np.concatenate([level.ravel() for level in flat]) if flat else np.zeros(1, np.uint32)
-    scene.texels = wp.array(texels, dtype=wp.uint32)
-    scene.levels = wp.array([len(t) for t in textures] or [1], dtype=wp.int32)
-    scene.level = wp.array(table, dtype=wp.vec3i)
+    scene.texels = array(texels, dtype=wp.uint32)
+    scene.levels = array([len(t) for t in textures] or [1], dtype=wp.int32)
+    scene.level = array(table, dtype=wp.vec3i)
 
 
-def _lights(scene: Any, model: mujoco.MjModel) -> None:
+def _lights(scene: Any, array: Callable[..., Any], model: mujoco.MjModel) -> None:
     on = model.light_active.astype(bool)[:, None]
-    scene.light_direct = wp.array(
+    scene.light_direct = array(
         model.light_type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL.value, dtype=wp.int32
     )
-    scene.light_diffuse = wp.array(model.light_diffuse * on, dtype=wp.vec3)
-    scene.light_ambient = wp.array(model.light_ambient * on, dtype=wp.vec3)
-    scene.light_specular = wp.array(model.light_specular * on, dtype=wp.vec3)
+    scene.light_diffuse = array(model.light_diffuse * on, dtype=wp.vec3)
+    scene.light_ambient = array(model.light_ambient * on, dtype=wp.vec3)
+    scene.light_specular = array(model.light_specular * on, dtype=wp.vec3)
     spot = np.stack([np.cos(np.deg2rad(model.light_cutoff)), model.light_exponent], axis=1)
-    scene.light_spot = wp.array(spot, dtype=wp.vec2)
-    scene.light_attenuation = wp.array(model.light_attenuation, dtype=wp.vec3)
+    scene.light_spot = array(spot, dtype=wp.vec2)
+    scene.light_attenuation = array(model.light_attenuation, dtype=wp.vec3)
     head = model.vis.headlight
     lamp = np.array([head.ambient, head.diffuse, head.specular]) * bool(head.active)
     scene.head = wp.mat33(lamp.astype(np.float32))

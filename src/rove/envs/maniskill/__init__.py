@@ -6,18 +6,30 @@ Needs `pip install "rove[maniskill]"` and a Vulkan device, which may be a CPU (`
 from __future__ import annotations
 
 from rove.config.schema import EnvConfig, ManiSkillConfig, PutOnPlateConfig
-from rove.envs.base import TaskSuite, VectorEnv
+from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.types import Autoreset
 
 
 def make(
-    config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
+    config: ManiSkillConfig | PutOnPlateConfig,
+    num_envs: int,
+    chunk: int,
+    autoreset: Autoreset,
+    gpu: int | None = None,
 ) -> VectorEnv:
     """The entry point of `rove.envs.registry.make`."""
     from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
 
     kind = PutOnPlateEnv if isinstance(config, PutOnPlateConfig) else ManiSkillEnv
-    return kind(config, num_envs, chunk, autoreset)
+    return kind(config, num_envs, chunk, autoreset, gpu)
+
+
+def resources(config: ManiSkillConfig | PutOnPlateConfig, gpus: bool) -> Resources:
+    """The entry point of `rove.envs.registry.resources`."""
+    draws = config.render == "cuda" or (config.render == "auto" and gpus)
+    return Resources(
+        simulation="gpu" if config.backend == "physx_cuda" else "core", rendering="gpu" if draws else "core"
+    )
 
 
 def suite(config: EnvConfig) -> TaskSuite:

@@ -39,11 +39,18 @@ class ManiSkillEnv(EpisodeSlots):
     """B worlds of ManiSkill's."""
 
     def __init__(
-        self, config: ManiSkillConfig | PutOnPlateConfig, num_envs: int, chunk: int, autoreset: Autoreset
+        self,
+        config: ManiSkillConfig | PutOnPlateConfig,
+        num_envs: int,
+        chunk: int,
+        autoreset: Autoreset,
+        gpu: int | None = None,
     ) -> None:
+        """`gpu` is the CUDA index of the one that simulates or renders, where one does; None: ManiSkill's
+        choice."""
         suite = tasks.suite(config)
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
-        self._config = config
+        self._config, self._gpu = config, gpu
         self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
         """Of each slot's episode, the actions carried out: [k, A] a chunk."""
         self._total = np.zeros(num_envs)
@@ -72,16 +79,16 @@ class ManiSkillEnv(EpisodeSlots):
     def _divide(self) -> list[list[int]]:
         """The slots of each worker; one part where one simulation holds them all."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        single = tasks.backends(self._config)[0] == "physx_cpu"
-        count = min(self._config.workers or cores, self.num_envs) if single else 1
+        many = tasks.one_world(self._config)
+        count = min(self._config.workers or cores, self.num_envs) if many else 1
         self._threads = max(1, cores // count)
         bounds = np.linspace(0, self.num_envs, count + 1).round().astype(int).tolist()
         return [list(range(a, b)) for a, b in pairwise(bounds)]
 
     def _enlist(self, part: Sequence[int]) -> Member:
         if len(self._parts) == 1:
-            return Local(self._config, part, self.chunk)
-        return Remote(self._config, part, self.chunk, self._threads)
+            return Local(self._config, part, self.chunk, self._gpu)
+        return Remote(self._config, part, self.chunk, self._gpu, self._threads)
 
     def _ask(self, call: Call, orders: Mapping[int, Any]) -> dict[int, Any]:
         """Send each worker its order, and collect the answers; one that dies is replaced and asked again."""

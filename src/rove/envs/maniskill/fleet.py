@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import EnvConfig
-from rove.envs.maniskill.world import Played, World, one_world
+from rove.envs.maniskill.world import Played, World
 from rove.ipc import Channel
 from rove.types import ActionSpec, EpisodeSpec, Finals
 
@@ -76,12 +76,12 @@ class Answer(NamedTuple):
 class Fleet:
     """The worlds of the slots given: one each on a CPU, one for all on a GPU. They are made when needed."""
 
-    def __init__(self, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
+    def __init__(self, config: EnvConfig, slots: Sequence[int], chunk: int, gpu: int | None) -> None:
         from rove.envs.maniskill import tasks
 
         self._config, self._slots, self._chunk = config, tuple(slots), chunk
-        self._make = tasks.world
-        self._single = one_world(tasks.backends(config)[0])
+        self._make, self._gpu = tasks.world, gpu
+        self._single = tasks.one_world(config)
         self._shares = tasks.shares(config)
         self._worlds: dict[tuple[int, str], World] = {}
         """(slot, task) -> its world; on a GPU slot is 0 for all, and where tasks share a world "" is any."""
@@ -93,7 +93,7 @@ class Fleet:
         key = (slot if self._single else 0, "" if self._shares else task)
         if key not in self._worlds:
             count = 1 if self._single else len(self._slots)
-            self._worlds[key] = self._make(self._config, task, count)
+            self._worlds[key] = self._make(self._config, task, count, self._gpu)
         return self._worlds[key], row
 
     def hello(self, task: str) -> Hello:
@@ -198,10 +198,10 @@ class Fleet:
 Call = Literal["hello", "begin", "idle", "play"]
 
 
-def serve(channel: Channel, config: EnvConfig, slots: Sequence[int], chunk: int) -> None:
+def serve(channel: Channel, config: EnvConfig, slots: Sequence[int], chunk: int, gpu: int | None) -> None:
     """What a worker process does until its channel is closed."""
     torch.set_num_threads(1)
-    fleet = Fleet(config, slots, chunk)
+    fleet = Fleet(config, slots, chunk, gpu)
     while True:
         call, argument = channel.recv()
         channel.send((getattr(fleet, call)(argument),))

@@ -34,8 +34,8 @@ class Member(Protocol):
 class Local:
     """In this process."""
 
-    def __init__(self, config: Any, slots: Sequence[int], chunk: int) -> None:
-        self.fleet = Fleet(config, slots, chunk)
+    def __init__(self, config: Any, slots: Sequence[int], chunk: int, gpu: int | None) -> None:
+        self.fleet = Fleet(config, slots, chunk, gpu)
         self._answers: deque[Any] = deque()
 
     def send(self, call: Call, argument: Any) -> None:
@@ -51,10 +51,10 @@ class Local:
 class Remote:
     """In a process of its own."""
 
-    def __init__(self, config: Any, slots: Sequence[int], chunk: int, threads: int) -> None:
+    def __init__(self, config: Any, slots: Sequence[int], chunk: int, gpu: int | None, threads: int) -> None:
         self.child = Child(
             "rove.envs.maniskill.fleet:serve",
-            (config, tuple(slots), chunk),
+            (config, tuple(slots), chunk, gpu),
             setup=Setup.here(),
             # Mesa's software renderer takes every core unless told otherwise.
             environment={"LP_NUM_THREADS": str(threads)},

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
+from rove.envs import maniskill
 from rove.envs.maniskill import assets, vulkan
 from rove.errors import RoveError
 
@@ -36,15 +38,20 @@ def load() -> Any:
     return mani_skill
 
 
-def backends(sim: str, render: str) -> tuple[str, str]:
-    """ManiSkill's names for simulation and rendering; "auto" is the GPU where PyTorch finds one."""
+def backends(config: ManiSkillConfig | PutOnPlateConfig, gpu: int | None) -> tuple[str, str]:
+    """ManiSkill's names for what simulates and what renders; `gpu` is the CUDA index of the one to use, None
+    leaves it to ManiSkill."""
     import torch
 
-    gpu = torch.cuda.is_available()
-    if sim == "physx_cuda" and not gpu:
+    there = torch.cuda.is_available()
+    used = maniskill.resources(config, gpus=there)
+    if used.simulation == "gpu" and not there:
         raise RoveError("env.backend = 'physx_cuda' needs a CUDA device, and PyTorch finds none.")
-    sim = ("physx_cuda" if gpu else "physx_cpu") if sim == "auto" else sim
-    return sim, ("gpu" if gpu else "cpu") if render == "auto" else {"cuda": "gpu"}.get(render, render)
+    number = "" if gpu is None else f":{gpu}"
+    return (
+        f"physx_cuda{number}" if used.simulation == "gpu" else "physx_cpu",
+        f"sapien_cuda{number}" if used.rendering == "gpu" else "sapien_cpu",
+    )
 
 
 def make(cls: type, **options: Any) -> Any:

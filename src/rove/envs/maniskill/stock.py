@@ -107,8 +107,9 @@ class StockTask:
 
     pointers = 0
 
-    def __init__(self, config: ManiSkillConfig, task: str) -> None:
-        self.config, self.id = config, task
+    def __init__(self, config: ManiSkillConfig, task: str, gpu: int | None) -> None:
+        """`gpu`: see `simulator.backends`."""
+        self.config, self.id, self._gpu = config, task, gpu
         self._potential: Tensor | None = None
 
     @property
@@ -123,7 +124,7 @@ class StockTask:
             raise RoveError(f"ManiSkill has no task {self.id!r}. {nearest(self.id, REGISTERED_ENVS)}")
         registered = REGISTERED_ENVS[self.id]
         config = self.config
-        sim, render = simulator.backends(config.backend, config.render)
+        sim, render = simulator.backends(config, self._gpu)
         size = {"width": config.image_size, "height": config.image_size}
         options, both = dict(registered.default_kwargs), "rgb+segmentation"
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rove.config.schema import EnvConfig, ManiSkillConfig, PutOnPlateConfig
 from rove.envs.base import TaskSuite
-from rove.envs.maniskill import simulator
 from rove.envs.maniskill.put_on_plate.suite import PutOnPlateSuite
 from rove.envs.maniskill.stock import StockSuite, StockTask, action_spec
 from rove.envs.maniskill.world import World
@@ -20,14 +19,17 @@ def suite(config: EnvConfig) -> TaskSuite:
     return StockSuite.from_config(config)
 
 
-def world(config: EnvConfig, task: str, num_envs: int) -> World:
-    """A world of `num_envs` rows for a task, whose scenes all put-on-plate tasks share."""
+def world(config: EnvConfig, task: str, num_envs: int, gpu: int | None) -> World:
+    """A world of `num_envs` rows for a task, whose scenes all put-on-plate tasks share.
+
+    `gpu` is the CUDA index of the one that it runs on, if it does.
+    """
     if isinstance(config, PutOnPlateConfig):
         from rove.envs.maniskill.put_on_plate.plate_task import ACTION_SPEC, PlateTask
 
-        return World(PlateTask(config), num_envs, config.horizon, lambda env: ACTION_SPEC)
+        return World(PlateTask(config, gpu), num_envs, config.horizon, lambda env: ACTION_SPEC)
     assert isinstance(config, ManiSkillConfig)
-    return World(StockTask(config, task), num_envs, config.horizon, lambda env: action_spec(config, env))
+    return World(StockTask(config, task, gpu), num_envs, config.horizon, lambda env: action_spec(config, env))
 
 
 def shares(config: EnvConfig) -> bool:
@@ -35,7 +37,7 @@ def shares(config: EnvConfig) -> bool:
     return isinstance(config, PutOnPlateConfig)
 
 
-def backends(config: EnvConfig) -> tuple[str, str]:
-    """See `simulator.backends`."""
+def one_world(config: EnvConfig) -> bool:
+    """Whether a world has one row: PhysX on a CPU."""
     assert isinstance(config, ManiSkillConfig | PutOnPlateConfig)
-    return simulator.backends(config.backend, config.render)
+    return config.backend != "physx_cuda"

@@ -189,11 +189,6 @@ def _rows(state: Any, index: Tensor) -> Any:
     return state[index]
 
 
-def one_world(sim: str) -> bool:
-    """Whether a world has one row: PhysX on a CPU."""
-    return sim == "physx_cpu"
-
-
 def begin(env: Any, rows: Sequence[int], seeds: Sequence[int] | None, options: dict[str, Any]) -> None:
     """Reset rows: a world of one row in a fresh scene, rows of a shared simulation where they are.
 

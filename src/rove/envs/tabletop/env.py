@@ -56,7 +56,15 @@ class TabletopEnv(EpisodeSlots):
 
     action_spec: ActionSpec = robot.ACTION_SPEC
 
-    def __init__(self, config: TabletopConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
+    def __init__(
+        self,
+        config: TabletopConfig,
+        num_envs: int,
+        chunk: int,
+        autoreset: Autoreset,
+        gpu: int | None = None,
+    ) -> None:
+        """`gpu` is the CUDA index of the one that draws, with `config.render = "cuda"`; None: the first."""
         self._tasks = TabletopSuite.from_config(config)
         super().__init__(
             self._tasks, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset
@@ -64,8 +72,9 @@ class TabletopEnv(EpisodeSlots):
         self._shaped = config.reward == "shaped"
         threads = config.threads or len(os.sched_getaffinity(0))
         self._worlds = Worlds(num_envs, threads)
+        device = f"cuda:{gpu or 0}" if config.render == "cuda" else "cpu"
         self._renderer = RenderPool(
-            self._worlds.scene.model, num_envs, config.image_size, background(), threads
+            self._worlds.scene.model, num_envs, config.image_size, background(), threads, device
         )
         self._image_shape = (1, config.image_size, config.image_size, 3)
         self._elapsed = np.zeros(num_envs, np.int64)

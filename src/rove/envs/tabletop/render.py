@@ -20,7 +20,7 @@ try:
     import mujoco_warp
     import warp as wp
 
-    import rove.envs.quiet_warp  # noqa: F401
+    from rove.envs import quiet_warp
 except ImportError as error:
     raise RoveError(
         "The tabletop suite needs MuJoCo Warp, which is not installed. Install it: pip install mujoco-warp"
@@ -77,53 +77,53 @@ class Renderer:
         device: str = "cpu",
     ) -> None:
         self.size, self.device = size, device
-        with wp.ScopedDevice(device):
-            self._model = mujoco_warp.put_model(model)
-            self._data = mujoco_warp.make_data(model, nworld=capacity)
-            self._context = mujoco_warp.create_render_context(
-                model,
-                nworld=capacity,
-                cam_res=(size, size),
-                render_rgb=True,
-                render_depth=False,
-                render_seg=False,
-                use_shadows=False,
-                background_color=(*background, 1.0),
-                enable_specular=False,
-                enable_emission=False,
-            )
-            ngeom = model.ngeom
-            self._arrays = {
-                "geom_xpos": self._data.geom_xpos,
-                "geom_xmat": self._data.geom_xmat,
-                "cam_xpos": self._data.cam_xpos,
-                "cam_xmat": self._data.cam_xmat,
-                "light_xdir": self._data.light_xdir,
-            }
-            for name, shape, dtype in (
-                ("geom_size", (capacity, ngeom), wp.vec3),
-                ("geom_rgba", (capacity, ngeom), wp.vec4),
-                ("geom_matid", (capacity, ngeom), wp.int32),
-                ("light_diffuse", (capacity, 1), wp.vec3),
-                ("light_ambient", (capacity, 1), wp.vec3),
-            ):
-                self._arrays[name] = wp.zeros(shape, dtype=dtype)
-                setattr(self._model, name, self._arrays[name])
-            # Compiles the kernels now: Warp's code generator must not run on two threads at once.
-            self._rebuild()
-            mujoco_warp.render(self._model, self._data, self._context)
+        quiet_warp.use(device)
+        self._model = mujoco_warp.put_model(model)
+        self._data = mujoco_warp.make_data(model, nworld=capacity)
+        self._context = mujoco_warp.create_render_context(
+            model,
+            nworld=capacity,
+            cam_res=(size, size),
+            render_rgb=True,
+            render_depth=False,
+            render_seg=False,
+            use_shadows=False,
+            background_color=(*background, 1.0),
+            enable_specular=False,
+            enable_emission=False,
+        )
+        ngeom = model.ngeom
+        self._arrays = {
+            "geom_xpos": self._data.geom_xpos,
+            "geom_xmat": self._data.geom_xmat,
+            "cam_xpos": self._data.cam_xpos,
+            "cam_xmat": self._data.cam_xmat,
+            "light_xdir": self._data.light_xdir,
+        }
+        for name, shape, dtype in (
+            ("geom_size", (capacity, ngeom), wp.vec3),
+            ("geom_rgba", (capacity, ngeom), wp.vec4),
+            ("geom_matid", (capacity, ngeom), wp.int32),
+            ("light_diffuse", (capacity, 1), wp.vec3),
+            ("light_ambient", (capacity, 1), wp.vec3),
+        ):
+            self._arrays[name] = wp.zeros(shape, dtype=dtype, device=device)
+            setattr(self._model, name, self._arrays[name])
+        # Compiles the kernels now: Warp's code generator must not run on two threads at once.
+        self._rebuild()
+        mujoco_warp.render(self._model, self._data, self._context)
 
     def render(self, frame: Frame) -> np.ndarray:
         """uint8 [len(frame), size, size, 3]."""
         n = len(frame)
-        with wp.ScopedDevice(self.device):
-            for name, array in self._arrays.items():
-                values = np.ascontiguousarray(getattr(frame, name), array.numpy().dtype)
-                wp.copy(array, wp.array(values, dtype=array.dtype, device="cpu"), count=n * array[0].size)
-            self._data.nworld = n
-            self._rebuild()
-            mujoco_warp.render(self._model, self._data, self._context)
-            packed = self._context.rgb_data.numpy()[:n]
+        quiet_warp.use(self.device)
+        for name, array in self._arrays.items():
+            values = np.ascontiguousarray(getattr(frame, name), array.numpy().dtype)
+            wp.copy(array, wp.array(values, dtype=array.dtype, device="cpu"), count=n * array[0].size)
+        self._data.nworld = n
+        self._rebuild()
+        mujoco_warp.render(self._model, self._data, self._context)
+        packed = self._context.rgb_data.numpy()[:n]
         # One uint32 a pixel, 0xAARRGGBB: in memory B, G, R, A.
         return packed.view(np.uint8).reshape(n, self.size, self.size, 4)[..., 2::-1]
 
@@ -133,7 +133,8 @@ class Renderer:
         mujoco_warp.refit_bvh(self._model, self._data, context)
         if self.device == "cpu":
             context.bvh.rebuild(constructor="median")
-            wp.launch(_group_roots, dim=context.group_root.shape, inputs=[context.bvh.id, context.group_root])
+            inputs = [context.bvh.id, context.group_root]
+            wp.launch(_group_roots, dim=context.group_root.shape, inputs=inputs, device=self.device)
 
 
 class RenderPool:

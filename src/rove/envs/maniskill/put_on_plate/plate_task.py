@@ -24,8 +24,9 @@ ACTION_SPEC: ActionSpec = conventions.of(PutOnPlateSuite.name).action_spec
 class PlateTask:
     """Every published environment: scenes differ, the simulation does not."""
 
-    def __init__(self, config: PutOnPlateConfig) -> None:
-        self.config, self.suite = config, PutOnPlateSuite.from_config(config)
+    def __init__(self, config: PutOnPlateConfig, gpu: int | None) -> None:
+        """`gpu`: see `simulator.backends`."""
+        self.config, self.suite, self._gpu = config, PutOnPlateSuite.from_config(config), gpu
         size = (config.image_size, config.image_size)
         self.size = (overlay.HEIGHT, overlay.WIDTH) if config.full_frame else size
         self.image, self.pointers = (1, *self.size, 3), 3
@@ -36,7 +37,7 @@ class PlateTask:
         simulator.load()
         from rove.envs.maniskill.put_on_plate.task import PutOnPlate
 
-        sim, render = simulator.backends(self.config.backend, self.config.render)
+        sim, render = simulator.backends(self.config, self._gpu)
         if self.config.settle and num_envs > 1:
             raise RoveError("env.settle = true cannot reset one world of a shared simulation: use physx_cpu.")
         self._potential = np.zeros(num_envs)
