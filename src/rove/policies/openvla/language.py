@@ -117,12 +117,12 @@ class Layer(LlamaDecoderLayer):
             for y in lora.linear(normed, attention.q_proj, attention.k_proj, attention.v_proj)
         )
         query, key = _rotate(query, rope), _rotate(key, rope)
-        if buffers is not None and slot is None:
-            for buffer, new in zip(buffers, (key, value), strict=True):
+        for buffer, new in zip(buffers or (), (key, value), strict=False):
+            if slot is None:
                 buffer[:, :, : new.shape[2]] = new
-        elif buffers is not None:
-            for buffer, new in zip(buffers, (key, value), strict=True):
+            else:
                 buffer.index_copy_(2, slot, new.to(buffer.dtype))
+        if buffers is not None and slot is not None:
             key, value = buffers
         mixed = F.scaled_dot_product_attention(
             query,
