@@ -24,16 +24,15 @@ import torch
 from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.errors import RoveError
+from rove.findings import Finding
 from rove.ipc import Setup
-from rove.placement import weights
 from rove.placement.plan import Plan
-from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated, build_policy
+from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated
 from rove.placement.weights import Weights
-from rove.policies.base import Policy
 from rove.rollout.stage import Position
 from rove.timing import Stopwatch
 from rove.training import parallel
-from rove.types import ActionSpec, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, TrainBatch, Trajectory
 
 
 class SeatLost(Exception):
@@ -92,7 +91,6 @@ class Executor(ABC):
         self._profile = profile
         self._rendezvous = ""
         self._weights: Weights | None = None
-        self._mirror: Policy | None = None
         self._begun: deque[list[tuple[int, Answer]]] = deque()
         self._lost: dict[int, list[Position | None]] = {}
         self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
@@ -287,15 +285,17 @@ class Executor(ABC):
         """Optimizer steps that a batch of `rows` chunks takes."""
         return -(-rows // self.run.training.batch) * self.run.algorithm.epochs
 
-    @property
-    def policy(self) -> Policy:
-        """The learner's newest weights, in this process: its own, or a copy for saving."""
-        if isinstance(here := self._seats[self._learners[0]], Here) and self.plan.ranks == 1:
-            return here.worker.policy
-        if self._mirror is None:
-            self._mirror = build_policy(self.run, self.start, self.action_spec, torch.device("cpu"))
-        weights.load(self._mirror, self._pull())
-        return self._mirror
+    def preflight(self, wanted: Conventions) -> list[Finding]:
+        """What the policy that the run starts from finds of its environments, on the device where it acts."""
+        return self._seats[self._units[0]].call("preflight", wanted).result()
+
+    def save_policy(self, directory: Path) -> None:
+        """Write the learner's newest weights to a directory that its first rank can reach."""
+        calls = [
+            self._seats[n].call("save", directory if self.plan.seats[n].rank == 0 else None)
+            for n in self._learners
+        ]
+        self._gather(calls, self._learners)
 
     @property
     def action_spec(self) -> ActionSpec:
