@@ -10,10 +10,13 @@ from tests.unit.test_plan import NODE
 
 from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run
 from rove.envs import conventions
+from rove.ipc import pack
 from rove.placement.executor import Done, Executor
 from rove.placement.plan import make_plan
-from rove.placement.seat import SeatPlan, build_policy
+from rove.placement.seat import SeatPlan, Updated, build_policy
 from rove.policies.openvla import loading
+from rove.training.deal import Share
+from rove.types import Observation, TrainBatch
 
 
 class Seat:
@@ -24,7 +27,7 @@ class Seat:
 
     def call(self, method: str, *args: Any) -> Done:
         self.asked.append((method, *args))
-        return Done(None)
+        return Done(Updated({}, {}, []) if method == "update" else None)
 
     def close(self) -> None: ...
 
@@ -44,12 +47,40 @@ class Noted(Executor):
         return [seat.asked for seat in self._seats]
 
 
+def pictures(rows: int) -> TrainBatch:
+    """A batch that is nearly all pictures."""
+    number = torch.arange(rows).view(rows, 1, 1)
+    flat = torch.ones(rows, 1)
+    return TrainBatch(
+        observation=Observation(torch.zeros(rows, 1, 64, 64, 3, dtype=torch.uint8), ("go",) * rows),
+        tokens=number,
+        logprob=number.float(),
+        advantage=flat,
+        mask=flat.bool(),
+        returns=None,
+        value=None,
+        episode_length=None,
+    )
+
+
 def test_a_policy_is_examined_and_saved_where_its_weights_are():
     executor = Noted()
     wanted = conventions.of("tabletop")
     executor.preflight(wanted)
     executor.save_policy(Path("there"))
     assert executor.asked() == [[("preflight", wanted), ("save", Path("there"))], *[[("save", None)]] * 7]
+
+
+def test_each_rank_is_sent_its_rows_and_no_others():
+    executor = Noted()
+    batch = pictures(64)
+    executor.update(batch, 0, lambda: None)
+    sent = [sum(map(len, pack(asked)[1])) for asked in executor.asked()]
+    whole = sum(map(len, pack(batch)[1]))
+    assert len(sent) == 8 and max(sent) < 1.05 * whole / 8, "it was eight times the whole"
+    shares: list[Share] = [asked[0][1] for asked in executor.asked()]
+    rows = torch.cat([share.batch.tokens[:, 0, 0] for share in shares])
+    assert sorted(rows.tolist()) == list(range(64))
 
 
 def test_weights_are_read_onto_the_device_they_are_for(monkeypatch, tmp_path: Path):

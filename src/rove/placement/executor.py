@@ -32,6 +32,7 @@ from rove.placement.weights import Weights
 from rove.rollout.stage import Position
 from rove.timing import Stopwatch
 from rove.training import parallel
+from rove.training.deal import deal, schedule
 from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, TrainBatch, Trajectory
 
 
@@ -217,10 +218,14 @@ class Executor(ABC):
                     calls[i] = (n, self._seats[number].call("collect", self.version))
 
     def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
-        """The iteration's optimizer steps."""
+        """The iteration's optimizer steps. A rank is given its rows alone, one rank after the other: of the
+        batch there is never more than one share twice."""
         hooks = (on_step,) if self._inline else ()
-        given = self._share(batch)
-        calls = [self._seats[n].call("update", given, iteration, *hooks) for n in self._learners]
+        steps = schedule(len(batch), self.run, iteration)
+        calls = []
+        for n in self._learners:
+            share = deal(batch, steps, self.plan.seats[n].rank or 0, self.plan.ranks)
+            calls.append(self._seats[n].call("update", share, iteration, *hooks))
         done: list[Updated] = self._gather(calls, self._learners)
         self.watch.merge(done[0].seconds, [span for one in done for span in one.spans])
         return done[0].metrics

@@ -28,6 +28,7 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
 from rove.rollout.stage import StagePlan
 from rove.training import demonstrations
+from rove.training.deal import take
 from rove.training.learner import Learner
 from rove.types import Observation, TrainBatch
 
@@ -139,7 +140,7 @@ def measure(run: Run, start: Path) -> Profile:
         part = batch.select(torch.arange(n))
 
         def step() -> None:
-            learner.accumulate(part, torch.arange(n))
+            learner.accumulate(part, take(part, torch.arange(n)))
             learner.optimizer.step()
 
         return _median(step)

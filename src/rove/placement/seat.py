@@ -33,8 +33,9 @@ from rove.rollout.stage import Position, StagePlan
 from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
 from rove.timing import Span, Stopwatch
 from rove.training import parallel
+from rove.training.deal import Share
 from rove.training.learner import Learner
-from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +198,11 @@ class SeatWorker:
 
     # --- learner ----------------------------------------------------------------------------------
 
-    def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
-        """The iteration's optimizer steps; every rank is given the whole batch."""
+    def update(self, share: Share, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
+        """The iteration's optimizer steps, on this rank's share of the batch."""
         assert self.learner is not None
         with self.watch("training"):
-            metrics = self.learner.update(batch, iteration, on_step)
+            metrics = self.learner.train(share, iteration, on_step)
         return Updated(metrics, self.watch.take(), self.watch.take_spans())
 
     def weights(self, version: int, wanted: bool = True) -> Weights | None:
