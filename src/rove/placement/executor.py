@@ -28,7 +28,6 @@ from rove.findings import Finding
 from rove.ipc import Setup
 from rove.placement.plan import Plan
 from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated
-from rove.placement.weights import Weights
 from rove.rollout.stage import Position
 from rove.timing import Stopwatch
 from rove.training import parallel
@@ -91,7 +90,8 @@ class Executor(ABC):
         """What went wrong and was mended, since they were last taken."""
         self._profile = profile
         self._rendezvous = ""
-        self._weights: Weights | None = None
+        self._weights: Any = None
+        """The newest that units were given, as `_share` made them fit to be given."""
         self._begun: deque[list[tuple[int, Answer]]] = deque()
         self._lost: dict[int, list[Position | None]] = {}
         self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
@@ -132,17 +132,19 @@ class Executor(ABC):
             whole = self.plan.ranks == 1 or self.run.training.parallel == "ddp"
             if not apart and whole:
                 return
-            self._weights = self._pull()
+            new = self._pull(wanted=bool(apart))
+            self._weights = self._share(new) if apart else None
             if not self.plan.staleness:
-                new = self._share(self._weights)
-                self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
+                self._gather([self._seats[n].call("load_weights", self._weights) for n in apart], apart)
 
-    def _pull(self) -> Weights:
-        """The newest weights of the learner; a collective of its ranks, of which the first answers."""
+    def _pull(self, wanted: bool = True) -> Any:
+        """The newest weights of the learner; a collective of its ranks, of which the first answers, if they
+        are `wanted` here."""
         calls = [
-            self._seats[n].call("weights", self.version, self.plan.seats[n].rank == 0) for n in self._learners
+            self._seats[n].call("weights", self.version, wanted and self.plan.seats[n].rank == 0)
+            for n in self._learners
         ]
-        return next(found for found in self._gather(calls, self._learners) if found is not None)
+        return next((found for found in self._gather(calls, self._learners) if found is not None), None)
 
     def collect(self, on_chunk: Callable[[], None]) -> Trajectory:
         """The oldest rollout that was begun, else one begun now: T chunks in B slots."""
@@ -165,7 +167,7 @@ class Executor(ABC):
 
     def _begin(self, *hooks: Any) -> None:
         """Begin a rollout on all units, on the newest weights that were published."""
-        new = self._share(self._weights) if self._weights is not None and self.plan.staleness else None
+        new = self._weights if self.plan.staleness else None
         calls = []
         for n in self._units:
             if new is not None and self.plan.seats[n].rank is None:
@@ -206,7 +208,7 @@ class Executor(ABC):
         self._seats[number].close()
         seat = self._seats[number] = self._put(self._seat_plan(number))
         if self._weights is not None:
-            seat.call("load_weights", self._share(self._weights))
+            seat.call("load_weights", self._weights)
         if number in self._lost:
             seat.call("place", self._lost[number])
 

@@ -22,6 +22,8 @@ from rove.config.schema import GRPO, PPO, Run
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.errors import RoveError
+from rove.ipc import Packed
+from rove.placement import weights
 from rove.placement.seat import build_policy
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
@@ -256,8 +258,4 @@ def _learner(
 
 def _publish(learner: Learner) -> None:
     """What a transfer to another process costs this one: gather, pack, copy."""
-    from rove.ipc import pack
-
-    _, buffers = pack(learner.trainable())
-    for buffer in buffers:
-        bytes(buffer)
+    Packed(weights.publish(0, learner.trainable()))

@@ -208,7 +208,7 @@ class SeatWorker:
     def weights(self, version: int, wanted: bool = True) -> Weights | None:
         """The newest; every rank has to call it, None from those of which they are not `wanted`."""
         assert self.learner is not None
-        new = Weights(version, self.learner.trainable())
+        new = weights.publish(version, self.learner.trainable())
         if not self.shares:
             weights.load(self.policy, new)
         return new if wanted else None
