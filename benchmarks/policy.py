@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rove.config.schema import LoraConfig, OptimConfig, ValueHeadConfig
 from rove.policies.base import SamplingNoise
-from rove.policies.openvla import OpenVLA, bins, decoding, lora
+from rove.policies.openvla import OpenVLA, bins, decoding
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.training.optim import make_optimizer
@@ -90,9 +90,7 @@ def make(
 
 def adapt(policy: OpenVLA) -> OpenVLA:
     """With LoRA beside every linear layer."""
-    config = LoraConfig(rank=32)
-    lora.inject(policy.vlm, config, torch.Generator().manual_seed(0))
-    policy.lora = config
+    policy.adapt(LoraConfig(rank=32), torch.Generator().manual_seed(0))
     return policy
 
 
@@ -193,7 +191,7 @@ def whole_towers(policy: OpenVLA) -> Iterator[None]:
 def without_cache(policy: OpenVLA, observation: Observation) -> None:
     """Greedy decoding that runs everything again for every token."""
     with torch.inference_mode():
-        prefix = policy._prefix(observation)
+        prefix = policy._prefix(policy._inputs(observation)[0])
         tokens = torch.zeros(len(observation), 0, dtype=torch.int64, device=policy.device)
         for _ in range(policy.chunk * SPEC.dim):
             padded = F.pad(tokens, (0, 1))
@@ -214,11 +212,8 @@ def inference(args: Any, clock: Clock, dtype: torch.dtype, compiled: bool) -> di
         measured = parallel_paths if kind == "parallel" else autoregressive_paths
         report[kind], found = measured(policy, args.batch, clock)
         if compiled:
-            act = acting(policy, args.batch)
-            plain = counting(act, policy, compiled=False)
-            found[f"torch.compile, {kind}"] = pair(
-                args.batch, clock, counting(act, policy, compiled=True), plain
-            )
+            fast = acting(make(args.size, kind, clock.device, dtype, compiled=True), args.batch)
+            found[f"policy.compile, {kind}"] = pair(args.batch, clock, fast, acting(policy, args.batch))
         paths |= found
         del policy
     return report | {"fast_paths": paths}
@@ -250,18 +245,6 @@ def autoregressive_paths(policy: OpenVLA, batch: int, clock: Clock) -> tuple[dic
 def acting(policy: OpenVLA, batch: int) -> Callable[[], Any]:
     seen, some = observe(batch), noise(batch)
     return lambda: policy.act(seen, "sample", some)
-
-
-def counting(act: Callable[[], Any], policy: OpenVLA, *, compiled: bool) -> Callable[[], Any]:
-    """`act` with compiled rollouts, or without."""
-    ready: list[Any] = [None]
-
-    def run() -> None:
-        policy.compile_rollouts, policy.vlm.compiled = compiled, ready[0]
-        act()
-        ready[0], policy.vlm.compiled, policy.compile_rollouts = policy.vlm.compiled, None, False
-
-    return run
 
 
 def within(

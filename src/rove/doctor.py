@@ -21,7 +21,6 @@ OPTIONAL: dict[str, tuple[str, str, str]] = {
     "Ray": ("ray", "ray", "many machines"),
     "LIBERO": ("libero", "libero", "the LIBERO suites"),
     "ManiSkill": ("mani_skill", "maniskill", "the ManiSkill suites"),
-    "LoRA": ("peft", "lora", "policies with adapters"),
     "W&B": ("wandb", "wandb", "--logging.wandb true"),
 }
 """Name -> (module, extra that installs it, what it is for)."""

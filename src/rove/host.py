@@ -1,4 +1,5 @@
-"""Process-wide settings: threads for tensor work, and what the allocator does with freed memory."""
+"""What a process uses of its machine: a device, cores, threads, and what its allocator does with freed
+memory."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+from rove.errors import RoveError
 
 # mallopt parameters of glibc, see mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -28,6 +31,22 @@ def prepare(threads: int) -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def device(wanted: str) -> torch.device:
+    """The device that `placement.device` means for a single process: "auto" is a GPU where there is one.
+
+    Raises RoveError where there is none and one is asked for by name.
+    """
+    count = torch.cuda.device_count()
+    if wanted == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    kind, _, index = wanted.partition(":")
+    if kind == "cuda" and int(index or 0) >= count:
+        raise RoveError(
+            f"placement.device = {wanted!r}, but {count} CUDA devices are visible. Use 'auto' or 'cpu'."
+        )
+    return torch.device("cpu" if kind == "cpu" else f"cuda:{index or 0}")
 
 
 def release() -> None:

@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # What a room may import, by prefix, besides itself and BASE.
-BASE = ("types", "errors", "findings", "config", "timing", "interrupt", "ipc")
+BASE = ("types", "errors", "findings", "config", "timing", "transfer", "interrupt", "ipc")
 CONTRACTS = (
     "envs.base",
     "envs.registry",
@@ -28,7 +28,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "findings": (),
     "timing": (),
     "interrupt": (),
-    "host": (),
+    "transfer": (),
+    "host": ("errors",),
     "ipc": ("recipes", "envs.registry", "policies.registry"),
     "config": ("errors",),
     "algorithms": ("types",),
@@ -37,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "checkpoint": (*BASE, "policies.base"),
     "rundir": (*BASE, "checkpoint"),
     "rollout": (*BASE, *CONTRACTS),
-    "evaluation": (*BASE, *CONTRACTS, "policies.uniform", "rollout", "rundir", "reporting.video"),
+    "evaluation": (*BASE, *CONTRACTS, "policies.uniform", "rollout", "rundir", "reporting.video", "host"),
     "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
     "serving": (*BASE, *CONTRACTS),
@@ -63,12 +64,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "warp": ("envs/libero", "envs/quiet_warp.py", "envs/tabletop", "doctor.py"),
     "transformers": ("policies", "doctor.py"),
     "tokenizers": ("policies", "doctor.py"),
-    "peft": ("policies", "training"),
     "rich": ("reporting", "cli", "cli.py", "doctor.py"),
     "wandb": ("reporting",),
     "tensorboard": ("reporting",),
 }
-OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "peft", "wandb"}
+OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "wandb"}
 """Imported inside the function that uses them, so that their absence is felt there only."""
 
 DERIVED = ("envs/maniskill/put_on_plate/task.py",)

@@ -162,7 +162,7 @@ class ValueHeadConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021) through `peft`: the weights themselves stay as they are."""
+    """Low-rank adapters (Hu et al. 2021): the weights themselves stay as they are."""
 
     rank: int = 32
     alpha: float | None = None
@@ -190,7 +190,7 @@ class PolicyConfig:
     lora: LoraConfig | None = None
     """Train adapters beside a checkpoint's weights; None: the weights. A warm-up from scratch trains all."""
     compile: bool = False
-    """Rollouts through torch.compile, on a GPU with CUDA graphs. Starts slowly."""
+    """Blocks through torch.compile and, on a GPU, rollouts through CUDA graphs. Starts slowly."""
     head: Literal["discrete", "l1"] = "discrete"
     """What turns hidden states into actions: 256 tokens a dimension, or OpenVLA-OFT's regression head, which
     is deterministic and so serves inference and SFT only."""

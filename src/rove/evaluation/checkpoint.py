@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from rove import rundir
+from rove import host, rundir
 from rove.config import load
-from rove.config.schema import PPO, EnvConfig, EvaluationConfig, Run
+from rove.config.schema import PPO, EvaluationConfig, Run
 from rove.envs import registry as envs
 from rove.envs.base import TaskSuite
 from rove.errors import RoveError, nearest
@@ -41,14 +41,15 @@ def evaluate_checkpoint(
 
     `suite` is an environment, with or without tasks: "tabletop", "libero:130". Below a run's directory it is
     set up as that run had it, `tasks` and `settings` ("--env.protocol", "published") aside; elsewhere as the
-    schema's defaults and what is published for the tasks say. `variants` is "none", names separated by
-    commas, or "all" (which includes "none"). With `out` every episode is kept in a journal beside that file,
-    from which the same evaluation goes on after a stop. Raises RoveError on an unknown suite, task set,
-    variant or setting.
+    schema's defaults and what is published for the tasks say. The policy is on a GPU where there is one, or
+    where "--placement.device" says. `variants` is "none", names separated by commas, or "all" (which includes
+    "none"). With `out` every episode is kept in a journal beside that file, from which the same evaluation
+    goes on after a stop. Raises RoveError on an unknown suite, task set, variant or setting.
     """
     kind, _, named = suite.partition(":")
-    env_config = _env_config(_run_of(path), kind, tasks or named or None, settings)
-    policy = None if str(path) == RANDOM else policies.load(path)
+    run = _configured(_run_of(path), kind, tasks or named or None, settings)
+    env_config, device = run.env, host.device(run.placement.device)
+    policy = None if str(path) == RANDOM else policies.load(path, device=device)
     chunk = RANDOM_CHUNK if policy is None else policy.chunk
     env = envs.make(env_config, num_envs=config.num_envs, chunk=chunk, autoreset="refill")
     with closing(env):
@@ -101,16 +102,20 @@ def _run_of(path: Path) -> Run | None:
     return load.load(file) if file else None
 
 
-def _env_config(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> EnvConfig:
+def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> Run:
+    """A run that holds the environment of an evaluation, and where its policy is placed."""
     trained_here = run is not None and run.env.kind == kind
     if run is not None and trained_here:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)
     else:
         given = {} if tasks is None else {"tasks": tasks}
         config = load.section("env", {"kind": kind, **given, **envs.published(kind, tasks)})
-    if wrong := [word for word in settings if word.startswith("--") and not word.startswith("--env.")]:
-        raise RoveError(f"{wrong[0]} is no setting of an evaluation, only --env.* are.")
-    return load.apply(Run("evaluation", PPO(), env=config), settings).env
+    known = ("--env.", "--placement.device")
+    if wrong := [word for word in settings if word.startswith("--") and not word.startswith(known)]:
+        raise RoveError(
+            f"{wrong[0]} is no setting of an evaluation, only --env.* and --placement.device are."
+        )
+    return load.apply(Run("evaluation", PPO(), env=config), settings)
 
 
 def _variants(suite: TaskSuite, names: str) -> tuple[str, ...]:

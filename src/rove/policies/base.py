@@ -6,7 +6,6 @@ log-probabilities to float tolerance, whatever the batch around a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,18 +46,20 @@ class SamplingNoise:
         return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
 
 
-def through(block: nn.Module, compute: Callable[..., Tensor], *args: Any) -> Tensor:
-    """`compute(*args)`, which is what `block` does. Where the learner has set `block.recompute`, activations
-    inside are dropped and computed again in the backward pass. Nothing inside may draw numbers, as dropout
-    does: `act` and `evaluate` would not agree either.
+def through(block: nn.Module, *args: Any) -> Tensor:
+    """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
+    computed again in the backward pass. Nothing inside may draw numbers, as dropout does: `act` and
+    `evaluate` would not agree either.
 
-    A policy that takes its repeated blocks through here can be trained with
+    A policy that calls its repeated blocks through here can be trained with
     `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
         # The generators' states need not be kept; on a GPU that waits for it.
-        return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
-    return compute(*args)
+        return checkpoint(  # pyright: ignore[reportReturnType]
+            block, *args, use_reentrant=False, preserve_rng_state=False
+        )
+    return block(*args)
 
 
 @runtime_checkable

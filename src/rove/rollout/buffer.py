@@ -127,24 +127,24 @@ class RolloutBuffer:
         """Store what was chosen for `slots` (int64 [R]), one chunk or G of each, and hand it to the
         environments."""
         shape = (len(slots), *self.tokens.shape[2:])
-        self.tokens[t, slots] = chunk.tokens.cpu().view(shape)
-        self.logprob[t, slots] = chunk.logprob.cpu().view(shape)
-        self.exchange.actions[slots] = chunk.actions.cpu().view(*shape[:-1], -1)
+        self.tokens[t, slots] = chunk.tokens.view(shape)
+        self.logprob[t, slots] = chunk.logprob.view(shape)
+        self.exchange.actions[slots] = chunk.actions.view(*shape[:-1], -1)
         if chunk.value is not None:
             if self._value is None:
                 shape = (self.layout.chunks + 1, self.layout.num_envs, chunk.value.shape[1])
                 self._value = torch.zeros(shape)
-            self._value[t, slots] = chunk.value.cpu()
+            self._value[t, slots] = chunk.value
 
     def put_value(self, t: int | None, slots: Tensor, value: Tensor) -> None:
         """Store bootstrap values [R, C or 1] of `slots` (int64 [R]): of the final observations of episodes
         that ended in chunk t, or, where t is None, of the observations after the last chunk."""
         assert self._value is not None
         if t is None:
-            self._value[self.layout.chunks, slots] = value.cpu()
+            self._value[self.layout.chunks, slots] = value
         else:
             # The first action's value is the state's: nothing has been executed after a final observation.
-            self.final_value[t, slots, 0] = value[:, 0].cpu()
+            self.final_value[t, slots, 0] = value[:, 0]
 
     def clear(self, first: int, last: int) -> None:
         """Forget what the slots from `first` up to `last` did: their part of the rollout begins anew."""

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from rove import transfer
 from rove.envs.base import VectorEnv
 from rove.policies.actions import ActionConverter
 from rove.policies.base import Actor, SamplingNoise
@@ -39,7 +40,8 @@ def act(
     noise: SamplingNoise | None,
     samples: int | None = None,
 ) -> ActionChunk:
-    """What the policy does, greedily without `noise`, in the convention `action_spec`."""
+    """What the policy does, greedily without `noise`, in the convention `action_spec`; on the host, which
+    waits for it once."""
     with torch.inference_mode():
         if noise is None:
             chunk = policy.act(observation, "greedy")
@@ -47,6 +49,7 @@ def act(
             chunk = policy.act(observation, "sample", noise)
         else:  # a policy of which nobody asks for several need not know of them
             chunk = policy.act(observation, "sample", noise, samples)
+        chunk = transfer.to(chunk, "cpu")
     if policy.action_spec == action_spec:
         return chunk
     return replace(chunk, actions=_converter(policy.action_spec, action_spec)(chunk.actions))
@@ -62,5 +65,5 @@ def scatter(actions: Tensor, rows: Tensor, env: VectorEnv) -> Tensor:
     if len(rows) == env.num_envs:
         return actions
     full = torch.zeros(env.num_envs, *actions.shape[1:], dtype=actions.dtype)
-    full[rows] = actions.cpu()
+    full[rows] = actions
     return full

@@ -41,6 +41,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rove import transfer
 from rove.errors import RoveError
 from rove.ipc import Segment
 from rove.policies.base import Policy, SamplingNoise
@@ -312,6 +313,7 @@ class Pipeline:
             return
         with self._watch("inference"), torch.inference_mode():
             value = self.policy.value(Observation.cat([part.observation for part in owed]))
+            value = transfer.to(value, "cpu")
         for part, values in zip(owed, value.split([len(part.slots) for part in owed]), strict=True):
             self._buffer.put_value(part.t, part.slots, values)
 

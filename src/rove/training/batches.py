@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from rove.config.schema import SFTConfig
 from rove.training.optim import Optimizer
 
-Gradient = Callable[[Tensor], dict[str, float]]
-"""Given the rows of a batch, int64 [batch]: adds their gradient to the parameters, answers its metrics."""
+Gradient = Callable[[Tensor], dict[str, Tensor]]
+"""Given the rows of a batch, int64 [batch]: adds their gradient to the parameters, answers its metrics, which
+may be on a device still."""
 OnStep = Callable[[int, dict[str, float]], None]
 """Told the number of each optimizer step and its metrics."""
 
@@ -39,8 +40,8 @@ def descend(
     while optimizer.steps < steps:
         metrics = gradient(torch.from_numpy(next(rows_of)))
         lr = optimizer.lr
-        norm, _ = optimizer.step()
-        on_step(optimizer.steps, metrics | {f"{name}/grad_norm": norm, f"{name}/lr": lr})
+        numbers, _ = optimizer.step(metrics)
+        on_step(optimizer.steps, {f"{name}/{key}": value for key, value in (numbers | {"lr": lr}).items()})
     policy.eval()
 
 

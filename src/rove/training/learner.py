@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.algorithms import Algorithm
 from rove.config.schema import GRPO, PPO, Run
 from rove.errors import RoveError, nearest
@@ -86,8 +87,8 @@ class Learner:
         totals: dict[str, float] = defaultdict(float)
         steps = skipped = 0
         for step in share.steps:
-            metrics = self.accumulate(batch, step, iteration)
-            metrics["grad_norm"], taken = self.optimizer.step()
+            sums = self.accumulate(batch, step, iteration)
+            metrics, taken = self.optimizer.step(sums)
             steps, skipped = steps + 1, skipped + (not taken)
             for name, value in metrics.items():
                 totals[name] += value if taken else 0.0
@@ -101,14 +102,15 @@ class Learner:
             "train/lr": self.optimizer.lr,
         }
 
-    def accumulate(self, batch: TrainBatch, step: Step, iteration: int = 0) -> dict[str, float]:
-        """Gradients of one optimizer step on this rank's `batch`, and its metrics, which are all ranks'."""
-        totals: dict[str, float] = defaultdict(float)
+    def accumulate(self, batch: TrainBatch, step: Step, iteration: int = 0) -> dict[str, Tensor]:
+        """Gradients of one optimizer step on this rank's `batch`, and its metrics, which are all ranks' and
+        stay on the device: the host does not wait for them here."""
+        totals: dict[str, Tensor] = {}
         mine = step.select(batch)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
         references = self._reference_logprobs(mine, micros)
         for number, own in enumerate(micros):
-            micro = mine.select(own)
+            micro = transfer.to(mine.select(own), self.device)
             with self.model.accumulating(last=number == len(micros) - 1):
                 output = self._evaluate(self.model, micro)
                 loss, metrics = self.algorithm.loss(
@@ -121,11 +123,11 @@ class Learner:
                 )
                 (loss * self.model.loss_scale if self.ranks.world > 1 else loss).backward()
             for name, value in metrics.items():
-                totals[name] += float(value)
-        totals = self.ranks.sum(totals, self.device)
+                totals[name] = totals[name] + value if name in totals else value
+        totals = self.ranks.sum(totals)
         if isinstance(self.config, PPO) and iteration < self.config.critic_warmup:
             self._keep_head_gradients_only()
-        return dict(totals)
+        return totals
 
     def _evaluate(self, model: Model | Policy, micro: TrainBatch) -> PolicyOutput:
         with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
@@ -135,13 +137,11 @@ class Learner:
     def anchored(self, batch: TrainBatch) -> TrainBatch:
         """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
         micros = torch.arange(len(batch)).split(self.training.micro_batch)
-        outputs = [self._evaluate(self.policy, batch.select(own)) for own in micros]
-        logprob = torch.cat([output.logprob.cpu() for output in outputs])
-        value = batch.value
-        if value is not None:
-            values = [output.value.cpu() for output in outputs if output.value is not None]
-            value = torch.cat(values)
-        return replace(batch, proximal=logprob, value=value)
+        outputs = [self._evaluate(self.policy, transfer.to(batch.select(own), self.device)) for own in micros]
+        values = [output.value for output in outputs if output.value is not None]
+        now = (torch.cat([output.logprob for output in outputs]), torch.cat(values) if values else None)
+        logprob, value = transfer.to(now, batch.logprob.device)
+        return replace(batch, proximal=logprob, value=None if batch.value is None else value)
 
     @torch.no_grad()
     def _reference_logprobs(self, mine: TrainBatch, micros: Sequence[Tensor]) -> list[Tensor] | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from rove import transfer
 from rove.config.schema import OptimConfig
-from rove.training.parallel import like, whole
+from rove.training.parallel import like
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -60,14 +62,19 @@ class Optimizer:
         """Drop all gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
-    def step(self) -> tuple[float, bool]:
-        """Clip and apply the gradients. Returns their norm and whether the step was taken.
+    def step(self, metrics: Mapping[str, Tensor] | None = None) -> tuple[dict[str, float], bool]:
+        """Clip and apply the gradients. Returns the numbers of `metrics` with the gradients' norm,
+        "grad_norm", and whether the step was taken; all are read from the device at once.
 
         A non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises
         FloatingPointError after more than `max_bad_steps` of them in a row.
         """
-        norm = float(whole(self._clip(self.parameters)))
-        taken = math.isfinite(norm)
+        norm = self._clip(self.parameters)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        read = {**(metrics or {}), "grad_norm": norm}
+        numbers = torch.stack([value.double() for value in read.values()])
+        read = dict(zip(read, transfer.to(numbers, "cpu").tolist(), strict=True))
+        taken = math.isfinite(read["grad_norm"])
         if taken:
             factor = learning_rate_factor(self.steps, self.total_steps, self.config)
             for group in self.adamw.param_groups:
@@ -84,7 +91,7 @@ class Optimizer:
                 )
         self.steps += 1
         self.zero_grad()
-        return norm, taken
+        return read, taken
 
     def _ordered(self) -> list[nn.Parameter]:
         """The parameters as the saved state numbers them."""

@@ -43,13 +43,13 @@ class Ranks:
     rank: int = 0
     world: int = 1
 
-    def sum(self, metrics: dict[str, float], device: torch.device) -> dict[str, float]:
-        """Each metric's sum over the ranks."""
-        if self.world == 1:
+    def sum(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each metric's sum over the ranks, on the device that it is on."""
+        if self.world == 1 or not metrics:
             return metrics
-        total = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+        total = torch.stack(list(metrics.values())).double()
         distributed.all_reduce(total)
-        return dict(zip(metrics, total.tolist(), strict=True))
+        return dict(zip(metrics, total.unbind(), strict=True))
 
 
 def free_address() -> str:
@@ -169,10 +169,9 @@ def recompute(policy: nn.Module) -> None:
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
     """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
 
-    Gathering begins when a module is called, and a policy may call a block's parts and not the block, so a
-    block is sharded as the group of its innermost parts. What a module with parts holds itself is read
-    without calling it, and goes with the whole. The critic, which is small and computes in float32, keeps
-    that precision.
+    Gathering begins when a module is called: a policy calls its blocks as modules (see
+    `policies.base.through`), and may read whatever else it holds without calling it. The critic, which is
+    small and computes in float32, keeps that precision.
     """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
@@ -188,9 +187,7 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
         exact: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
         fully_shard(critic, **{**options, **exact})
     for block in blocks(policy):
-        parts = [m for m in block.modules() if list(m.parameters()) and not list(m.children())]
-        if parts:
-            fully_shard(parts, **options)
+        fully_shard(block, **options)
     fully_shard(policy, **options)
     register_fsdp_forward_method(policy, "evaluate")
 

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.config.schema import SFTConfig
 from rove.errors import RoveError
 from rove.policies.base import Locator
@@ -31,9 +32,9 @@ def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -
             f"The policy has {logits.shape[1]} pointers, the pictures have {points.shape[1]} points each: "
             f"set policy.pointers to {points.shape[1]}."
         )
-    there = present(points)
-    target = spread(points[there], size, math.isqrt(logits.shape[-1])).to(logits.device)
-    return -(target * logits[there.to(logits.device)].log_softmax(-1)).sum() / denominator
+    # A point that is not there has a target of zeros: an index by a mask would make the host wait.
+    target = spread(points.nan_to_num(), size, math.isqrt(logits.shape[-1])) * present(points)[..., None]
+    return -(transfer.to(target, logits.device) * logits.log_softmax(-1)).sum() / denominator
 
 
 def present(points: Tensor) -> Tensor:
@@ -72,14 +73,14 @@ def learn_to_point(
     points, size = pictures.points, pictures.images.shape[-2]
     jitter = ColorJitter(config.color_jitter, seed)
 
-    def gradient(rows: Tensor) -> dict[str, float]:
-        total, count = 0.0, int(present(points[rows]).sum())
+    def gradient(rows: Tensor) -> dict[str, Tensor]:
+        losses, count = [], int(present(points[rows]).sum())
         for part in rows.split(config.micro_batch):
             logits = policy.point(jitter(pictures.observation(part)))
             loss = pointing_loss(logits, points[part], size, count)
             loss.backward()
-            total += loss.item()
-        return {"pointing/loss": total}
+            losses.append(loss.detach())
+        return {"loss": torch.stack(losses).sum()}
 
     descend(
         policy,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from rove import checkpoint
+from rove import checkpoint, transfer
 from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
@@ -148,28 +149,28 @@ def _cross_entropy(
     policy: Policy, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
 ) -> Gradient:
     points, size = demonstrations.points, demonstrations.images.shape[-2]
-    tokens = policy.tokenize(demonstrations.actions)
+    tokens = transfer.to(policy.tokenize(demonstrations.actions), "cpu")
 
-    def gradient(rows: Tensor) -> dict[str, float]:
-        counted = demonstrations.mask[rows].sum() * tokens.shape[-1]
-        total = right = 0.0
+    def gradient(rows: Tensor) -> dict[str, Tensor]:
+        counted = float(demonstrations.mask[rows].sum()) * tokens.shape[-1]
+        losses, right = [], []
         for part in rows.split(config.micro_batch):
-            mask = demonstrations.mask[part][..., None].expand(-1, -1, tokens.shape[-1])
             output = policy.evaluate(
                 jitter(demonstrations.observation(part)),
                 tokens[part],
                 temperature=1.0,
                 smoothing=config.smoothing,
             )
-            loss = -(output.logprob.cpu() * mask).sum() / counted
-            total += loss.item()
+            mask = transfer.to(demonstrations.mask[part], output.logprob.device)[..., None]
+            loss = -(output.logprob * mask).sum() / counted
+            losses.append(loss.detach())
             if output.pointing is not None and points is not None:
                 named = int(present(points[rows]).sum())
                 pointed = pointing_loss(output.pointing, points[part], size, named)
                 loss = loss + config.pointing_weight * pointed
             loss.backward()
-            right += float((output.logprob.detach().cpu().exp() * mask).sum() / counted)
-        return {"sft/loss": total, "sft/token_probability": right}
+            right.append((output.logprob.detach().exp() * mask).sum() / counted)
+        return {"loss": torch.stack(losses).sum(), "token_probability": torch.stack(right).sum()}
 
     return gradient
 
@@ -178,17 +179,17 @@ def _l1(
     policy: Regressor, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
 ) -> Gradient:
     """For a policy that gives actions outright (Kim et al. 2025, section 4)."""
-    target = policy.normalize(demonstrations.actions)
+    target = transfer.to(policy.normalize(demonstrations.actions), "cpu")
 
-    def gradient(rows: Tensor) -> dict[str, float]:
-        counted = demonstrations.mask[rows].sum() * target.shape[-1]
-        total = 0.0
+    def gradient(rows: Tensor) -> dict[str, Tensor]:
+        counted = float(demonstrations.mask[rows].sum()) * target.shape[-1]
+        losses = []
         for part in rows.split(config.micro_batch):
-            observation = jitter(demonstrations.observation(part))
-            error = (policy.regress(observation) - target[part.to(target.device)]).abs()
-            loss = (error.cpu() * demonstrations.mask[part][..., None]).sum() / counted
+            output = policy.regress(jitter(demonstrations.observation(part)))
+            wanted, mask = transfer.to((target[part], demonstrations.mask[part]), output.device)
+            loss = ((output - wanted).abs() * mask[..., None]).sum() / counted
             loss.backward()
-            total += loss.item()
-        return {"sft/loss": total}
+            losses.append(loss.detach())
+        return {"loss": torch.stack(losses).sum()}
 
     return gradient

@@ -7,6 +7,7 @@ OpenVLA (Kim et al. 2024, section 3.2): the higher the id, the lower the value. 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.errors import RoveError, nearest
 from rove.policies.openvla.config import BINS, read_json
 from rove.types import ActionSpec
@@ -21,16 +23,23 @@ from rove.types import ActionSpec
 
 def tokenize(normalized: Tensor, vocab_size: int) -> Tensor:
     """int64 token ids of actions in [-1, 1], clipped to that range; any shape."""
-    edges = torch.from_numpy(np.linspace(-1.0, 1.0, BINS)).to(normalized.device)
+    edges = _edges(normalized.device)
     bins = torch.bucketize(normalized.double().clamp(-1.0, 1.0), edges, right=True)
     return vocab_size - bins
 
 
 def detokenize(tokens: Tensor, vocab_size: int) -> Tensor:
     """float64 bin centres in (-1, 1) of token ids; any shape. The two lowest ids share a centre."""
-    edges = torch.from_numpy(np.linspace(-1.0, 1.0, BINS)).to(tokens.device)
+    edges = _edges(tokens.device)
     centres = (edges[:-1] + edges[1:]) / 2
     return centres[(vocab_size - tokens - 1).clamp(0, BINS - 2)]
+
+
+@cache
+def _edges(device: torch.device) -> Tensor:
+    """float64 [256], evenly from -1 to 1; copied to each device once."""
+    with torch.inference_mode(False):
+        return transfer.to(torch.from_numpy(np.linspace(-1.0, 1.0, BINS)), device)
 
 
 def smooth(logp: Tensor, column: Tensor, width: float) -> Tensor:

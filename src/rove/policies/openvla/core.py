@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.config.schema import LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
 from rove.policies.critic import ValueHead
@@ -16,9 +16,11 @@ from rove.policies.openvla import bins, decoding
 from rove.policies.openvla.bins import Normalizer
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.graphs import Graphs
 from rove.policies.openvla.heads import L1Head, refuse_rl
 from rove.policies.openvla.images import process
 from rove.policies.openvla.language import Attention
+from rove.policies.openvla.lora import LoraLinear
 from rove.policies.openvla.tokenizer import PromptTokenizer
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 from rove.types import ActionSpec
@@ -55,7 +57,7 @@ class ActionModel(nn.Module):
         unnorm_key: str | None,
         value_head: ValueHeadConfig | None,
         tokenizer: PromptTokenizer | None,
-        compile_rollouts: bool = False,
+        compiled: bool = False,
     ) -> None:
         """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
 
@@ -75,6 +77,7 @@ class ActionModel(nn.Module):
         self.unnorm_key = bins.choose_key(statistics, unnorm_key)
         self.tokenizer = tokenizer
         self.lora: LoraConfig | None = None
+        self.adapters: tuple[LoraLinear, ...] = ()
         self.base: str | None = None
         """The checkpoint that holds the weights which adapters are beside; None: they are only here."""
         self.trainable: frozenset[str] = frozenset()
@@ -101,7 +104,10 @@ class ActionModel(nn.Module):
             width = checkpoint.llama.hidden_size
             self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
             self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
-        self.compile_rollouts = compile_rollouts
+        self.compiled = compiled
+        self._graphs: Graphs | None = None
+        if compiled:
+            self._compile_blocks()
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (
             ("mean", 255 * torch.tensor(mean).flatten()),
@@ -124,7 +130,9 @@ class ActionModel(nn.Module):
         crop = bool(self.center_crop if center_crop is None else center_crop)
         size = self.checkpoint.image_size
         how = self.checkpoint.interpolation
-        return process(images.to(self.device), size, self.mean, self.std, center_crop=crop, interpolation=how)
+        images = transfer.to(images, self.device)
+        with torch.autocast(self.device.type, enabled=False):  # pictures have eight bits, as many as bfloat16
+            return process(images, size, self.mean, self.std, center_crop=crop, interpolation=how)
 
     @overload
     def action_logits(
@@ -165,20 +173,19 @@ class ActionModel(nn.Module):
         over the action tokens where they are None; parallel decoding does not look at them. With
         `return_hidden` also the hidden states [B, C·A, D] that predict each token, after the final norm.
         """
-        if attention_mask is not None and bool(attention_mask.all()):
-            attention_mask = None
-        with self._precision():
-            prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
-            if self.decoding == "autoregressive" and tokens is None:
-                _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
-            else:
-                hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
-                logits = self.vlm.action_logits(hidden)
+        prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
+        if self.decoding == "autoregressive" and tokens is None:
+            _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
+        else:
+            hidden = self._hidden(prefix, None if tokens is None else tokens.flatten(1))
+            logits = self.vlm.action_logits(hidden)
         return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """int64 [B, C, A] token ids of actions [B, C, A] in the units of the statistics."""
-        return bins.tokenize(self._statistics().normalize(actions.to(self.device)), self.vlm.vocab_size)
+        return bins.tokenize(
+            self._statistics().normalize(transfer.to(actions, self.device)), self.vlm.vocab_size
+        )
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         """float64 [B, C, A] in (-1, 1)."""
@@ -190,6 +197,14 @@ class ActionModel(nn.Module):
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def _compile_blocks(self) -> None:
+        """Have every block of towers and language model run through torch.compile, one piece each: blocks of
+        one kind share what is compiled, the shapes that a policy meets make more kinds than the usual
+        limit."""
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in self.vlm.blocks():
+            block.compile(fullgraph=True)
+
     @property
     def _count(self) -> int:
         return self.chunk * self.action_spec.dim
@@ -198,12 +213,6 @@ class ActionModel(nn.Module):
         if self.normalizer is None:
             raise bins.no_key(self.statistics)
         return self.normalizer
-
-    def _precision(self) -> AbstractContextManager:
-        # Adapters are float32 for the optimizer's sake; their arithmetic is the weights'.
-        if self.lora is not None and self.vlm.lm_head.weight.dtype == torch.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def _read_state(self, statistics: Mapping[str, Any]) -> Normalizer:
         if "proprio" not in statistics:

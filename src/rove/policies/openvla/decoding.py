@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rove.policies.openvla.config import BINS
-from rove.policies.openvla.language import Attention
+from rove.policies.openvla.language import Attention, first_come, make_cache
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 
 Decoding = Literal["autoregressive", "parallel"]
@@ -65,18 +65,21 @@ def one_by_one(
     """
     batch, length = prefix.embeddings.shape[:2]
     device, capacity = prefix.embeddings.device, length + count - 1
-    cache = vlm.cache(batch, capacity, prefix.embeddings)
-    valid = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
-    valid[:, :length] = True if prefix.valid is None else prefix.valid
-    start = valid.sum(1, keepdim=True)
+    cache = make_cache(vlm.language_model, batch, capacity, prefix.embeddings)
+    before = prefix.valid
+    if before is None:
+        before = torch.ones(batch, length, dtype=torch.bool, device=device)
+    valid, start = first_come(before, capacity), before.sum(1, keepdim=True)
+    slots = torch.arange(capacity, device=device)
     hidden = vlm.hidden(prefix.embeddings, prefix.valid, outputs=1, attention="causal", cache=cache)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for j in range(count):
         if j:
             valid[:, length + j - 1] = True
             embedding = vlm.language_model.embed_tokens(steps[-1][0] + vlm.vocab_size - BINS)
-            slot = torch.tensor([length + j - 1], device=device)
-            hidden = vlm.step(embedding, cache, slot, start + j - 1, valid)
+            hidden = vlm.language_model.step(
+                embedding, cache, slots[length + j - 1 :][:1], start + j - 1, valid
+            )
         logits = vlm.action_logits(hidden)
         column = choose(logits, temperature, None if uniform is None else uniform[:, j, None, None])[..., 0]
         steps.append((column, logits, hidden))

@@ -61,7 +61,7 @@ class L1Head(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalised actions, float32 [B, C, A], of hidden states [B, C·A, D]."""
         grouped = hidden.unflatten(1, (-1, self.action_dim)).flatten(2)
-        return self.model(grouped).float()
+        return self.model(grouped.to(self.model.fc1.weight.dtype)).float()
 
 
 def refuse_rl(head: nn.Module | None) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rove import transfer
 from rove.errors import RoveError
 
 CROP_AREA = 0.9
@@ -73,7 +74,7 @@ def _kernel(before: int, after: int, interpolation: str, device: torch.device) -
     else:  # Keys 1981 with a = -1/2, as in PIL
         near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
         weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    return (weight / weight.sum(1, keepdim=True)).float().to(device)
+    return transfer.to((weight / weight.sum(1, keepdim=True)).float(), device)
 
 
 def _center_crop(pictures: Tensor, size: int) -> Tensor:

@@ -1,182 +1,216 @@
-"""The forward pass of a Hugging Face Llama, without what a policy does not need.
+"""A Llama without what a policy does not need.
 
-The modules, and so the weights' names and any adapter wrapped around a projection, are those of
-`transformers`; only the pass is ours: the last layer is evaluated at the positions that are read, and the
-rotary table and the mask are made once.
+Modules, weights' names and configuration are those of `transformers`; the forward pass is ours. The last
+layer's output is computed at the positions that are read, the rotary table is made once, and causal attention
+never needs a mask: entries that are not attended come last in their row, where nothing that is read looks at
+them. So a GPU serves it by its fastest kernel, whatever the lengths of the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import LlamaModel
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rove.policies.base import through
+from rove.policies.openvla import lora
 
 Attention = Literal["causal", "bidirectional"]
+Rope = tuple[Tensor, Tensor]
+"""Cosine and signed sine of every channel, see `rotary`."""
+Buffers = tuple[Tensor, Tensor]
+"""Keys and values of a layer, [B, heads, capacity, d] each."""
+Cache = list[Buffers]
+"""Of every layer."""
 
 
-class KVCache:
-    """Keys and values of every layer, in buffers of one size from the first token to the last.
+def make_cache(model: LlamaModel, batch: int, capacity: int, like: Tensor) -> Cache:
+    """Zeroed buffers of one size from the first token to the last.
 
     A step attends over all of a buffer and a mask leaves out what is not there yet: its shapes never change,
     so that it can be compiled, or captured, once.
     """
-
-    def __init__(self, model: LlamaModel, batch: int, capacity: int, like: Tensor) -> None:
-        config = model.config
-        dim = config.hidden_size // config.num_attention_heads
-        shape = (batch, config.num_key_value_heads or config.num_attention_heads, capacity, dim)
-        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in model.layers]
-
-    def fill(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the first entries, [B, heads, S, d], and return them."""
-        for buffer, new in zip(self.layers[layer], (key, value), strict=True):
-            buffer[:, :, : new.shape[2]] = new
-        return key, value
+    config = model.config
+    dim = config.hidden_size // config.num_attention_heads
+    shape = (batch, config.num_key_value_heads or config.num_attention_heads, capacity, dim)
+    return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in model.layers]
 
 
-def attention_mask(valid: Tensor, attention: Attention, queries: int) -> Tensor:
-    """bool [B, 1, queries, L], True where one of the last `queries` positions may look.
+def first_come(valid: Tensor, capacity: int) -> Tensor:
+    """bool [B, capacity]: as many entries as `valid` [B, L] has in each row, moved to the row's beginning."""
+    return torch.arange(capacity, device=valid.device) < valid.sum(1, keepdim=True)
 
-    `valid` is bool [B, L]. A position that is not valid still sees itself, so that no softmax is empty.
+
+def bidirectional_mask(valid: Tensor) -> Tensor:
+    """bool [B, 1, L, L], True where a position may look; `valid` is bool [B, L].
+
+    A position that is not valid still sees itself, so that no softmax is empty.
     """
-    length = valid.shape[1]
-    allowed = valid[:, None, None, :].expand(-1, 1, queries, length)
-    if attention == "causal":
-        ones = torch.ones(queries, length, dtype=torch.bool, device=valid.device)
-        allowed = allowed & ones.tril(length - queries)
-    itself = torch.eye(length, dtype=torch.bool, device=valid.device)[length - queries :]
-    return allowed | itself
+    itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    return valid[:, None, None, :] | itself
 
 
-def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [..., 1, L, d/2] of rotary embedding for `position` int64 [L] or [B, L].
+def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> Rope:
+    """Cosine and sine [..., 1, L, d] of rotary embedding for `position` int64 [L] or [B, L].
 
-    Su et al. 2021, RoFormer, section 3.2.2, with the half-split layout of Llama checkpoints.
+    Su et al. 2021, RoFormer, section 3.2.2, with the half-split layout of Llama checkpoints: channel i turns
+    with channel i + d/2, and the sine of the lower half is negated, so that a head turns by `x·cos +
+    roll(x)·sin`.
     """
     dim = model.config.hidden_size // model.config.num_attention_heads
     theta = cast(dict[str, float], model.config.rope_parameters)["rope_theta"]
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim
-    inverse = 1.0 / theta**exponent
-    angle = (position[..., None].float() * inverse).unsqueeze(-3)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    angle = (position[..., None].float() / theta**exponent).unsqueeze(-3)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+class _Rotate(torch.autograd.Function):
+    """`x·cos + roll(x)·sin` in three passes over memory, and its gradient in as many: the turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, -sin), None, None
 
 
-def _heads(x: Tensor, dim: int) -> Tensor:
-    return x.unflatten(-1, (-1, dim)).transpose(1, 2)
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes a layer's new keys and values, returns all that are to be attended to."""
+def _rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Heads [B, heads, L, d], turned by their positions."""
+    return _Rotate.apply(x, *rope)  # pyright: ignore[reportReturnType]
 
 
-def _layer(
-    layer: LlamaDecoderLayer,
-    x: Tensor,
-    rope: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    causal: bool,
-    outputs: int,
-    store: Store | None,
-) -> Tensor:
-    attention = layer.self_attn
-    cos, sin = rope
-    normed = layer.input_layernorm(x)
-    key = _rotate(_heads(attention.k_proj(normed), attention.head_dim), cos, sin)
-    value = _heads(attention.v_proj(normed), attention.head_dim)
-    if store is not None:
-        key, value = store(key, value)
-    if outputs < x.shape[1]:
-        x, normed = x[:, -outputs:], normed[:, -outputs:]
-        cos, sin = cos[..., -outputs:, :], sin[..., -outputs:, :]
-    query = _rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
-    mixed = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=causal and mask is None,
-        scale=attention.scaling,
-        enable_gqa=attention.num_key_value_groups > 1,
-    )
-    x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+class Layer(LlamaDecoderLayer):
+    """One layer: attention and MLP, each with its norm, added to what came in."""
 
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        causal: bool,
+        read: int | Tensor | None = None,
+        buffers: Buffers | None = None,
+        slot: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D]; with `read` only at the positions that `at` takes from L.
 
-def forward(
-    model: LlamaModel,
-    embeddings: Tensor,
-    *,
-    outputs: int,
-    valid: Tensor | None = None,
-    attention: Attention = "causal",
-    cache: KVCache | None = None,
-) -> Tensor:
-    """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
-
-    `embeddings` is [B, S, D]; `valid`, bool [B, S], marks the attended entries (None: all), and position
-    ids count them. A `cache` is filled for the steps that follow.
-    """
-    length = embeddings.shape[1]
-    if valid is None:
-        position = torch.arange(length, device=embeddings.device)
-    else:
-        position = (valid.long().cumsum(1) - 1).clamp_min(0)
-    causal = attention == "causal" and length > 1
-    mask = None if valid is None else attention_mask(valid, attention, length)
-    rope = rotary(model, position, embeddings.dtype)
-    x = embeddings
-    final = len(model.layers) - 1
-    for index, layer in enumerate(cast(Iterable[LlamaDecoderLayer], model.layers)):
-        count = outputs if index == final else length
-        if count < length:
-            # A window of queries that ends at the last key is no longer what SDPA calls causal.
-            if mask is not None:
-                mask = mask[:, :, -count:]
-            elif causal:
-                everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
-                mask = attention_mask(everything, attention, count)
-        store = None if cache is None else partial(cache.fill, index)
-        x = through(layer, _layer, layer, x, rope, mask, causal, count, store)
-    return model.norm(x)
-
-
-def step(
-    model: LlamaModel,
-    embedding: Tensor,
-    cache: list[tuple[Tensor, Tensor]],
-    slot: Tensor,
-    position: Tensor,
-    valid: Tensor,
-) -> Tensor:
-    """Hidden state [B, 1, D] after one more token, [B, 1, D], which is stored at `slot`, int64 [1].
-
-    `cache` is that of a `KVCache`; `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is attended
-    to, the new entry included.
-    """
-    rope = rotary(model, position, embedding.dtype)
-    mask = valid[:, None, None, :]
-    x = embedding
-    for layer, buffers in zip(cast(Iterable[LlamaDecoderLayer], model.layers), cache, strict=True):
-
-        def store(
-            key: Tensor, value: Tensor, buffers: tuple[Tensor, Tensor] = buffers
-        ) -> tuple[Tensor, Tensor]:
+        `buffers` are filled with the first keys and values. Where `slot`, int64 [1], says which entry the
+        only position has, it attends to all of them.
+        """
+        attention, mlp = self.self_attn, self.mlp
+        normed = rms_norm(self.input_layernorm, x)
+        query, key, value = (
+            y.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for y in lora.linear(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = _rotate(query, rope), _rotate(key, rope)
+        if buffers is not None and slot is None:
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer[:, :, : new.shape[2]] = new
+        elif buffers is not None:
             for buffer, new in zip(buffers, (key, value), strict=True):
                 buffer.index_copy_(2, slot, new.to(buffer.dtype))
-            return buffers
+            key, value = buffers
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            scale=attention.scaling,
+            enable_gqa=attention.num_key_value_groups > 1,
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if read is not None:
+            mixed, x = at(mixed, read), at(x, read)
+        (x,) = lora.linear(mixed, attention.o_proj, plus=x)
+        gate, up = lora.linear(rms_norm(self.post_attention_layernorm, x), mlp.gate_proj, mlp.up_proj)
+        (x,) = lora.linear(F.silu(gate) * up, mlp.down_proj, plus=x)
+        return x
 
-        x = _layer(layer, x, rope, mask, False, 1, store)
-    return model.norm(x)
+
+def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Root-mean-square norm as one operation, with the weights of a Llama's."""
+    weight = cast(Tensor, norm.weight)
+    return F.rms_norm(x, x.shape[-1:], weight, cast(float, norm.variance_epsilon))
+
+
+def at(x: Tensor, read: int | Tensor) -> Tensor:
+    """Of [B, L, D] the last `read` positions, or those that it names, int64 [B, n]."""
+    if isinstance(read, int):
+        return x[:, -read:]
+    return x.gather(1, read[..., None].expand(-1, -1, x.shape[2]))
+
+
+class Llama(LlamaModel):
+    """The model; see the module."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        del self.rotary_emb
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        embeddings: Tensor,
+        *,
+        outputs: int,
+        valid: Tensor | None = None,
+        attention: Attention = "causal",
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
+
+        `embeddings` is [B, S, D]; `valid`, bool [B, S], marks the attended entries (None: all), among them
+        the last `outputs`. Position ids count them. A `cache` is filled for the steps that follow, in each
+        row with the attended entries first: see `first_come`.
+        """
+        length = embeddings.shape[1]
+        position = torch.arange(length, device=embeddings.device)
+        mask, read = None, outputs if outputs < length else None
+        if valid is not None and attention == "causal":
+            order = valid.long().argsort(dim=1, descending=True, stable=True)
+            embeddings = at(embeddings, order)
+            read = valid.sum(1, keepdim=True) - outputs + position[:outputs]
+        elif valid is not None:
+            mask = bidirectional_mask(valid)
+            position = (valid.long().cumsum(1) - 1).clamp_min(0)
+        rope = rotary(self, position, embeddings.dtype)
+        x, last = embeddings, len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            buffers = None if cache is None else cache[index]
+            x = through(layer, x, rope, mask, attention == "causal", read if index == last else None, buffers)
+        return rms_norm(self.norm, x)
+
+    def step(
+        self,
+        embedding: Tensor,
+        cache: Cache,
+        slot: Tensor,
+        position: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        """Hidden state [B, 1, D] after one more token, [B, 1, D], which is stored at `slot`, int64 [1].
+
+        `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is
+        attended to, the new entry included.
+        """
+        rope = rotary(self, position, embedding.dtype)
+        mask = valid[:, None, None, :]
+        x = embedding
+        for layer, buffers in zip(self.layers, cache, strict=True):
+            x = layer(x, rope, mask, False, None, buffers, slot)
+        return rms_norm(self.norm, x)

@@ -57,7 +57,7 @@ def from_config(
         action_spec=None if statistics is None else action_spec,
         statistics=statistics,
         center_crop=config.center_crop,
-        compile_rollouts=config.compile,
+        compiled=config.compile,
         seed=seed,
         dtype=DTYPES[config.dtype],
         device=device,
@@ -86,7 +86,7 @@ def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
         value_head=head,
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
         center_crop=wanted["center_crop"],
-        compile_rollouts=wanted["compile_rollouts"],
+        compiled=wanted["compiled"],
     )
     weights = Weights(base, overlay=None if directory == base else directory)
     new = ["value_head."] if head != checkpoint.value_head else []
@@ -190,15 +190,14 @@ def _adapt(
     keep = wanted in ("saved", saved)
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)
     if saved is not None:
-        lora.inject(policy.vlm, saved, generator)
+        policy.adapt(saved, generator)
         lora.read(directory, policy.vlm)
-        policy.lora = saved
         if not keep:
             merge(policy)
     if not keep and isinstance(wanted, LoraConfig):
         origin = None if saved is not None else policy.base
-        lora.inject(policy.vlm, wanted, generator)
-        policy.lora, policy.base = wanted, origin
+        policy.adapt(wanted, generator)
+        policy.base = origin
 
 
 def merge(policy: OpenVLA) -> None:
@@ -207,7 +206,7 @@ def merge(policy: OpenVLA) -> None:
         lora.merge(policy.vlm)
         for name, parameter in policy.vlm.named_parameters():
             parameter.requires_grad_(name in policy.trainable)
-        policy.lora = policy.base = None
+        policy.lora, policy.adapters, policy.base = None, (), None
 
 
 def save(policy: OpenVLA, directory: Path, max_shard_bytes: int) -> None:

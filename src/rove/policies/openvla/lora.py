@@ -1,4 +1,5 @@
-"""LoRA through `peft`: adapters beside frozen linear layers, kept, merged, or written by themselves.
+"""LoRA (Hu et al. 2021): adapters beside frozen linear layers, computed, kept, merged, or written by
+themselves.
 
 An adapter of Rove's is stored under this package's module names, in the layout of `peft`. Those that others
 trained on the published layout, where query, key and value are one matrix, are merged while they are read.
@@ -7,11 +8,13 @@ trained on the published layout, where query, key and value are one matrix, are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rove.config.schema import LoraConfig
@@ -24,37 +27,161 @@ _NAME = "default"
 _SAVED = "base_model.model."
 
 
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its adapter: `x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ`.
+
+    A and B are float32 for the optimizer's sake. They are computed with in the dtype of the weights.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scaling: float) -> None:
+        super().__init__()
+        self.base_layer, self.scaling = base, scaling
+        self.low: tuple[Tensor, Tensor] | None = None
+        """A and B in the dtype of the weights, within `lowered` only."""
+        self._copies: tuple[Tensor, Tensor] | None = None
+        device = base.weight.device
+
+        def new(inputs: int, outputs: int) -> nn.ModuleDict:
+            layer = nn.Linear(inputs, outputs, bias=False, device=device, dtype=torch.float32)
+            return nn.ModuleDict({_NAME: layer})
+
+        self.lora_A, self.lora_B = new(base.in_features, rank), new(rank, base.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, without the adapter."""
+        return self.base_layer.weight
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """A [rank, in] and B [out, rank]."""
+        return self.lora_A[_NAME].weight, self.lora_B[_NAME].weight  # pyright: ignore[reportReturnType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return linear(x, self)[0]
+
+    def copies(self) -> tuple[Tensor, Tensor]:
+        """Room for A and B in the dtype of the weights, on their device; the same each time."""
+        if self._copies is None or self._copies[0].device != self.weight.device:
+            with torch.inference_mode(False):
+                a, b = (torch.empty_like(side, dtype=self.weight.dtype) for side in self.pair)
+            self._copies = (a.detach(), b.detach())
+        return self._copies
+
+
+@contextmanager
+def lowered(layers: Sequence[LoraLinear]) -> Iterator[None]:
+    """Within the block, for inference, adapters are computed with as copies in the dtype of their layers'
+    weights, made all at once, where else each layer casts its own."""
+    layers = [layer for layer in layers if layer.weight.dtype != layer.pair[0].dtype]
+    if layers:
+        low = [copy for layer in layers for copy in layer.copies()]
+        with torch.no_grad():
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                low, [side for layer in layers for side in layer.pair]
+            )
+    for layer in layers:
+        layer.low = layer.copies()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.low = None
+
+
+def linear(x: Tensor, *layers: nn.Module, plus: Tensor | None = None) -> tuple[Tensor, ...]:
+    """What each of `layers`, with an adapter or without, makes of the same `x` [..., in].
+
+    `plus`, for a single layer, is added to its output: a residual connection.
+    """
+    assert plus is None or len(layers) == 1
+    if not all(isinstance(layer, LoraLinear) for layer in layers):
+        outputs = tuple(layer(x) if isinstance(layer, nn.Linear) else linear(x, layer)[0] for layer in layers)
+        return outputs if plus is None else (outputs[0] + plus,)
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    weights: list[Tensor | None] = []
+    for layer in adapted:
+        pair = layer.low or layer.pair
+        weights += [layer.base_layer.weight, layer.base_layer.bias, *pair]
+    return _Adapted.apply(x, plus, adapted[0].scaling, *weights)  # pyright: ignore[reportReturnType]
+
+
+class _Adapted(torch.autograd.Function):
+    """Linear layers with adapters, of one input, in as few passes over memory as matrix products allow.
+
+    The adapter's output is written first, and the layer's own product added to it in place: a large product
+    hides the reading. So does the gradient of the input. The adapters of all layers read `x` once.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, plus: Tensor | None, scaling: float, *weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        own = list(zip(*(weights[i::4] for i in range(4)), strict=True))
+        kind = x.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own[0][0].dtype
+        with torch.autocast(kind, enabled=False):
+            flat = x.reshape(-1, x.shape[-1]).to(low)
+            a = torch.cat([pair[2] for pair in own]).to(low) if len(own) > 1 else own[0][2].to(low)
+            down = flat @ a.T
+            if scaling != 1.0:
+                down *= scaling
+            outputs = []
+            for (w, bias, _, b), part in zip(own, down.chunk(len(own), 1), strict=True):
+                y = part @ b.to(low).T if bias is None else torch.addmm(bias.to(low), part, b.to(low).T)
+                outputs.append(y.addmm_(flat, w.to(low).T).view(*x.shape[:-1], -1))
+            if plus is not None:
+                outputs[0] += plus
+        ctx.scaling, ctx.dtype, ctx.plus = scaling, x.dtype, plus is not None
+        ctx.save_for_backward(flat, down, a, *(w for row in own for w in (row[0], row[3])))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        flat, down, a, *rest = ctx.saved_tensors
+        own = list(zip(rest[::2], rest[1::2], strict=True))
+        low, rank = flat.dtype, len(a) // len(own)
+        into_down = torch.empty_like(down)
+        answers: list[Tensor | None] = []
+        flats = [gradient.reshape(-1, gradient.shape[-1]).to(low) for gradient in gradients]
+        with torch.autocast(flat.device.type, enabled=False):
+            for i, ((_, b), g) in enumerate(zip(own, flats, strict=True)):
+                where = slice(i * rank, (i + 1) * rank)
+                into_down[:, where] = g @ b.to(low)
+                answers += [None, None, None, (g.T @ down[:, where]).to(b.dtype)]
+            if ctx.scaling != 1.0:
+                into_down *= ctx.scaling
+            for i, part in enumerate((into_down.T @ flat).to(own[0][1].dtype).chunk(len(own))):
+                answers[4 * i + 2] = part
+            into_x = None
+            if ctx.needs_input_grad[0]:
+                into_x = into_down @ a
+                for (w, _), g in zip(own, flats, strict=True):
+                    into_x.addmm_(g, w.to(low))
+                into_x = into_x.view(*gradients[0].shape[:-1], -1).to(ctx.dtype)
+        return into_x, gradients[0] if ctx.plus else None, None, *answers
+
+
 def inject(model: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
     """Put adapters beside the linear layers of `model` that `config` names, and freeze all else.
 
     Layers that are never computed get none. They start as no change: A is normal with standard deviation
-    1 / rank (drawn from `generator`), B zero. Raises RoveError on an unknown target, or without `peft`.
+    1 / rank (drawn from `generator`), B zero. Raises RoveError on an unknown target.
     """
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise RoveError('policy.lora needs peft, which is absent: pip install "rove[lora]".') from error
-    targets = find_targets(model, config)
-    rank = config.rank
-    settings = peft.LoraConfig(
-        r=rank,
-        lora_alpha=rank if config.alpha is None else config.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=targets,
-        lora_dropout=0.0,
-        bias="none",
-    )
-    peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    targets, rank = find_targets(model, config), config.rank
     model.requires_grad_(False)
+    for name in targets:
+        parent, _, leaf = name.rpartition(".")
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        layer = LoraLinear(base, rank, (rank if config.alpha is None else config.alpha) / rank)
+        setattr(model.get_submodule(parent), leaf, layer)
     for layer in adapted(model).values():
-        a, b = layer.lora_A[_NAME], layer.lora_B[_NAME]
-        a.to(torch.float32)
-        b.to(torch.float32)
-        start = torch.empty(a.weight.shape).normal_(0.0, 1.0 / rank, generator=generator)
+        a, b = layer.pair
         with torch.no_grad():
-            a.weight.copy_(start)
-            b.weight.zero_()
-        a.requires_grad_(True)
-        b.requires_grad_(True)
+            a.copy_(torch.empty(a.shape).normal_(0.0, 1.0 / rank, generator=generator))
+            b.zero_()
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -75,35 +202,29 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     return [name for name, parts in linear.items() if ALL in wanted or parts & wanted]
 
 
-def adapted(model: nn.Module) -> dict[str, Any]:
+def adapted(model: nn.Module) -> dict[str, LoraLinear]:
     """The layers that carry an adapter, by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def delta(layer: Any) -> Tensor:
-    """What an adapter adds to its layer's weight, [out, in]: scaling · B · A."""
-    return layer.scaling[_NAME] * (layer.lora_B[_NAME].weight @ layer.lora_A[_NAME].weight)
-
-
-def rows(layer: nn.Module, where: slice) -> Tensor:
-    """Rows of a linear layer's weight, its adapter included if it has one."""
+def rows(layer: nn.Module, x: Tensor, where: slice) -> Tensor:
+    """Some of a linear layer's outputs for `x` [..., in], those of the rows `where` of its weight."""
     weight = layer.weight[where]  # pyright: ignore[reportIndexIssue]
-    if not hasattr(layer, "lora_A"):
-        return weight
-    a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight[where]  # pyright: ignore
-    return weight + (layer.scaling[_NAME] * (b @ a)).to(weight.dtype)  # pyright: ignore
+    out = F.linear(x, weight)
+    if isinstance(layer, LoraLinear):
+        a, b = (side.to(x.dtype) for side in layer.pair)
+        out = out + layer.scaling * F.linear(F.linear(x, a), b[where])
+    return out
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add the adapters to their layers' weights and take them away."""
     for name, layer in adapted(model).items():
-        base = layer.get_base_layer()
-        base.weight.copy_(base.weight.float() + delta(layer).float())
+        base, (a, b) = layer.base_layer, layer.pair
+        base.weight.copy_(base.weight.float() + layer.scaling * (b @ a))
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, base)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

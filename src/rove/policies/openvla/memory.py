@@ -16,7 +16,7 @@ from torch import nn
 from rove.config.schema import GRPO, Run
 from rove.errors import RoveError
 from rove.policies import hub
-from rove.policies.openvla import bins, lora
+from rove.policies.openvla import bins
 from rove.policies.openvla.config import Checkpoint, describe
 from rove.policies.openvla.loading import DTYPES
 from rove.policies.openvla.model import OpenVLA
@@ -114,7 +114,7 @@ def skeleton(run: Run, action_dim: int = 7) -> OpenVLA:
     )
     policy.vlm.to(DTYPES[config.dtype])
     if config.lora is not None:
-        lora.inject(policy.vlm, config.lora, torch.Generator())
+        policy.adapt(config.lora, torch.Generator())
     return policy
 
 

@@ -6,26 +6,45 @@ Tiny models and the published 7B ones are configurations of this class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
 from rove.policies.base import SamplingNoise
-from rove.policies.openvla import bins, decoding, loading, preflight
-from rove.policies.openvla.compiled import Compiled, padded
+from rove.policies.openvla import bins, decoding, loading, lora, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel, Head
 from rove.policies.openvla.decoding import Decoding
+from rove.policies.openvla.graphs import PROMPT_MULTIPLE, Graphs, padded
 from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
+
+
+class Inputs(NamedTuple):
+    """What the model reads of an observation."""
+
+    images: Tensor
+    """uint8 [B, n, H, W, 3]."""
+    ids: Tensor
+    """int64 [B, L], the prompts."""
+    mask: Tensor | None
+    """bool [B, L], False where a prompt is padded; None: nowhere."""
+    state: Tensor | None
+    """float32 [B, P]; None where it is not read."""
+
+
+Chosen = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""The fields of an `ActionChunk`."""
 
 
 class OpenVLA(ActionModel):
@@ -75,7 +94,7 @@ class OpenVLA(ActionModel):
             unnorm_key=None,
             value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
-            compile_rollouts=config.compile,
+            compiled=config.compile,
         )
         generator = torch.Generator().manual_seed(seed)
         initialize(policy.vlm.to_empty(device="cpu"), generator)
@@ -100,7 +119,7 @@ class OpenVLA(ActionModel):
         action_spec: ActionSpec | None = None,
         statistics: Mapping[str, Any] | None = None,
         center_crop: bool | None = None,
-        compile_rollouts: bool = False,
+        compiled: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -128,7 +147,7 @@ class OpenVLA(ActionModel):
             action_spec=action_spec,
             statistics=statistics,
             center_crop=center_crop,
-            compile_rollouts=compile_rollouts,
+            compiled=compiled,
             seed=seed,
             dtype=dtype,
             device=torch.device(device),
@@ -147,6 +166,11 @@ class OpenVLA(ActionModel):
         from rove.policies.openvla.memory import estimate
 
         return str(estimate(run))
+
+    def adapt(self, config: LoraConfig, generator: torch.Generator) -> None:
+        """Put new adapters beside the weights, which are frozen; see `lora.inject`."""
+        lora.inject(self.vlm, config, generator)
+        self.lora, self.adapters = config, tuple(lora.adapted(self.vlm).values())
 
     def merge(self) -> Self:
         """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
@@ -170,30 +194,38 @@ class OpenVLA(ActionModel):
         else:
             noise = None
         rows = len(observation)
-        if self.compile_rollouts:
-            if self.vlm.compiled is None:
-                self.vlm.compiled = Compiled(self.device)
+        if self.compiled:
             observation, noise = padded(observation, noise)
         uniform = None
         if noise is not None:
-            uniform = noise.uniform((samples or 1) * self._count, self.device).unflatten(1, (-1, self._count))
-        with torch.inference_mode(), self._precision():
-            chunk = self._act(self._prefix(observation), uniform, samples)
+            uniform = noise.uniform((samples or 1) * self._count).unflatten(1, (-1, self._count))
+        with torch.inference_mode(), lora.lowered(self.adapters):
+            inputs, uniform = self._inputs(observation, uniform, PROMPT_MULTIPLE if self.compiled else 1)
+            if self.compiled and self.device.type == "cuda":
+                self._graphs = self._graphs or Graphs(self._choose, self.vlm.lm_head.weight)
+                chosen = self._graphs(inputs, uniform, samples)
+            else:
+                chosen = self._choose(inputs, uniform, samples)
         # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
+        actions, tokens, logprob, value = chosen
         return ActionChunk(
-            actions=chunk.actions[:rows].clone(),
-            tokens=chunk.tokens[:rows].clone(),
-            logprob=chunk.logprob[:rows].clone(),
-            value=None if chunk.value is None else chunk.value[:rows].clone(),
+            actions=actions[:rows].clone(),
+            tokens=tokens[:rows].clone(),
+            logprob=logprob[:rows].clone(),
+            value=None if value is None else value[:rows].clone(),
         )
 
-    def _act(self, prefix: Prefix, uniform: Tensor | None, samples: int | None) -> ActionChunk:
-        """`uniform` [B, G, C·A]."""
+    def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> Chosen:
+        """What `act` does on the device, without a look at any number: it can be captured as a CUDA graph.
+
+        `uniform` is [B, G, C·A]; without it the likeliest tokens are chosen.
+        """
+        prefix = self._prefix(inputs)
         if self.action_head is not None:
             normalized = self.action_head(self._parallel(prefix))
             actions = self._in_units(normalized)
             tokens = bins.tokenize(normalized, self.vlm.vocab_size)
-            return ActionChunk(actions, tokens, torch.zeros_like(actions), None)
+            return actions, tokens, torch.zeros_like(actions), None
         if self.decoding == "parallel":
             hidden = self._parallel(prefix)
             logits = self.vlm.action_logits(hidden)
@@ -209,13 +241,10 @@ class OpenVLA(ActionModel):
             column = column[..., None]
         logp = (logits / self.temperature).log_softmax(dim=-1)
         tokens = self._sampled(column + self.vlm.vocab_size - BINS, samples)
-        return ActionChunk(
-            actions=self._in_units(self.detokenize(tokens)),
-            tokens=tokens,
-            logprob=self._sampled(logp.gather(-1, column), samples),
-            # Of the hidden states that chose the actions: prompt and pictures are seen once for both.
-            value=self._row_value(hidden, len(prefix.embeddings)),
-        )
+        actions = self._in_units(self.detokenize(tokens))
+        # Values of the hidden states that chose the actions: prompt and pictures are seen once for both.
+        value = self._row_value(hidden, len(prefix.embeddings))
+        return actions, tokens, self._sampled(logp.gather(-1, column), samples), value
 
     def evaluate(
         self,
@@ -227,42 +256,41 @@ class OpenVLA(ActionModel):
         """See `Policy.evaluate`; `tokens` are action tokens. Raises RoveError with an L1 head."""
         refuse_rl(self.action_head)
         samples = tokens.shape[1] if tokens.ndim == 4 else None
-        column = tokens.to(self.device).flatten(-2) - (self.vlm.vocab_size - BINS)  # [B, N] or [B, G, N]
-        with self._precision():
-            prefix = self._prefix(observation)
-            if self.decoding == "parallel":
-                hidden = self._parallel(prefix)
-                column = column.view(len(column), -1, self._count).mT
-            else:
-                column = column.view(-1, self._count)
-                given = column + self.vlm.vocab_size - BINS
-                hidden = self._hidden(prefix.repeat(samples) if samples else prefix, given)
-                column = column[..., None]
-            logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
-            entropy = -(logp.exp() * logp).sum(dim=-1, keepdim=True).expand_as(column)
-            taken = bins.smooth(logp, column, smoothing) if smoothing else logp.gather(-1, column)
-            return PolicyOutput(
-                logprob=self._sampled(taken, samples),
-                entropy=self._sampled(entropy, samples),
-                value=self._row_value(hidden, len(prefix.embeddings)),
-                pointing=prefix.pointing,
-            )
+        inputs, given = self._inputs(observation, tokens)
+        column = given.flatten(-2) - (self.vlm.vocab_size - BINS)  # [B, N] or [B, G, N]
+        prefix = self._prefix(inputs)
+        if self.decoding == "parallel":
+            hidden = self._parallel(prefix)
+            column = column.view(len(column), -1, self._count).mT
+        else:
+            column = column.view(-1, self._count)
+            given = column + self.vlm.vocab_size - BINS
+            hidden = self._hidden(prefix.repeat(samples) if samples else prefix, given)
+            column = column[..., None]
+        logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
+        entropy = -(logp.exp() * logp).sum(dim=-1, keepdim=True).expand_as(column)
+        taken = bins.smooth(logp, column, smoothing) if smoothing else logp.gather(-1, column)
+        return PolicyOutput(
+            logprob=self._sampled(taken, samples),
+            entropy=self._sampled(entropy, samples),
+            value=self._row_value(hidden, len(prefix.embeddings)),
+            pointing=prefix.pointing,
+        )
 
     def value(self, observation: Observation) -> Tensor:
         """See `Policy.value`."""
         if self.value_head is None:
             raise RoveError("This policy has no critic; set policy.value_head.")
         first = self.decoding == "autoregressive" or self.value_head.config.source == "first"
-        with self._precision():
-            prefix = self._prefix(observation)
-            if first and self.attention == "causal":
-                return self._value(decoding.prompt_state(self.vlm, prefix, self.attention))
-            return self._value(self._parallel(prefix))
+        prefix = self._prefix(self._inputs(observation)[0])
+        if first and self.attention == "causal":
+            return self._value(decoding.prompt_state(self.vlm, prefix, self.attention))
+        return self._value(self._parallel(prefix))
 
     def point(self, observation: Observation) -> Tensor:
         """See `Locator`."""
-        ids, mask = self._prompt(observation)
-        logits = self.vlm.point(self.vlm.patches(ids, mask, self.process_images(observation.images)))
+        seen, _ = self._inputs(replace(observation, state=None))
+        logits = self.vlm.point(self.vlm.patches(seen.ids, seen.mask, self.process_images(seen.images)))
         if logits is None:
             raise RoveError("This policy does not point; set policy.pointers, or sft.grounding to 0.")
         return logits
@@ -280,12 +308,11 @@ class OpenVLA(ActionModel):
         """See `Regressor`."""
         if self.action_head is None:
             raise RoveError("This policy has no regression head; set policy.head to l1.")
-        with self._precision():
-            return self.action_head(self._parallel(self._prefix(observation)))
+        return self.action_head(self._parallel(self._prefix(self._inputs(observation)[0])))
 
     def normalize(self, actions: Tensor) -> Tensor:
         """See `Regressor`."""
-        return self._statistics().normalize(actions.to(self.device)).float()
+        return self._statistics().normalize(transfer.to(actions, self.device)).float()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -293,25 +320,32 @@ class OpenVLA(ActionModel):
         # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
         return self.unnormalize(normalized).float().clamp(self.low, self.high)
 
-    def _prompt(self, observation: Observation) -> tuple[Tensor, Tensor | None]:
+    def _prompt(self, observation: Observation, multiple: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Token ids and their mask (see `PromptTokenizer`), on the host."""
         if self.tokenizer is None:
             raise RoveError(
                 "The checkpoint has no tokenizer.json, so it cannot read instructions. Where it has a "
                 "tokenizer.model, transformers.AutoTokenizer.from_pretrained(directory).save_pretrained("
                 "directory) converts it."
             )
-        lazy = self.vlm.compiled is not None and torch.is_inference_mode_enabled()
-        ids, mask = self.tokenizer(observation.instruction, multiple=16 if lazy else 1)
-        return ids.to(self.device), None if mask is None else mask.to(self.device)
+        return self.tokenizer(observation.instruction, multiple)
 
-    def _prefix(self, observation: Observation) -> Prefix:
+    def _inputs(
+        self, observation: Observation, more: Tensor | None = None, multiple: int = 1
+    ) -> tuple[Inputs, Any]:
+        """What the model reads, and `more`, on its device: all that is on the host goes there in one
+        transfer."""
+        ids, mask = self._prompt(observation, multiple)
+        state = observation.state if self.state_normalizer is not None else None
+        return transfer.to((Inputs(observation.images, ids, mask, state), more), self.device)
+
+    def _prefix(self, seen: Inputs) -> Prefix:
         state = None
         if self.state_normalizer is not None:
-            if observation.state is None:
+            if seen.state is None:
                 raise RoveError("The policy reads the robot's state, which this suite does not give.")
-            seen = self.state_normalizer.normalize(observation.state.to(self.device))
-            state = seen.clamp(-1.0, 1.0).float()
-        return self.vlm.prefix(*self._prompt(observation), self.process_images(observation.images), state)
+            state = self.state_normalizer.normalize(seen.state).clamp(-1.0, 1.0).float()
+        return self.vlm.prefix(seen.ids, seen.mask, self.process_images(seen.images), state)
 
     def _row_value(self, hidden: Tensor, rows: int) -> Tensor | None:
         """Values of B rows; the samples of a row, where they have hidden states of their own, share one."""

@@ -11,7 +11,6 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rove.errors import RoveError
@@ -49,7 +48,7 @@ def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Find
         prompt(policy, expected),
         likelihood(policy, rl),
     ]
-    with torch.no_grad(), policy._precision():
+    with torch.no_grad():
         prefix = _example(policy, conventions)
         findings.append(attention(policy, prefix))
         if policy.action_head is None:
@@ -258,7 +257,7 @@ def _logits_fall(policy: OpenVLA, prefix: Prefix, attention: Attention) -> tuple
         hidden = decoding.parallel(vlm, prefix, count, attention, policy.checkpoint.stop_token)
     else:
         _, _, hidden = decoding.one_by_one(vlm, prefix, count, 1.0, None)
-    everything = F.linear(hidden, lora.rows(vlm.lm_head, slice(None))).float().softmax(-1)
+    everything = lora.rows(vlm.lm_head, hidden, slice(None)).float().softmax(-1)
     chosen = slice(vlm.vocab_size - BINS, vlm.vocab_size)
     inside = everything[..., chosen].sum(-1)
     others = everything.clone()

@@ -6,9 +6,10 @@ that a published checkpoint survives a round trip.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     Dinov2WithRegistersConfig,
@@ -16,9 +17,12 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import Dinov2WithRegistersLayer
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
 from rove.policies.base import through
+from rove.policies.openvla import lora
 
 
 class FiLM(nn.Module):
@@ -44,18 +48,42 @@ def make_film(config: TowerConfig, text_width: int) -> nn.ModuleList:
     return nn.ModuleList(FiLM(text_width, config.width) for _ in range(config.depth - 1))
 
 
-def _dino_block(block: Any, x: Tensor, film: nn.Module | None, text: Tensor | None) -> Tensor:
-    x = x + block.layer_scale1(block.attention(block.norm1(x))[0])
-    if film is not None:
-        x = film(x, text)
-    return x + block.layer_scale2(block.mlp(block.norm2(x)))
+def _attend(x: Tensor, attention: Any) -> Tensor:
+    """Attention of all positions of [B, L, D] to all, before the output projection."""
+    query, key, value = (
+        y.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for y in lora.linear(x, attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _siglip_block(block: Any, x: Tensor, film: nn.Module | None, text: Tensor | None) -> Tensor:
-    x = x + block.self_attn(block.layer_norm1(x))[0]
-    if film is not None:
-        x = film(x, text)
-    return x + block.mlp(block.layer_norm2(x))
+class DinoBlock(Dinov2WithRegistersLayer):
+    """One block of DINOv2; what attention and MLP add is scaled channel by channel."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, film: nn.Module | None, text: Tensor | None
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        attention, mlp = cast(Any, self.attention), cast(Any, self.mlp)
+        x = torch.addcmul(x, attention.o_proj(_attend(self.norm1(x), attention)), self.layer_scale1.lambda1)
+        if film is not None:
+            x = film(x, text)
+        return torch.addcmul(x, mlp.fc2(F.gelu(mlp.fc1(self.norm2(x)))), self.layer_scale2.lambda1)
+
+
+class SiglipBlock(SiglipEncoderLayer):
+    """One block of SigLIP, with the exact GELU that the checkpoints were trained with."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, film: nn.Module | None, text: Tensor | None
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        attention, mlp = self.self_attn, self.mlp
+        (x,) = lora.linear(_attend(self.layer_norm1(x), attention), attention.out_proj, plus=x)
+        if film is not None:
+            x = film(x, text)
+        (x,) = lora.linear(F.gelu(mlp.fc1(self.layer_norm2(x))), mlp.fc2, plus=x)
+        return x
 
 
 class DinoTower(Dinov2WithRegistersModel):
@@ -72,9 +100,15 @@ class DinoTower(Dinov2WithRegistersModel):
                 patch_size=config.patch,
             )
         )
+        self.encoder.layer = nn.ModuleList(DinoBlock(self.config) for _ in range(config.depth))
         self.encoder.layer[-1].requires_grad_(False)
         self.layernorm.requires_grad_(False)
         self.embeddings.mask_token.requires_grad_(False)
+
+    @property
+    def computed(self) -> nn.ModuleList:
+        """All blocks but the last."""
+        return self.encoder.layer[:-1]
 
     @property
     def positions(self) -> Tensor:
@@ -93,13 +127,13 @@ class DinoTower(Dinov2WithRegistersModel):
         cls = parts.cls_token + parts.position_embeddings[:, :1]
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
-        for index, block in enumerate(self.encoder.layer[:-1]):
-            x = through(block, _dino_block, block, x, None if film is None else film[index], text)
+        for index, block in enumerate(self.computed):
+            x = through(block, x, None if film is None else film[index], text)
         return x[:, prefix.shape[1] :]
 
 
 class SiglipTower(SiglipVisionModel):
-    """SigLIP, with the exact GELU that the checkpoints were trained with."""
+    """SigLIP."""
 
     def __init__(self, config: TowerConfig, image_size: int) -> None:
         super().__init__(
@@ -110,12 +144,17 @@ class SiglipTower(SiglipVisionModel):
                 num_attention_heads=config.heads,
                 image_size=image_size,
                 patch_size=config.patch,
-                hidden_act="gelu",
             )
         )
+        self.encoder.layers = nn.ModuleList(SiglipBlock(self.config) for _ in range(config.depth))
         del self.embeddings.position_ids
         for unused in (self.encoder.layers[-1], self.post_layernorm, self.head):
             unused.requires_grad_(False)
+
+    @property
+    def computed(self) -> nn.ModuleList:
+        """All blocks but the last."""
+        return self.encoder.layers[:-1]
 
     @property
     def positions(self) -> Tensor:
@@ -131,8 +170,8 @@ class SiglipTower(SiglipVisionModel):
         """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
-        for index, block in enumerate(self.encoder.layers[:-1]):
-            x = through(block, _siglip_block, block, x, None if film is None else film[index], text)
+        for index, block in enumerate(self.computed):
+            x = through(block, x, None if film is None else film[index], text)
         return x
 
 

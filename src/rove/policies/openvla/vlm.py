@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig
 
 from rove.config.schema import TowerConfig
 from rove.policies.openvla import lora
-from rove.policies.openvla.compiled import Compiled
 from rove.policies.openvla.config import BINS
-from rove.policies.openvla.language import Attention, KVCache, forward, step
+from rove.policies.openvla.language import Attention, Cache, Llama
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
@@ -82,7 +81,8 @@ class Pointer(nn.Module):
         near = (centres[logits.argmax(-1)][:, :, None] - centres).abs().amax(-1) < 3 / self.side
         weight = logits.masked_fill(~near, -torch.inf).softmax(-1)
         read = (weight @ centres).flatten(1).to(self.queries.dtype)
-        return self.projector(read if state is None else torch.cat((read, state), dim=1))[:, None]
+        seen = read if state is None else torch.cat((read, state.to(read.dtype)), dim=1)
+        return self.projector(seen)[:, None]
 
 
 class PrismaticVLM(nn.Module):
@@ -115,14 +115,19 @@ class PrismaticVLM(nn.Module):
         alone = proprio and not pointers
         self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if alone else None
         self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
-        self.language_model = LlamaModel(llama)
-        del self.language_model.rotary_emb
+        self.language_model = Llama(llama)
         self.lm_head = nn.Linear(llama.hidden_size, llama.vocab_size, bias=False)
         self.vocab_size = vocab_size
-        self.compiled: Compiled | None = None
         self.placeholders = (
             nn.Parameter(torch.empty(placeholders, llama.hidden_size)) if placeholders else None
         )
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts: blocks of the towers that are computed, and the language model's layers."""
+        return [
+            *(block for tower in self.towers for block in cast(nn.ModuleList, tower.computed)),
+            *self.language_model.layers,
+        ]
 
     def vision(self, pixel_values: Tensor, text: Tensor | None = None) -> Tensor:
         """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
@@ -136,16 +141,7 @@ class PrismaticVLM(nn.Module):
         if self.film is not None:
             assert text is not None
             films, text = list(self.film), text.repeat_interleave(len(pictures) // len(text), dim=0)
-        if self.compiled is not None and torch.is_inference_mode_enabled():
-            run = self.compiled.tower
-            parts = [
-                run(tower, view, film, text).clone()
-                for tower, view, film in zip(self.towers, views, films, strict=True)
-            ]
-        else:
-            parts = [
-                tower(view, film, text) for tower, view, film in zip(self.towers, views, films, strict=True)
-            ]
+        parts = [tower(view, film, text) for tower, view, film in zip(self.towers, views, films, strict=True)]
         features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return features.reshape(len(pixel_values), -1, features.shape[-1])
 
@@ -221,44 +217,14 @@ class PrismaticVLM(nn.Module):
         *,
         outputs: int,
         attention: Attention,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm at the last `outputs` positions; see `language.forward`."""
-        # What fills a cache runs once for many steps; what is trained is not captured.
-        compiled = self.compiled if cache is None and torch.is_inference_mode_enabled() else None
-        if compiled is not None:
-            run = compiled.forward
-            return run(
-                self.language_model, embeddings, outputs=outputs, valid=valid, attention=attention
-            ).clone()
-        return forward(
-            self.language_model,
-            embeddings,
-            outputs=outputs,
-            valid=valid,
-            attention=attention,
-            cache=cache,
-        )
-
-    def cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
-        """Room for `capacity` entries of `batch` rows; where rollouts are compiled, the same each time."""
-        if self.compiled is None:
-            return KVCache(self.language_model, batch, capacity, like)
-        return self.compiled.cache(self.language_model, batch, capacity, like)
-
-    def step(
-        self, embedding: Tensor, cache: KVCache, slot: Tensor, position: Tensor, valid: Tensor
-    ) -> Tensor:
-        """Hidden state [B, 1, D] after one more token; see `language.step`."""
-        run = step if self.compiled is None else self.compiled.step
-        # A captured graph gives out the same memory at every step.
-        hidden = run(self.language_model, embedding, cache.layers, slot, position, valid)
-        return hidden if self.compiled is None else hidden.clone()
+        """Hidden states after the final norm at the last `outputs` positions; see `Llama.forward`."""
+        return self.language_model(embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache)
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""
-        rows = lora.rows(self.lm_head, slice(self.vocab_size - BINS, self.vocab_size))
-        return F.linear(hidden, rows).float()
+        return lora.rows(self.lm_head, hidden, slice(self.vocab_size - BINS, self.vocab_size)).float()
 
 
 @torch.no_grad()
