@@ -64,15 +64,16 @@ class SmallPolicy(nn.Module):
         vocabulary: Sequence[str],
         statistics: Mapping[str, Any] | None,
         seed: int,
+        device: torch.device,
     ) -> SmallPolicy:
         """A new one, or the checkpoint's; bins cover the bounds, whatever the `statistics`."""
         if config.checkpoint is not None:
             policy = cls.from_pretrained(config.checkpoint)
             policy.temperature = config.temperature
-            return policy
+            return policy.to(device)
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
-            return cls(chunk, action_spec, vocabulary, config.temperature)
+            return cls(chunk, action_spec, vocabulary, config.temperature).to(device)
 
     def _logits(self, observation: Observation) -> Tensor:
         """float32 [B, C, A, BINS], already divided by the temperature."""

@@ -46,11 +46,16 @@ def write_atomically(target: Path, fill: Callable[[Path], None]) -> Path:
     return target
 
 
-def save(directory: Path, iteration: int, policy: Policy, trainer: dict[str, Any], keep: int) -> Path:
-    """Write the state after `iteration` iterations below `directory`; the newest `keep` stay."""
+def save(
+    directory: Path, iteration: int, policy: Callable[[Path], None], trainer: dict[str, Any], keep: int
+) -> Path:
+    """Write the state after `iteration` iterations below `directory`; the newest `keep` stay.
+
+    `policy` writes the policy into a directory: its `save_pretrained`, or what has it called elsewhere.
+    """
 
     def fill(draft: Path) -> None:
-        policy.save_pretrained(draft / "policy")
+        policy(draft / "policy")
         torch.save(trainer, draft / "trainer.pt")
         (draft / "meta.json").write_text(json.dumps({"format": FORMAT, "iteration": iteration}))
 
@@ -61,7 +66,7 @@ def save(directory: Path, iteration: int, policy: Policy, trainer: dict[str, Any
 
 
 def save_policy(target: Path, policy: Policy) -> Path:
-    """Write the policy alone (the warm-up's result, the best of a run)."""
+    """Write the policy alone (a warm-up's result)."""
     return write_atomically(target, policy.save_pretrained)
 
 

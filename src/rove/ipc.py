@@ -22,7 +22,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,47 @@ def unpack(data: bytes | bytearray, buffers: Iterable[Any]) -> Any:
     return pickle.loads(data, buffers=buffers)
 
 
+def _fill(buffers: Sequence[memoryview]) -> Segment:
+    """A segment with the buffers in it, one after the other."""
+    segment = Segment(sum(aligned(len(buffer)) for buffer in buffers))
+    offset = 0
+    for buffer in buffers:
+        segment._map[offset : offset + len(buffer)] = buffer
+        offset += aligned(len(buffer))
+    return segment
+
+
+def _views(fd: int, sizes: Sequence[int]) -> Iterator[memoryview]:
+    """The buffers of another process's segment, whose descriptor is closed."""
+    memory = memoryview(mmap.mmap(fd, sum(map(aligned, sizes))))
+    os.close(fd)
+    offset = 0
+    for size in sizes:
+        yield memory[offset : offset + size]
+        offset += aligned(size)
+
+
+class Packed:
+    """A value that several processes are sent: packed once, into memory that all of them map.
+
+    It is sent in a message together with its `segment`; the reader has the descriptor to `unpack` it with.
+    """
+
+    def __init__(self, value: Any) -> None:
+        """Tensors in it are copied."""
+        self._data, buffers = pack(value)
+        self._sizes = [len(buffer) for buffer in buffers]
+        self.segment: Segment | None = _fill(buffers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": self._data, "_sizes": self._sizes, "segment": None}
+
+    def unpack(self, fd: int | None) -> Any:
+        """The value, with the descriptor that came with the message, which is closed."""
+        assert fd is not None, "it was sent without its segment"
+        return unpack(self._data, _views(fd, self._sizes))
+
+
 class Channel:
     """One end of a socket pair. Tensors above 64 KiB travel in shared memory: copied once, by the sender."""
 
@@ -157,11 +198,7 @@ class Channel:
         own = None
         if total > _INLINE:
             assert segment is None, "a message carries one segment"
-            segment = own = Segment(total)
-            offset = 0
-            for buffer in buffers:
-                own._map[offset : offset + len(buffer)] = buffer
-                offset += aligned(len(buffer))
+            segment = own = _fill(buffers)
         head = _HEADER.pack(len(data), len(buffers), total if own else 0)
         rest = struct.pack(f"!{len(sizes)}Q", *sizes) + data
         if own is None:
@@ -196,13 +233,7 @@ class Channel:
                 return unpack(data, buffers), (fds[0] if fds else None)
         except OSError as error:
             raise ChannelClosed(str(error)) from error
-        memory = memoryview(mmap.mmap(fds[0], shared))
-        os.close(fds[0])
-        views, offset = [], 0
-        for size in sizes:
-            views.append(memory[offset : offset + size])
-            offset += aligned(size)
-        return unpack(data, views), None
+        return unpack(data, _views(fds[0], sizes)), None
 
     def _exactly(self, count: int) -> bytearray:
         data = bytearray(count)

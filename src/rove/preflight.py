@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rove.envs.base import TaskSuite
 from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
-from rove.policies.base import Policy, Preflighted
+from rove.policies.base import examine
 from rove.types import ActionSpec, Conventions, EpisodeSpec
 
 
@@ -46,19 +46,16 @@ def before_loading(run: Run) -> str:
     return (policies.memory(run) or "") if run.policy.checkpoint is not None else ""
 
 
-def before_run(policy: Policy, suite: TaskSuite, action_spec: ActionSpec) -> str:
+def before_run(ask: Callable[[Conventions], list[Finding]], suite: TaskSuite, action_spec: ActionSpec) -> str:
     """Check the policy that a run starts from against its environments: the warnings, a line each, or "".
-    Raises RoveError where a check fails."""
-    findings = examine(policy, _conventions_of(suite, action_spec), rl=True)
+
+    `ask` has the policy examine itself, wherever it is. Raises RoveError where a check fails.
+    """
+    findings = ask(_conventions_of(suite, action_spec))
     if any(finding.status == "fail" for finding in findings):
         raise RoveError(f"The policy does not fit {suite.name}:\n{table(findings)}")
     warned = (finding for finding in findings if finding.status == "warn")
     return "\n".join(f"preflight: {finding.name}: {finding.detail} → {finding.fix}" for finding in warned)
-
-
-def examine(policy: Policy, wanted: Conventions, *, rl: bool) -> list[Finding]:
-    """One finding a check; none from a policy that cannot check itself."""
-    return policy.preflight(wanted, rl=rl) if isinstance(policy, Preflighted) else []
 
 
 def _conventions_of(suite: TaskSuite, action_spec: ActionSpec) -> Conventions:

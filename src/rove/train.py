@@ -56,7 +56,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
             progress.message(f"plan: {plan}")
             host.release()
             with closing(execute(placed, plan, start, profile)) as executor:
-                progress.message(before_run(executor.policy, executor.suite, executor.action_spec))
+                progress.message(before_run(executor.preflight, executor.suite, executor.action_spec))
                 _loop(run, directory, saved, executor, log, progress, interrupt)
                 if profile:
                     write_trace(directory / "trace.json", executor.watch.take_spans())
@@ -104,7 +104,7 @@ def _loop(
             metrics |= evaluation_metrics(judged)
             if metrics["eval/success"] > best:
                 best = metrics["eval/success"]
-                checkpoint.save_policy(directory / "best", executor.policy)
+                checkpoint.write_atomically(directory / "best", executor.save_policy)
         seconds = time.perf_counter() - began
         metrics |= rollout_metrics(rounds, executor.watch.take(), seconds)
         for fault in (faults := executor.take_faults()):
@@ -119,7 +119,7 @@ def _loop(
         last = done == run.training.iterations or out_of_time or interrupt.requested
         if last or done % run.logging.save_every == 0:
             state = {"executor": executor.state_dict(), "minutes": minutes, "best": best}
-            checkpoint.save(directory / "checkpoints", done, executor.policy, state, run.logging.keep)
+            checkpoint.save(directory / "checkpoints", done, executor.save_policy, state, run.logging.keep)
         if interrupt.requested:
             progress.message(f"Stopped after iteration {done}. Go on with: rove train --resume {directory}")
             return

@@ -17,6 +17,7 @@ from rove.ipc import pack, unpack
 from rove.placement import weights
 from rove.policies.openvla import OpenVLA
 from rove.rollout.collect import act
+from rove.training.deal import take
 from rove.training.learner import Learner
 from rove.training.pointing import learn_to_point
 from rove.training.sft import fit
@@ -164,7 +165,8 @@ def test_a_micro_batch_does_not_wait(case: Case) -> None:
     run = Run("test", PPO(), training=TrainingConfig(iterations=1, batch=ROWS, micro_batch=2))
     learner = Learner(case.policy, algorithms.get("ppo"), run, tiny.DEVICE)
     case.cuda.reset()
-    learner.accumulate(tiny.batch(ROWS), torch.arange(ROWS))
+    batch = tiny.batch(ROWS)
+    learner.accumulate(batch, take(batch, torch.arange(ROWS)))
     assert not case.cuda.waits, case.cuda.report()
 
 
@@ -172,7 +174,7 @@ def test_a_micro_batch_does_not_wait(case: Case) -> None:
 def test_weights_are_published_and_saved(case: Case, tmp_path: Path) -> None:
     policy = case.policy
     trained = {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
-    weights.load(policy, weights.Weights(1, unpack(*pack({k: v.cpu() for k, v in trained.items()}))))
+    weights.load(policy, unpack(*pack(weights.publish(1, trained))))
     policy.save_pretrained(tmp_path / "policy")
     assert (tmp_path / "policy" / "config.json").is_file()
 

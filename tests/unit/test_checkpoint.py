@@ -20,7 +20,8 @@ class Weights:
 
 def test_the_newest_are_kept_and_load_back(tmp_path):
     for iteration in (5, 10, 15):
-        checkpoint.save(tmp_path, iteration, Weights(iteration), {"x": torch.ones(2) * iteration}, keep=2)
+        write = Weights(iteration).save_pretrained
+        checkpoint.save(tmp_path, iteration, write, {"x": torch.ones(2) * iteration}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration_000010", "iteration_000015"]
     path = checkpoint.latest(tmp_path)
     iteration, trainer = checkpoint.load_trainer(path)

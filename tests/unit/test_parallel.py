@@ -30,6 +30,7 @@ from rove.placement.plan import make_plan
 from rove.placement.seat import SeatPlan, SeatWorker
 from rove.policies import registry as policies
 from rove.policies.base import Policy
+from rove.training.deal import deal, schedule, take
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
 
@@ -221,10 +222,32 @@ def test_ranks_meet_on_their_own_devices(device, backend, bound, monkeypatch):
 
 def test_rows_that_fill_up_a_share_count_nothing():
     batch = make_batch(make_policy(critic=True), normalized=False)
-    part = batch.select(torch.arange(5))
-    shares = [Ranks(r, 3).share(part) for r in range(3)]
-    assert {len(share) for share in shares} == {2}
-    assert sum(int(share.mask.sum()) for share in shares) == int(part.mask.sum())
+    rows = torch.tensor([7, 0, 11, 3, 6])
+    shares = [deal(batch, [rows], rank, 3) for rank in range(3)]
+    assert {len(share.batch) for share in shares} == {2}
+    parts = [share.steps[0].select(share.batch) for share in shares]
+    assert {len(part) for part in parts} == {2}
+    assert sum(int(part.mask.sum()) for part in parts) == int(batch.mask[rows].sum())
+    assert {share.steps[0].denominator for share in shares} == {float(batch.mask[rows].sum())}
+
+
+def test_ranks_together_see_the_rows_that_one_learner_does():
+    """In two epochs of three steps each, of 12, 11 or 1 rows: other rows for a rank in each."""
+    whole = make_batch(make_policy(critic=True), normalized=False)
+    run = Run("t", PPO(epochs=2), training=replace(BASE, batch=4))
+    for size in (12, 11, 1):
+        batch = whole.select(torch.arange(size))
+        steps = schedule(size, run, 3)
+        assert len(steps) == 2 * -(-size // 4) and all(len(rows) <= 4 for rows in steps)
+        shares = [deal(batch, steps, rank, 3) for rank in range(3)]
+        assert len({len(share.batch) for share in shares}) == 1, "all evaluate as many"
+        for number, rows in enumerate(steps):
+            alone = take(batch, rows).select(batch)
+            parts = [share.steps[number] for share in shares]
+            seen = [part.select(share.batch) for part, share in zip(parts, shares, strict=True)]
+            for name in ("tokens", "logprob", "advantage", "mask"):
+                kept = [getattr(s, name)[part.real] for s, part in zip(seen, parts, strict=True)]
+                assert torch.equal(torch.cat(kept), getattr(alone, name)), name
 
 
 def test_recomputed_activations_give_the_same_gradients(monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,15 +235,20 @@ def test_doctor_prints_the_table_and_fails_where_a_check_does(tmp_path: Path, ca
     assert "Choose one of: libero" in capsys.readouterr().err
 
 
+def asking(policy: OpenVLA) -> Callable[[Conventions], list[Finding]]:
+    """How a run asks it."""
+    return partial(preflight.examine, policy, rl=True)
+
+
 def test_a_run_is_stopped_before_it_starts() -> None:
     from rove.config.schema import TabletopConfig
     from rove.envs import registry
 
     env = registry.make(TabletopConfig(tasks="pick/red_cube"), num_envs=1, chunk=2, autoreset="refill")
     with pytest.raises(RoveError, match=r"(?s)does not fit tabletop:.*fail +statistics.*libero_spatial"):
-        preflight.before_run(build(), env.suite, env.action_spec)
+        preflight.before_run(asking(build()), env.suite, env.action_spec)
     fits = build(action_spec=env.action_spec, statistics=None, vocabulary=env.suite.vocabulary)
-    preflight.before_run(fits, env.suite, env.action_spec)
+    preflight.before_run(asking(fits), env.suite, env.action_spec)
     env.close()
 
 
@@ -250,7 +257,7 @@ def test_an_environment_of_somebody_elses_is_taken_at_its_word() -> None:
 
     env = PointEnv(1, "refill")
     policy = build(action_spec=env.action_spec, statistics=None, vocabulary=env.suite.vocabulary)
-    warnings = preflight.before_run(policy, env.suite, env.action_spec).splitlines()
+    warnings = preflight.before_run(asking(policy), env.suite, env.action_spec).splitlines()
     assert len(warnings) == 1 and "names no gripper" in warnings[0]
 
 

@@ -24,16 +24,15 @@ import torch
 from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.errors import RoveError
+from rove.findings import Finding
 from rove.ipc import Setup
-from rove.placement import weights
 from rove.placement.plan import Plan
-from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated, build_policy
-from rove.placement.weights import Weights
-from rove.policies.base import Policy
+from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated
 from rove.rollout.stage import Position
 from rove.timing import Stopwatch
 from rove.training import parallel
-from rove.types import ActionSpec, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.training.deal import deal, schedule
+from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, TrainBatch, Trajectory
 
 
 class SeatLost(Exception):
@@ -91,8 +90,8 @@ class Executor(ABC):
         """What went wrong and was mended, since they were last taken."""
         self._profile = profile
         self._rendezvous = ""
-        self._weights: Weights | None = None
-        self._mirror: Policy | None = None
+        self._weights: Any = None
+        """The newest that units were given, as `_share` made them fit to be given."""
         self._begun: deque[list[tuple[int, Answer]]] = deque()
         self._lost: dict[int, list[Position | None]] = {}
         self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
@@ -133,17 +132,19 @@ class Executor(ABC):
             whole = self.plan.ranks == 1 or self.run.training.parallel == "ddp"
             if not apart and whole:
                 return
-            self._weights = self._pull()
+            new = self._pull(wanted=bool(apart))
+            self._weights = self._share(new) if apart else None
             if not self.plan.staleness:
-                new = self._share(self._weights)
-                self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
+                self._gather([self._seats[n].call("load_weights", self._weights) for n in apart], apart)
 
-    def _pull(self) -> Weights:
-        """The newest weights of the learner; a collective of its ranks, of which the first answers."""
+    def _pull(self, wanted: bool = True) -> Any:
+        """The newest weights of the learner; a collective of its ranks, of which the first answers, if they
+        are `wanted` here."""
         calls = [
-            self._seats[n].call("weights", self.version, self.plan.seats[n].rank == 0) for n in self._learners
+            self._seats[n].call("weights", self.version, wanted and self.plan.seats[n].rank == 0)
+            for n in self._learners
         ]
-        return next(found for found in self._gather(calls, self._learners) if found is not None)
+        return next((found for found in self._gather(calls, self._learners) if found is not None), None)
 
     def collect(self, on_chunk: Callable[[], None]) -> Trajectory:
         """The oldest rollout that was begun, else one begun now: T chunks in B slots."""
@@ -166,7 +167,7 @@ class Executor(ABC):
 
     def _begin(self, *hooks: Any) -> None:
         """Begin a rollout on all units, on the newest weights that were published."""
-        new = self._share(self._weights) if self._weights is not None and self.plan.staleness else None
+        new = self._weights if self.plan.staleness else None
         calls = []
         for n in self._units:
             if new is not None and self.plan.seats[n].rank is None:
@@ -207,7 +208,7 @@ class Executor(ABC):
         self._seats[number].close()
         seat = self._seats[number] = self._put(self._seat_plan(number))
         if self._weights is not None:
-            seat.call("load_weights", self._share(self._weights))
+            seat.call("load_weights", self._weights)
         if number in self._lost:
             seat.call("place", self._lost[number])
 
@@ -219,10 +220,14 @@ class Executor(ABC):
                     calls[i] = (n, self._seats[number].call("collect", self.version))
 
     def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
-        """The iteration's optimizer steps."""
+        """The iteration's optimizer steps. A rank is given its rows alone, one rank after the other: of the
+        batch there is never more than one share twice."""
         hooks = (on_step,) if self._inline else ()
-        given = self._share(batch)
-        calls = [self._seats[n].call("update", given, iteration, *hooks) for n in self._learners]
+        steps = schedule(len(batch), self.run, iteration)
+        calls = []
+        for n in self._learners:
+            share = deal(batch, steps, self.plan.seats[n].rank or 0, self.plan.ranks)
+            calls.append(self._seats[n].call("update", share, iteration, *hooks))
         done: list[Updated] = self._gather(calls, self._learners)
         self.watch.merge(done[0].seconds, [span for one in done for span in one.spans])
         return done[0].metrics
@@ -287,15 +292,17 @@ class Executor(ABC):
         """Optimizer steps that a batch of `rows` chunks takes."""
         return -(-rows // self.run.training.batch) * self.run.algorithm.epochs
 
-    @property
-    def policy(self) -> Policy:
-        """The learner's newest weights, in this process: its own, or a copy for saving."""
-        if isinstance(here := self._seats[self._learners[0]], Here) and self.plan.ranks == 1:
-            return here.worker.policy
-        if self._mirror is None:
-            self._mirror = build_policy(self.run, self.start, self.action_spec, torch.device("cpu"))
-        weights.load(self._mirror, self._pull())
-        return self._mirror
+    def preflight(self, wanted: Conventions) -> list[Finding]:
+        """What the policy that the run starts from finds of its environments, on the device where it acts."""
+        return self._seats[self._units[0]].call("preflight", wanted).result()
+
+    def save_policy(self, directory: Path) -> None:
+        """Write the learner's newest weights to a directory that its first rank can reach."""
+        calls = [
+            self._seats[n].call("save", directory if self.plan.seats[n].rank == 0 else None)
+            for n in self._learners
+        ]
+        self._gather(calls, self._learners)
 
     @property
     def action_spec(self) -> ActionSpec:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rove.config.schema import Run
 from rove.errors import RoveError
-from rove.ipc import Channel, ChannelClosed, Child, Crash
+from rove.ipc import Channel, ChannelClosed, Child, Crash, Packed
 from rove.placement.executor import Answer, Executor, Here, Seated, SeatLost
 from rove.placement.plan import Plan
 from rove.placement.seat import SeatPlan, SeatWorker
@@ -25,6 +25,9 @@ class LocalExecutor(Executor):
     def _put(self, seat: SeatPlan) -> Seated:
         alone = self.plan.seats[seat.number].rank is not None and self.plan.ranks == 1
         return Here(seat) if alone else InChild(seat)
+
+    def _share(self, value: Any) -> Any:
+        return Packed(value)
 
 
 class InChild:
@@ -42,7 +45,8 @@ class InChild:
         self._asked.append(pending)
         if self._gone is None:
             with suppress(ChannelClosed):  # reading says why
-                self._child.channel.send((method, args))
+                given = next((arg.segment for arg in args if isinstance(arg, Packed)), None)
+                self._child.channel.send((method, args), segment=given)
         return pending
 
     def read(self) -> None:
@@ -92,7 +96,8 @@ def serve(channel: Channel, seat: SeatPlan) -> None:
     worker = SeatWorker(seat)
     try:
         while True:
-            method, args = channel.recv()
+            (method, args), fd = channel.recv_segment()
+            args = [arg.unpack(fd) if isinstance(arg, Packed) else arg for arg in args]
             channel.send((getattr(worker, method)(*args),))
     finally:
         worker.close()

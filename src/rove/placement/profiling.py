@@ -22,12 +22,15 @@ from rove.config.schema import GRPO, PPO, Run
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.errors import RoveError
+from rove.ipc import Packed
+from rove.placement import weights
 from rove.placement.seat import build_policy
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
 from rove.rollout.stage import StagePlan
 from rove.training import demonstrations
+from rove.training.deal import take
 from rove.training.learner import Learner
 from rove.types import Observation, TrainBatch
 
@@ -139,7 +142,7 @@ def measure(run: Run, start: Path) -> Profile:
         part = batch.select(torch.arange(n))
 
         def step() -> None:
-            learner.accumulate(part, torch.arange(n))
+            learner.accumulate(part, take(part, torch.arange(n)))
             learner.optimizer.step()
 
         return _median(step)
@@ -255,8 +258,4 @@ def _learner(
 
 def _publish(learner: Learner) -> None:
     """What a transfer to another process costs this one: gather, pack, copy."""
-    from rove.ipc import pack
-
-    _, buffers = pack(learner.trainable())
-    for buffer in buffers:
-        bytes(buffer)
+    Packed(weights.publish(0, learner.trainable()))

@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.ipc import Crash, crash, pack, unpack
-from rove.placement import gpus
+from rove.placement import gpus, weights
 from rove.placement.executor import Answer, Executor, Seated, SeatLost
 from rove.placement.inventory import Inventory, Node
 from rove.placement.plan import Plan
-from rove.placement.seat import SeatPlan, SeatWorker
+from rove.placement.seat import SeatPlan, SeatWorker, build_policy
+from rove.policies.base import Policy
 from rove.training import parallel
 
 _NODE = "ray.io/node-id"
@@ -106,6 +108,7 @@ class RayExecutor(Executor):
 
     def __init__(self, run: Run, plan: Plan, start: Path, profile: bool = False) -> None:
         super().__init__(run, plan, start.resolve(), profile)
+        self._copy: Policy | None = None
         import ray
         from ray.util import placement_group
         from ray.util.placement_group import remove_placement_group
@@ -149,6 +152,13 @@ class RayExecutor(Executor):
 
         # One object for all readers; what is given here is not packed again by `call`.
         return ray.put(_packed(value))
+
+    def save_policy(self, directory: Path) -> None:
+        """Written here, from a copy: the first rank may be on a node that cannot reach the directory."""
+        if self._copy is None:
+            self._copy = build_policy(self.run, self.start, self.action_spec, torch.device("cpu"))
+        weights.load(self._copy, self._pull())
+        self._copy.save_pretrained(directory)
 
     def close(self) -> None:
         import ray

@@ -15,26 +15,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rove import algorithms, host
 from rove.config.schema import PPO, Run, Vine
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.evaluation.evaluate import evaluate
+from rove.findings import Finding
 from rove.ipc import Setup
 from rove.placement import gpus, weights
 from rove.placement.plan import Plan, UnitPlan
 from rove.placement.weights import Weights
 from rove.policies import registry as policies
-from rove.policies.base import Policy
+from rove.policies.base import Policy, examine
 from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import Position, StagePlan
 from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
 from rove.timing import Span, Stopwatch
 from rove.training import parallel
+from rove.training.deal import Share
 from rove.training.learner import Learner
-from rove.types import ActionSpec, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class SeatWorker:
     """One set of weights, and what the plan has it do."""
 
     def __init__(self, seat: SeatPlan) -> None:
-        self.plan, self.run = seat.plan, seat.run
+        self.plan, self.run, self.start = seat.plan, seat.run, seat.start
         own = seat.plan.seats[seat.number]
         self.device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
         if self.device.type == "cuda":
@@ -135,10 +137,15 @@ class SeatWorker:
                 on_fault=self.faults.append,
             )
         self._evaluation_env: VectorEnv | None = None
+        self._copy: Policy | None = None
 
     def spec(self) -> ActionSpec:
         """Of the environments."""
         return self._spec
+
+    def preflight(self, wanted: Conventions) -> list[Finding]:
+        """See `policies.base.examine`."""
+        return examine(self.policy, wanted, rl=True)
 
     # --- rollout ----------------------------------------------------------------------------------
 
@@ -193,22 +200,36 @@ class SeatWorker:
 
     # --- learner ----------------------------------------------------------------------------------
 
-    def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
-        """The iteration's optimizer steps; every rank is given the whole batch."""
+    def update(self, share: Share, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
+        """The iteration's optimizer steps, on this rank's share of the batch."""
         assert self.learner is not None
         with self.watch("training"):
-            metrics = self.learner.update(batch, iteration, on_step)
+            metrics = self.learner.train(share, iteration, on_step)
         return Updated(metrics, self.watch.take(), self.watch.take_spans())
 
     def weights(self, version: int, wanted: bool = True) -> Weights | None:
         """The newest; every rank has to call it, None from those of which they are not `wanted`."""
         assert self.learner is not None
-        new = Weights(version, self.learner.trainable())
+        new = weights.publish(version, self.learner.trainable())
         if not self.shares:
             weights.load(self.policy, new)
         return new if wanted else None
 
     # --- saving -----------------------------------------------------------------------------------
+
+    def save(self, directory: Path | None) -> None:
+        """Write the learner's newest weights; every rank has to call it, one of them with a directory."""
+        assert self.learner is not None
+        whole = self.policy
+        if self.learner.model.sharded:
+            # Where the rollout has weights of its own they are whole, and the newest after this.
+            new = self.weights(0, wanted=self.shares and directory is not None)
+            if new is not None:
+                if self._copy is None:
+                    self._copy = build_policy(self.run, self.start, self._spec, torch.device("cpu"))
+                weights.load(whole := self._copy, new)
+        if directory is not None:
+            whole.save_pretrained(directory)
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming this seat's part of the run needs, besides the policy's weights."""
@@ -241,7 +262,7 @@ class SeatWorker:
 
 def build_policy(run: Run, start: Path, spec: ActionSpec, device: torch.device) -> Policy:
     """The policy of the checkpoint directory `start`."""
-    policy = policies.build(
+    return policies.build(
         replace(run.policy, checkpoint=str(start)),
         chunk=run.rollout.chunk,
         action_spec=spec,
@@ -249,9 +270,8 @@ def build_policy(run: Run, start: Path, spec: ActionSpec, device: torch.device) 
         vocabulary=(),
         statistics=None,
         seed=run.seed,
+        device=device,
     )
-    assert isinstance(policy, nn.Module)
-    return policy.to(device)  # pyright: ignore[reportReturnType]
 
 
 def _action_spec(run: Run, gpu: int | None) -> ActionSpec:

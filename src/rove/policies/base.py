@@ -129,6 +129,11 @@ class Preflighted(Protocol):
         ...
 
 
+def examine(policy: Actor, wanted: Conventions, *, rl: bool) -> list[Finding]:
+    """What `policy` finds of a suite, one finding a check; nothing where it cannot check itself."""
+    return policy.preflight(wanted, rl=rl) if isinstance(policy, Preflighted) else []
+
+
 @runtime_checkable
 class Regressor(Protocol):
     """Optional: a policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
 from rove.policies import hub
@@ -20,8 +22,8 @@ _ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
 def register(kind: str, entry_point: str) -> None:
     """Make "module:Class" the policy `kind`, imported when it is first used.
 
-    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed)`, which
-    makes a policy or, where `config.checkpoint` is set, reads one and runs it as `config` says, and
+    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed, device)`,
+    which makes a policy or, where `config.checkpoint` is set, reads one and runs it as `config` says, and
     `from_pretrained(directory)`, which reads one as it was saved; its checkpoints need a config.json whose
     "model_type" is `kind`. Raises RoveError where the name is taken.
     """
@@ -49,8 +51,9 @@ def build(
     vocabulary: Sequence[str],
     statistics: Mapping[str, Any] | None,
     seed: int,
+    device: torch.device | str = "cpu",
 ) -> Policy:
-    """A policy as `config` says, on the CPU: new, or read from `config.checkpoint`.
+    """A policy as `config` says, on `device`: new, or read from `config.checkpoint`.
 
     `chunk` is C; `vocabulary` the words of the suite's instructions; `statistics` those of the
     demonstrations, `{key: {"action": {"q01", "q99", "mask"}}}`, or None for the bounds of `action_spec`.
@@ -66,6 +69,7 @@ def build(
         vocabulary=vocabulary,
         statistics=statistics,
         seed=seed,
+        device=torch.device(device),
     )
 
 

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from rove.algorithms import Algorithm
 from rove.config.schema import GRPO, PPO, Run
 from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
+from rove.training.deal import Share, Step, deal, schedule
 from rove.training.optim import Optimizer
 from rove.training.parallel import Model, Ranks, whole
 from rove.training.reference import Reference
@@ -36,7 +36,7 @@ def freeze(module: nn.Module, beginnings: Sequence[str], setting: str) -> None:
 class Learner:
     """Owns the policy's gradients: one `update` per iteration, `epochs` passes over its batch.
 
-    Several learners, one a rank, are given the same batch and train on their shares of each step's rows.
+    Several learners, one a rank, train on their shares of each step's rows.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Learner:
         assert isinstance(policy, nn.Module)
         self.policy, self.algorithm, self.device = policy, algorithm, device
         self.config = run.algorithm
-        self.training, self.seed = run.training, run.seed
+        self.run, self.training = run, run.training
         self.head: nn.Module | None = policy.value_head
         self.ranks = ranks
         freeze(policy, run.training.freeze, "training.freeze")
@@ -60,58 +60,53 @@ class Learner:
         steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
 
-    def _steps_per_epoch(self, rows: int) -> int:
-        return -(-rows // self.training.batch)
-
     def steps(self, rows: int) -> int:
         """Optimizer steps that a batch of `rows` chunks takes."""
-        return self._steps_per_epoch(rows) * self.config.epochs
+        return -(-rows // self.training.batch) * self.config.epochs
 
     def update(
         self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Train on `batch`; returns the mean of each metric over the optimizer steps.
+        """Train on `batch`, of which every rank is given the whole; see `train`."""
+        steps = schedule(len(batch), self.run, iteration)
+        return self.train(deal(batch, steps, self.ranks.rank, self.ranks.world), iteration, on_step)
+
+    def train(
+        self, share: Share, iteration: int, on_step: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Train on this rank's share of a batch; returns the mean of each metric over the optimizer steps.
 
         `iteration` is also the version of the weights: where older ones acted, policy and critic as they are
         now are what the updates stay close to, and samples count by how likely the policy is to act so
         (decoupled objective, see `losses.policy_loss`).
         """
+        batch = share.batch
         behind = 0 if batch.version is None else iteration - batch.version
         if behind > 0 and len(batch):
             batch = self.anchored(batch)
         totals: dict[str, float] = defaultdict(float)
         steps = skipped = 0
-        for epoch in range(self.config.epochs):
-            order = np.random.default_rng((self.seed, iteration, epoch)).permutation(len(batch))
-            for rows in np.array_split(order, self._steps_per_epoch(len(batch))) if len(batch) else ():
-                sums = self.accumulate(batch, torch.from_numpy(rows), iteration)
-                metrics, taken = self.optimizer.step(sums)
-                steps, skipped = steps + 1, skipped + (not taken)
-                for name, value in metrics.items():
-                    totals[name] += value if taken else 0.0
-                on_step()
+        for step in share.steps:
+            sums = self.accumulate(batch, step, iteration)
+            metrics, taken = self.optimizer.step(sums)
+            steps, skipped = steps + 1, skipped + (not taken)
+            for name, value in metrics.items():
+                totals[name] += value if taken else 0.0
+            on_step()
         mean = {f"train/{name}": value / max(1, steps - skipped) for name, value in totals.items()}
         return mean | {
             "train/behind": behind,
-            "train/rows": len(batch),
+            "train/rows": share.size,
             "train/steps": steps,
             "train/skipped_steps": skipped,
             "train/lr": self.optimizer.lr,
         }
 
-    def accumulate(self, batch: TrainBatch, rows: Tensor, iteration: int = 0) -> dict[str, Tensor]:
-        """Gradients of one optimizer step over `rows` (int64 [M]) of `batch`, and its metrics, which stay on
-        the device: the host does not wait for them here."""
-        part = batch.select(rows)
-        mask = part.mask
-        at_value_level = mask if part.value is None or part.value.shape == mask.shape else mask.any(-1)
-        if batch.denominator is None:
-            denominator = float(mask.sum())
-        else:
-            # Length-normalised: this step's share of the batch's denominator.
-            denominator = batch.denominator * len(part) / len(batch)
+    def accumulate(self, batch: TrainBatch, step: Step, iteration: int = 0) -> dict[str, Tensor]:
+        """Gradients of one optimizer step on this rank's `batch`, and its metrics, which are all ranks' and
+        stay on the device: the host does not wait for them here."""
         totals: dict[str, Tensor] = {}
-        mine = self.ranks.share(part)
+        mine = step.select(batch)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
         references = self._reference_logprobs(mine, micros)
         for number, own in enumerate(micros):
@@ -122,8 +117,8 @@ class Learner:
                     output,
                     micro,
                     self.config,
-                    denominator=denominator,
-                    value_denominator=float(at_value_level.sum()),
+                    denominator=step.denominator,
+                    value_denominator=step.value_denominator,
                     reference=None if references is None else references[number],
                 )
                 (loss * self.model.loss_scale if self.ranks.world > 1 else loss).backward()
@@ -141,15 +136,12 @@ class Learner:
     @torch.no_grad()
     def anchored(self, batch: TrainBatch) -> TrainBatch:
         """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
-        mine = self.ranks.share(batch)
-        micros = torch.arange(len(mine)).split(self.training.micro_batch)
-        outputs = [self._evaluate(self.policy, transfer.to(mine.select(own), self.device)) for own in micros]
+        micros = torch.arange(len(batch)).split(self.training.micro_batch)
+        outputs = [self._evaluate(self.policy, transfer.to(batch.select(own), self.device)) for own in micros]
         values = [output.value for output in outputs if output.value is not None]
         now = (torch.cat([output.logprob for output in outputs]), torch.cat(values) if values else None)
         logprob, value = transfer.to(now, batch.logprob.device)
-        if batch.value is not None and value is not None:
-            batch = replace(batch, value=self.ranks.gather(value, len(batch)))
-        return replace(batch, proximal=self.ranks.gather(logprob, len(batch)))
+        return replace(batch, proximal=logprob, value=None if batch.value is None else value)
 
     @torch.no_grad()
     def _reference_logprobs(self, mine: TrainBatch, micros: Sequence[Tensor]) -> list[Tensor] | None:

@@ -1,4 +1,4 @@
-"""One learner or many: which rows a rank trains on, and how its gradients meet the others'.
+"""One learner or many: how the gradients of a rank meet the others'.
 
     ddp    every rank holds all weights; gradients are summed over ranks in the backward pass
     fsdp   every rank holds a share of each weight, its gradient and its moments (FSDP2)
@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rove.config.schema import TrainingConfig
 from rove.policies.base import Policy
-from rove.types import Observation, PolicyOutput, TrainBatch
+from rove.types import Observation, PolicyOutput
 
 Evaluate = Callable[[Observation, Tensor], PolicyOutput]
 
@@ -42,25 +42,6 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-
-    def share(self, part: TrainBatch) -> TrainBatch:
-        """This rank's rows of an optimizer step. All ranks get equally many, so that they run the same passes
-        and meet in every collective; what one is given to fill up counts nothing."""
-        if self.world == 1:
-            return part
-        each = -(-len(part) // self.world)
-        rows = torch.arange(self.rank * each, (self.rank + 1) * each)
-        mine = part.select(rows.clamp(max=len(part) - 1))
-        real = (rows < len(part)).view(-1, *(1,) * (mine.mask.ndim - 1))
-        return replace(mine, mask=mine.mask & real)
-
-    def gather(self, mine: Tensor, rows: int) -> Tensor:
-        """Every rank's rows of `rows`, each having worked on its `share`; on the CPU."""
-        if self.world == 1:
-            return mine
-        shares = [torch.empty_like(mine) for _ in range(self.world)]
-        distributed.all_gather(shares, mine.contiguous())
-        return torch.cat(shares)[:rows]
 
     def sum(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each metric's sum over the ranks, on the device that it is on."""

@@ -50,9 +50,9 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             vocabulary=suite.vocabulary,
             statistics={suite.name: statistics(demonstrations)},
             seed=run.seed,
+            device=device,
         )
         assert isinstance(policy, nn.Module)
-        policy.to(device)
         pictures = None
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)

@@ -40,6 +40,7 @@ def from_config(
     action_spec: ActionSpec,
     statistics: Mapping[str, Any] | None,
     seed: int,
+    device: torch.device | str,
 ) -> Any:
     """The checkpoint that `config` names, run as it says; see `OpenVLA.build`."""
     assert config.checkpoint is not None
@@ -59,6 +60,7 @@ def from_config(
         compiled=config.compile,
         seed=seed,
         dtype=DTYPES[config.dtype],
+        device=device,
     )
 
 

@@ -61,8 +61,10 @@ class OpenVLA(ActionModel):
         vocabulary: Sequence[str],
         statistics: Mapping[str, Any] | None,
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> Self:
-        """A policy as `config` says: read from its checkpoint, or new, with random float32 weights.
+        """A policy as `config` says, on `device`: read from its checkpoint, or new, with random float32
+        weights.
 
         The same seed gives the same weights. `vocabulary` lists the words that instructions use;
         `statistics` is like `dataset_statistics.json`, and None maps [-1, 1] onto the bounds of
@@ -71,7 +73,7 @@ class OpenVLA(ActionModel):
         fit.
         """
         if config.checkpoint is not None:
-            return loading.from_config(cls, config, chunk, action_spec, statistics, seed)
+            return loading.from_config(cls, config, chunk, action_spec, statistics, seed, device)
         tokenizer = word_tokenizer(vocabulary)
         checkpoint = describe(config, image_size=image_size, words=tokenizer.get_vocab_size())
         policy = cls(
@@ -99,7 +101,7 @@ class OpenVLA(ActionModel):
         for head in (policy.value_head, policy.action_head):
             if head is not None:
                 head.to_empty(device="cpu").initialize(generator)
-        return policy
+        return policy.to(device)
 
     @classmethod
     def from_pretrained(

@@ -1,0 +1,101 @@
+"""A batch dealt out to the learner's ranks, each of which is given the rows that it trains on and no others.
+
+Which rows an optimizer step sees, and what its losses are divided by, is a matter of the whole batch and is
+decided here: results do not depend on how many ranks share the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rove.config.schema import Run
+from rove.types import TrainBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One optimizer step, as one rank takes it. All ranks have equally many rows in it, so that they run the
+    same passes and meet in every collective."""
+
+    rows: Tensor
+    """int64 [M], among those of the rank."""
+    real: Tensor
+    """bool [M]; False for a row that only fills up and counts nothing."""
+    denominator: float
+    """What the policy loss is divided by."""
+    value_denominator: float
+    """Values that count."""
+
+    def select(self, batch: TrainBatch) -> TrainBatch:
+        """The rows of the step, of which those that are not real have an empty mask."""
+        part = batch.select(self.rows)
+        return replace(part, mask=part.mask & self.real.view(-1, *(1,) * (part.mask.ndim - 1)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What a rank is given of a batch."""
+
+    batch: TrainBatch
+    """Its rows, as many as each other rank has."""
+    steps: tuple[Step, ...]
+    """In the order in which they are taken."""
+    size: int
+    """Rows of the whole batch."""
+
+
+def schedule(rows: int, run: Run, iteration: int) -> list[Tensor]:
+    """The rows of each optimizer step of an iteration, int64 [M]: every epoch goes through all `rows`, in an
+    order of its own."""
+    steps: list[Tensor] = []
+    for epoch in range(run.algorithm.epochs if rows else 0):
+        order = np.random.default_rng((run.seed, iteration, epoch)).permutation(rows)
+        steps += map(torch.from_numpy, np.array_split(order, -(-rows // run.training.batch)))
+    return steps
+
+
+def take(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1) -> Step:
+    """The part of rank `rank` of `world` in an optimizer step over `rows` (int64 [M]) of `batch`."""
+    mask = batch.mask[rows]
+    at_value_level = mask if batch.value is None or batch.value.shape == batch.mask.shape else mask.any(-1)
+    if batch.denominator is None:
+        denominator = float(mask.sum())
+    else:
+        # Length-normalised: this step's share of the batch's denominator.
+        denominator = batch.denominator * len(rows) / len(batch)
+    own, real = _part(rows, rank, world)
+    return Step(
+        rows=own,
+        real=real,
+        denominator=denominator,
+        value_denominator=float(at_value_level.sum()),
+    )
+
+
+def _part(rows: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """The rows of a rank, int64 [M], and which of them are real: M is the same for all ranks."""
+    each = -(-len(rows) // world)
+    place = torch.arange(rank * each, (rank + 1) * each)
+    return rows[place.clamp(max=len(rows) - 1)], place < len(rows)
+
+
+def deal(batch: TrainBatch, steps: Sequence[Tensor], rank: int = 0, world: int = 1) -> Share:
+    """What rank `rank` of `world` is given, to train on `batch` in these `steps`: its own rows, once each."""
+    taken = [take(batch, rows, rank, world) for rows in steps]
+    if world == 1 or not steps:
+        return Share(batch, tuple(taken), len(batch))
+    owned = [_owned(steps, other, world) for other in range(world)]
+    mine = owned[rank]
+    filled = torch.cat((mine, mine[-1:].expand(max(map(len, owned)) - len(mine))))
+    placed = (replace(step, rows=torch.searchsorted(mine, step.rows)) for step in taken)
+    return Share(batch.select(filled), tuple(placed), len(batch))
+
+
+def _owned(steps: Sequence[Tensor], rank: int, world: int) -> Tensor:
+    """The rows that a rank has in any of the steps, ascending."""
+    return torch.cat([_part(rows, rank, world)[0] for rows in steps]).unique()

@@ -1,0 +1,147 @@
+"""What an executor asks of whom, with seats that only take note."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.unit.test_learner import SPEC, make_policy
+from tests.unit.test_plan import NODE
+
+from rove.config.schema import PPO, LoraConfig, PlacementConfig, RolloutConfig, Run
+from rove.envs import conventions
+from rove.ipc import Channel, Packed, pack
+from rove.placement import weights
+from rove.placement.executor import Done, Executor
+from rove.placement.plan import make_plan
+from rove.placement.seat import SeatPlan, Updated, build_policy
+from rove.policies import registry as policies
+from rove.policies.openvla import loading
+from rove.training.deal import Share
+from rove.types import Observation, TrainBatch
+
+
+class Seat:
+    """Takes note of what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def call(self, method: str, *args: Any) -> Done:
+        self.asked.append((method, *args))
+        return Done(Updated({}, {}, []) if method == "update" else None)
+
+    def close(self) -> None: ...
+
+
+class Noted(Executor):
+    """Eight GPUs that are not there."""
+
+    def __init__(self, **placement: Any) -> None:
+        run = Run("t", PPO(), rollout=RolloutConfig(num_envs=64), placement=PlacementConfig(**placement))
+        super().__init__(run, make_plan(run, NODE), Path("nowhere"))
+        self._seat_all()
+
+    def _put(self, seat: SeatPlan) -> Seat:
+        return Seat()
+
+    def asked(self) -> list[list[tuple[Any, ...]]]:
+        return [seat.asked for seat in self._seats]
+
+
+def pictures(rows: int) -> TrainBatch:
+    """A batch that is nearly all pictures."""
+    number = torch.arange(rows).view(rows, 1, 1)
+    flat = torch.ones(rows, 1)
+    return TrainBatch(
+        observation=Observation(torch.zeros(rows, 1, 64, 64, 3, dtype=torch.uint8), ("go",) * rows),
+        tokens=number,
+        logprob=number.float(),
+        advantage=flat,
+        mask=flat.bool(),
+        returns=None,
+        value=None,
+        episode_length=None,
+    )
+
+
+def test_a_policy_is_examined_and_saved_where_its_weights_are():
+    executor = Noted()
+    wanted = conventions.of("tabletop")
+    executor.preflight(wanted)
+    executor.save_policy(Path("there"))
+    assert executor.asked() == [[("preflight", wanted), ("save", Path("there"))], *[[("save", None)]] * 7]
+
+
+def test_each_rank_is_sent_its_rows_and_no_others():
+    executor = Noted()
+    batch = pictures(64)
+    executor.update(batch, 0, lambda: None)
+    sent = [sum(map(len, pack(asked)[1])) for asked in executor.asked()]
+    whole = sum(map(len, pack(batch)[1]))
+    assert len(sent) == 8 and max(sent) < 1.05 * whole / 8, "it was eight times the whole"
+    shares: list[Share] = [asked[0][1] for asked in executor.asked()]
+    rows = torch.cat([share.batch.tokens[:, 0, 0] for share in shares])
+    assert sorted(rows.tolist()) == list(range(64))
+
+
+def test_weights_travel_end_to_end(monkeypatch, tmp_path: Path):
+    """Adapters of float32 and a bfloat16 matrix: a copy from the device for each type, and nothing frozen."""
+    make_policy(critic=True).save_pretrained(tmp_path)
+    how: dict[str, Any] = {"lora": LoraConfig(rank=2), "dtype": torch.bfloat16}
+    mine, theirs = (policies.load(tmp_path, **how) for _ in range(2))
+    assert isinstance(mine, torch.nn.Module) and isinstance(theirs, torch.nn.Module)
+    mine.get_parameter("vlm.projector.fc1.base_layer.bias").requires_grad_(True)
+    trained = {name: p for name, p in mine.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        parameter.data.normal_()
+    cpu, copies = torch.Tensor.cpu, []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(self.dtype), cpu(self))[1])
+    sent = weights.publish(3, trained)
+    assert set(copies) == {torch.float32, torch.bfloat16} and len(copies) == 2
+    assert sent.bytes == sum(p.nbytes for p in trained.values())
+    assert 5 * sent.bytes < sum(p.nbytes for p in mine.parameters())
+    with torch.no_grad():
+        first = next(iter(trained.values()))
+        before = first.clone()
+        first.add_(1)  # what was published stays as it was
+    weights.load(theirs, sent)
+    got = dict(theirs.named_parameters())
+    assert torch.equal(got.pop(next(iter(trained))), before)
+    assert all(torch.equal(got[name], trained[name]) for name in trained if name in got)
+    monkeypatch.setattr(weights, "_BLOCK", 1000)  # a device needs room for no more than that
+    parts = weights.publish(4, trained)
+    assert len(parts.flat) >= 5 and parts.bytes == sent.bytes
+    weights.load(theirs, parts)
+    assert torch.equal(dict(theirs.named_parameters())[next(iter(trained))], first)
+
+
+def test_what_several_are_sent_is_packed_once():
+    """It lies in memory once, however many have it."""
+    given = {"a": torch.arange(1 << 16), "b": torch.ones(3, 5, dtype=torch.bfloat16)}
+    packed = Packed(given)
+    given["a"].zero_()  # it is a copy
+    for _ in range(2):
+        ours, theirs = map(Channel, socket.socketpair())
+        ours.send(("load", (packed,)), segment=packed.segment)
+        (method, (read,)), fd = theirs.recv_segment()
+        assert method == "load" and fd is not None and packed.segment is not None
+        assert os.path.sameopenfile(fd, packed.segment.fd)
+        value = read.unpack(fd)
+        assert torch.equal(value["a"], torch.arange(1 << 16)) and value["b"].shape == (3, 5)
+
+
+def test_weights_are_read_onto_the_device_they_are_for(monkeypatch, tmp_path: Path):
+    """Eight processes on one host would else hold eight copies there first."""
+    make_policy(critic=False).save_pretrained(tmp_path)
+    fill, seen = loading.fill, []
+    monkeypatch.setattr(
+        loading, "fill", lambda policy, *args, **how: (fill(policy, *args, **how), seen.append(policy.device))
+    )
+    policy = build_policy(Run("t", PPO()), tmp_path, SPEC, torch.device("meta"))
+    assert seen == [torch.device("meta")]
+    assert isinstance(policy, torch.nn.Module)
+    assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
