@@ -12,7 +12,7 @@ PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libero test-maniskill check format bench clean
+.PHONY: help setup demo test test-libero test-maniskill test-gpu check format bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,12 @@ test-libero: $(INSTALLED)  ## Compare all of LIBERO with the stock environment; 
 
 test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the contract; some minutes
 	MANISKILL_FULL=1 $(BIN)/python -m pytest tests/integration/test_maniskill.py $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED)  ## On a machine with a GPU: its tests, then its benchmarks into benchmarks/results
+	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/policy.py --size 7b > benchmarks/results/policy_gpu.json
+	$(BIN)/python benchmarks/libero.py --gpu > benchmarks/results/libero_gpu.json
+	$(BIN)/python benchmarks/placements.py > benchmarks/results/placements_gpu.json
 
 check: $(INSTALLED)  ## Lint, formatting, types
 	$(BIN)/ruff check .

@@ -189,11 +189,22 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
     import tempfile
 
     from rove.placement import inventory_of, planner, profiling
+    from rove.placement.cards import CARDS
     from rove.placement.inventory import Inventory
 
+    if args.card and args.profile:
+        raise RoveError("--card and --profile are two sources of the same numbers: give one.")
+    if args.card and not args.gpus:
+        raise RoveError("--card is of GPUs that are not here: say how many with --gpus N.")
     with tempfile.TemporaryDirectory() as scratch:
-        start = profiling.start_of(run, Path(scratch)) if args.profile is None or args.check else Path()
-        profile = profiling.Profile.load(args.profile) if args.profile else profiling.measure(run, start)
+        measures = args.profile is None and args.card is None
+        start = profiling.start_of(run, Path(scratch)) if measures or args.check else Path()
+        if args.card:
+            profile = profiling.bound(run, CARDS[args.card])
+        elif args.profile:
+            profile = profiling.Profile.load(args.profile)
+        else:
+            profile = profiling.measure(run, start)
         if args.save:
             profile.save(args.save)
         there = args.gpus or args.cores
@@ -380,6 +391,7 @@ COMMANDS: dict[str, Command] = {
             Argument("--profile", "measurements to use, for new ones", {"type": Path, "metavar": "FILE"}),
             Argument("--nodes", "plan for so many nodes", {"type": _positive, "default": 1, "metavar": "N"}),
             Argument("--gpus", "with so many GPUs each", {"type": _positive, "metavar": "N"}),
+            Argument("--card", "of this kind, by its rates: none is needed", {"choices": ("h100",)}),
             Argument("--cores", "with so many cores each", {"type": _positive, "metavar": "N"}),
             Argument("--check", "also run each one here, and show its time", {"action": "store_true"}),
         ),

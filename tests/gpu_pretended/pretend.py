@@ -71,32 +71,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
 
+from rove.placement.cards import CARDS, Card  # noqa: E402
+
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a roofline needs of a GPU."""
-
-    name: str
-    matrices: float
-    """FLOP/s of bfloat16 matrix products, as large ones reach it."""
-    float32: float
-    """FLOP/s of float32 matrix products, without TF32."""
-    bandwidth: float
-    """Bytes/s of its memory."""
-    bus: float
-    """Bytes/s to and from pinned host memory."""
-    memory: int
-    """Bytes."""
-    kernel: float = 2.0e-6
-    """Seconds that the shortest kernel takes."""
-    launch: float = 6.0e-6
-    """Seconds that a launch from eager Python takes the host."""
-
-
-CARDS = {"h100": Card("H100 SXM", 798e12, 52e12, 3.0e12, 50e9, 80 * 2**30)}
-"""Rates that were measured on the cards, not those of their data sheets."""
 
 
 @dataclass(slots=True)

@@ -67,10 +67,12 @@ def make_batch(policy, *, normalized: bool) -> TrainBatch:
     )
 
 
-def make_learner(algorithm, policy, micro_batch: int, lr: float = 1e-3) -> Learner:
+def make_learner(
+    algorithm, policy, micro_batch: int, lr: float = 1e-3, device: torch.device = torch.device("cpu")
+) -> Learner:
     training = TrainingConfig(iterations=1, batch=N, micro_batch=micro_batch, optim=OptimConfig(lr=lr))
     run = Run("test", algorithm, training=training)
-    return Learner(policy, algorithms.get(algorithm.kind), run, torch.device("cpu"))
+    return Learner(policy, algorithms.get(algorithm.kind), run, device)
 
 
 def test_what_is_frozen_stays_and_all_else_moves():

@@ -116,6 +116,7 @@ def test_slots_stages_and_workers_multiply_to_all_environments():
             "3 env devices for 2 policy.*take gpu 2",
         ),
         ({"device": "cuda"}, LAPTOP, "no CUDA device is visible"),
+        ({"learners": 2}, NODE, "learners = 2, but the learner is on GPUs.*set --placement.learners 0"),
         ({"device": "cuda:9"}, NODE, "'cuda:9', but this machine has GPUs 0, 1"),
         ({"stages": 3}, LAPTOP, r"num_envs = 128 cannot be split evenly.*set --rollout.num_envs 129"),
         ({"executor": "local"}, CLUSTER, "'local' runs on one machine.*set --placement.executor ray"),

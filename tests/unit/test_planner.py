@@ -8,10 +8,13 @@ import pytest
 
 from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run, TrainingConfig
 from rove.errors import RoveError
+from rove.placement import profiling
+from rove.placement.cards import CARDS
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
 from rove.placement.planner import Prediction, choose, predict, ranked, table
 from rove.placement.profiling import Line, Profile
+from rove.recipes import get
 
 LAPTOP = Inventory.of(cores=2)
 
@@ -112,7 +115,8 @@ def test_what_is_picked_depends_on_how_well_cores_scale():
 def test_machines_that_are_not_here_can_be_planned_for(nodes):
     run = run_of(executor="ray")
     run = replace(run, rollout=replace(run.rollout, num_envs=8192))
-    found = ranked(run, Inventory.of(nodes, gpus=8, cores=64), profile_of(0.01, 0.001))
+    profile = replace(profile_of(0.01, 0.001), device="H100")
+    found = ranked(run, Inventory.of(nodes, gpus=8, cores=64), profile)
     assert found and found[0].iteration <= found[-1].iteration
     assert "colocated" in table(found)
 
@@ -124,3 +128,27 @@ def test_a_profile_survives_being_saved_and_a_wrong_file_is_named(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(RoveError, match=r"other\.json is not a profile"):
         Profile.load(tmp_path / "other.json")
+
+
+def test_a_profile_of_a_cpu_says_nothing_of_gpus():
+    """Before, its times were taken for a GPU's, and the table was nonsense."""
+    profile = profile_of(simulation=0.01, inference=0.01)
+    with pytest.raises(RoveError, match=r"profile is of cpu, .* on a GPU: name a card with --card"):
+        ranked(run_of(), Inventory.of(gpus=8, cores=64), profile)
+    with pytest.raises(RoveError, match="profile is of H100, .* on a CPU"):
+        ranked(run_of(), LAPTOP, replace(profile, device="H100"))
+
+
+def test_a_card_that_is_not_here_is_bound_by_its_rates(monkeypatch):
+    run = get("openvla_oft_ppo").build()
+    monkeypatch.setattr(profiling, "_simulations", lambda run, cores: (Line(0.1, 0.01), 2.0))
+    profile = profiling.bound(run, CARDS["h100"])
+    # 38.3 TFLOP for eight rows, 158 for a LoRA step of sixteen, as counted operation by operation.
+    flops = CARDS["h100"].matrices
+    counted = {"inference": 38.8e12 / 8, "training": 158.1e12 / 16}
+    for name, each in counted.items():
+        got = getattr(profile, name).each * profiling.REACHED[name] * flops
+        assert got == pytest.approx(each, rel=0.05), name
+    assert profile.inference.fixed == pytest.approx(15.5e9 / 3e12, rel=0.1)
+    best = ranked(run, Inventory.of(gpus=8, cores=64), profile)[0]
+    assert best.plan.ranks == 8 and best.training > 0

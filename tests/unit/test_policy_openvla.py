@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from rove.config.schema import LlamaConfig, PolicyConfig, TowerConfig, ValueHeadConfig
 from rove.errors import RoveError
@@ -72,6 +74,24 @@ def test_act_and_evaluate_agree(config: PolicyConfig, observation: Observation) 
     torch.testing.assert_close(output.value, chunk.value, atol=1e-5, rtol=0)
     torch.testing.assert_close(policy.value(observation), chunk.value, atol=1e-5, rtol=0)
     assert chunk.value.std() > 1e-3
+
+
+@EVERY_DECODING
+@pytest.mark.parametrize("samples", [None, 2])
+def test_what_is_done_on_the_device_can_be_captured(
+    config: PolicyConfig, samples: int | None, observation: Observation
+) -> None:
+    """It runs on tensors that have shapes and no numbers: a look at one, or a shape that depends on one,
+    raises."""
+    policy = build(config)
+    uniform = noise().uniform((samples or 1) * C * A).unflatten(1, (-1, C * A))
+    given = policy._inputs(observation, uniform, multiple=16)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        seen, drawn = tree_map_only(torch.Tensor, mode.from_tensor, given)
+        actions, tokens, logprob, value = policy._choose(seen, drawn, samples)
+        with pytest.raises(DataDependentOutputException):
+            tokens.sum().item()
+    assert value is not None and actions.shape == tokens.shape == logprob.shape
 
 
 @EVERY_DECODING

@@ -454,7 +454,7 @@ class PlacementConfig:
     """Environment processes for each of a policy's simulating GPUs, or for all of its cores; 0: one, and
     none where environments and policy take turns."""
     learners: int = 0
-    """Training processes for each GPU, or for each node's cores; 0: one."""
+    """Training processes for each node's cores; 0: one. A GPU has one."""
     deterministic: bool = False
     """Serve stages in a fixed order, one at a time: the same trajectories on every executor and run."""
     deadline: float = 600.0

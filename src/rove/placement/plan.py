@@ -330,6 +330,11 @@ def _seats(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[Sea
     share theirs, unless the run is asynchronous: then the policy acts on old ones while the learner makes new
     ones."""
     learners = _processes(roles["learner"])
+    if run.placement.learners > 1 and roles["learner"][0].kind == "gpu":
+        raise RoveError(
+            f"placement.learners = {run.placement.learners}, but the learner is on GPUs, and NCCL refuses "
+            "two ranks on one: set --placement.learners 0."
+        )
     if run.placement.learners:
         learners = _per_learner(learners, run.placement.learners)
     seats, left = [], dict(enumerate(policies))

@@ -14,7 +14,7 @@ from rove.config.schema import PPO, PlacementConfig, Run
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
 from rove.placement.plan import Plan, Seat, UnitPlan, make_plan
-from rove.placement.profiling import Profile
+from rove.placement.profiling import CPU, Profile
 
 CANDIDATES = ("colocated", "hybrid", "disaggregated")
 STAGES = (1, 2, 4)
@@ -123,7 +123,15 @@ def _fits(run: Run, inventory: Inventory) -> bool:
 
 
 def ranked(run: Run, inventory: Inventory, profile: Profile) -> list[Prediction]:
-    """Every placement that fits, fastest first."""
+    """Every placement that fits, fastest first. Raises RoveError where the profile is of another kind of
+    device."""
+    if (inventory.kind == "gpu") != (profile.device != CPU):
+        wanted = "a GPU" if inventory.kind == "gpu" else "a CPU"
+        raise RoveError(
+            f"The profile is of {profile.device}, and says nothing of inference and training on {wanted}: "
+            f"{'name a card with --card, ' if inventory.kind == 'gpu' else ''}measure on such a machine with "
+            "rove plan RECIPE --save FILE, or give such a FILE with --profile."
+        )
     found = [predict(r, make_plan(r, inventory), profile) for r in candidates(run, inventory)]
     return sorted(found, key=lambda prediction: prediction.iteration)
 

@@ -24,6 +24,7 @@ from rove.envs.base import Demonstrator
 from rove.errors import RoveError
 from rove.ipc import Packed
 from rove.placement import weights
+from rove.placement.cards import Card
 from rove.placement.seat import build_policy
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
@@ -35,6 +36,10 @@ from rove.training.learner import Learner
 from rove.types import Observation, TrainBatch
 
 REPEATS = 3
+CPU = "cpu"
+REACHED = {"inference": 0.60, "training": 0.56}
+"""Shares of a card's rate of matrix products that a 7B with adapters is taken to reach: four fifths of what
+the counts of `benchmarks/policy.py --pretend h100` leave within reach."""
 LINES = ("simulation", "inference", "training", "anchoring")
 
 
@@ -82,6 +87,8 @@ class Profile:
     1 + (n − 1)·(speed-up − 1)/(all − 1)."""
     cores: int
     """That were measured with."""
+    device: str = CPU
+    """What inference and training were measured on, or bounded for: "cpu", or the name of a GPU."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -116,12 +123,7 @@ def measure(run: Run, start: Path) -> Profile:
     sizes = sorted({max(1, b // 4), max(1, b // 2), b})
     gpu = torch.cuda.is_available() and run.placement.device != "cpu"
     device = torch.device("cuda" if gpu else "cpu")
-    simulated = {n: {} for n in (1, len(every))}
-    with host.bound(one, 1):
-        simulated[1] = {n: _simulation(run, n) for n in sizes}
-    if len(every) > 1:
-        with host.bound(every, len(every)):
-            simulated[len(every)][b] = _simulation(run, b)
+    simulation, speed_up = _simulations(run, every)
     with closing(StagePlan(_sized(run, b), 0, 1, b).build(0)) as stage:
         observation = stage.ready()
         policy = build_policy(run, start, stage.env.action_spec, device)
@@ -153,21 +155,56 @@ def measure(run: Run, start: Path) -> Profile:
         anchored = {n: _median(lambda n=n: learner.anchored(batch.select(torch.arange(n)))) for n in sizes}
     with host.bound(every, len(every)):
         faster = (infer(b), train(b))
-    all_sim = simulated[len(every)].get(b, simulated[1][b])
     scaling = {
-        "simulation": simulated[1][b] / all_sim,
+        "simulation": speed_up,
         "inference": 1.0 if gpu else inferred[b] / faster[0],
         "training": 1.0 if gpu else trained[b] / faster[1],
     }
     return Profile(
-        simulation=Line.fit(list(simulated[1].items())),
+        simulation=simulation,
         inference=Line.fit(list(inferred.items())),
         training=Line.fit(list(trained.items())),
         anchoring=Line.fit(list(anchored.items())),
         sync=_median(lambda: _publish(learner)),
         scaling=scaling,
         cores=len(every),
+        device=torch.cuda.get_device_name(device) if gpu else CPU,
     )
+
+
+def bound(run: Run, card: Card) -> Profile:
+    """A profile for a card that is not here: simulation is measured on this machine's cores, the rest follows
+    from what the policy computes and moves, at the card's rates."""
+    work, cores = policies.work(run), host.cores() or (0,)
+    simulation, speed_up = _simulations(run, cores)
+    forward, training = (
+        flops / card.matrices / REACHED[what]
+        for flops, what in ((work.forward, "inference"), (work.training, "training"))
+    )
+    once = work.weights / card.bandwidth
+    return Profile(
+        simulation=simulation,
+        inference=Line(work.passes * once, forward),
+        training=Line(once, training),
+        anchoring=Line(once, forward),
+        sync=2 * work.published / card.bus,
+        scaling={"simulation": speed_up, "inference": 1.0, "training": 1.0},
+        cores=len(cores),
+        device=card.name,
+    )
+
+
+def _simulations(run: Run, cores: Sequence[int]) -> tuple[Line, float]:
+    """Seconds a chunk, of slots, on one core; and how much faster all cores are with all slots."""
+    b = run.rollout.num_envs
+    sizes = sorted({max(1, b // 4), max(1, b // 2), b})
+    with host.bound(cores[:1], 1):
+        one = {n: _simulation(run, n) for n in sizes}
+    together = one[b]
+    if len(cores) > 1:
+        with host.bound(cores, len(cores)):
+            together = _simulation(run, b)
+    return Line.fit(list(one.items())), one[b] / together
 
 
 def _sized(run: Run, num_envs: int) -> Run:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rove import transfer
 from rove.policies.base import Policy
 
 _BLOCK = 1 << 28
@@ -55,6 +56,6 @@ def load(policy: Policy, weights: Weights) -> None:
     assert isinstance(policy, nn.Module)
     own = dict(policy.named_parameters())
     for flat, block in zip(weights.flat, weights.layout, strict=True):
-        there = flat.to(own[block[0][0]].device)
+        there = transfer.to(flat, own[block[0][0]].device)
         for (name, shape), part in zip(block, there.split([s.numel() for _, s in block]), strict=True):
             own[name].copy_(part.view(shape))

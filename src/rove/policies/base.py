@@ -46,6 +46,22 @@ class SamplingNoise:
         return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a policy costs a device: floating-point operations of a row, and bytes."""
+
+    forward: float
+    """FLOPs of one row in a forward pass, as in acting."""
+    training: float
+    """FLOPs of one row forward and backward."""
+    weights: float
+    """Bytes that each pass over the weights reads."""
+    passes: int
+    """Passes over the weights that an act takes, one after the other."""
+    published: float
+    """Bytes of what training changes."""
+
+
 def through(block: nn.Module, *args: Any) -> Tensor:
     """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
     computed again in the backward pass. Nothing inside may draw numbers, as dropout does: `act` and

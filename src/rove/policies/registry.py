@@ -13,7 +13,7 @@ import torch
 from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
 from rove.policies import hub
-from rove.policies.base import Policy
+from rove.policies.base import Policy, Work
 from rove.types import ActionSpec
 
 _ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
@@ -80,12 +80,26 @@ def load(directory: Path | str, **settings: Any) -> Policy:
 
 def memory(run: Run) -> str | None:
     """What the run's policy needs on the device that holds it, in words; None where its class cannot say."""
-    if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
-        kind = run.policy.kind
-    else:
-        kind = _kind(run.policy.checkpoint)
-    say = getattr(_policy_class(kind), "memory", None)
+    say = getattr(_class_of(run), "memory", None)
     return None if say is None else say(run)
+
+
+def work(run: Run) -> Work:
+    """What the run's policy costs a device. Raises RoveError where its class cannot say."""
+    count = getattr(_class_of(run), "work", None)
+    if count is None:
+        raise RoveError(
+            f"The policy {run.policy.kind!r} does not say what it costs (a static method work(run) -> Work): "
+            "measure it on such a machine, rove plan RECIPE --save FILE, and plan with --profile FILE."
+        )
+    return count(run)
+
+
+def _class_of(run: Run) -> Any:
+    """The class of the run's policy, without a look at a checkpoint that may not be here."""
+    if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
+        return _policy_class(run.policy.kind)
+    return _policy_class(_kind(run.policy.checkpoint))
 
 
 def _kind(checkpoint: Path | str) -> str:

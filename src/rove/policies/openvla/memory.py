@@ -146,7 +146,7 @@ class Sample:
 
     def training(self, recompute: bool) -> float:
         """What is kept for the backward pass."""
-        text, towers = self._layers()
+        text, towers = self.layers()
         if recompute:  # the input of every layer, and the inside of the largest one
             size = 2 if self.half else 4
             inputs = [size * tokens * width * depth for tokens, width, _, depth in (text, *towers)]
@@ -156,14 +156,14 @@ class Sample:
 
     def acting(self) -> float:
         """The largest layer's activations; with autoregressive decoding also all keys and values."""
-        text, towers = self._layers()
+        text, towers = self.layers()
         size = 2 if self.half else 4
         transient = max(size * tokens * (5 * width + 4 * mlp) for tokens, width, mlp, _ in (text, *towers))
         tokens, width, _, depth = text
         cached = 2 * size * tokens * width * depth if self.policy.decoding == "autoregressive" else 0
         return transient + cached
 
-    def _layers(self) -> tuple[tuple[int, int, int, int], list[tuple[int, int, int, int]]]:
+    def layers(self) -> tuple[tuple[int, int, int, int], list[tuple[int, int, int, int]]]:
         """(tokens, width, MLP width, layers) of the language model, and of each tower as far as computed."""
         checkpoint = self.policy.checkpoint
         llama, side = checkpoint.llama, checkpoint.image_size // checkpoint.towers[0].patch

@@ -17,7 +17,7 @@ from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
-from rove.policies.base import SamplingNoise
+from rove.policies.base import SamplingNoise, Work
 from rove.policies.openvla import bins, decoding, loading, lora, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel, Head
@@ -166,6 +166,13 @@ class OpenVLA(ActionModel):
         from rove.policies.openvla.memory import estimate
 
         return str(estimate(run))
+
+    @staticmethod
+    def work(run: Run) -> Work:
+        """What acting and training cost a device, before anything is loaded."""
+        from rove.policies.openvla.work import count
+
+        return count(run)
 
     def adapt(self, config: LoraConfig, generator: torch.Generator) -> None:
         """Put new adapters beside the weights, which are frozen; see `lora.inject`."""
