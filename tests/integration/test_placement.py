@@ -22,6 +22,10 @@ from rove.train import train
 SHORT = replace(PPO_RUN, training=replace(PPO_RUN.training, iterations=3), evaluation=NO_EVALUATION)
 
 
+APART = "learner: 0, env: 1, policy: 1"
+"""Policy and learner in processes of their own."""
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory) -> Path:
     """A policy to start from, made once."""
@@ -90,7 +94,7 @@ def test_a_unit_that_is_killed_is_replaced(call, ahead, started, tmp_path, monke
         return asked(self, *args, **kwargs)
 
     monkeypatch.setattr(Executor, call, kill_and_ask)
-    run = run_of(started, map="learner: 0, env: 1, policy: 1", env_workers=1, ahead=ahead)
+    run = run_of(started, map=APART, env_workers=1, ahead=ahead)
     if call == "evaluate":
         run = replace(run, evaluation=replace(run.evaluation, every=1, episodes=4, variant_episodes=0))
     run = replace(run, logging=replace(run.logging, save_every=1))
@@ -99,6 +103,46 @@ def test_a_unit_that_is_killed_is_replaced(call, ahead, started, tmp_path, monke
     assert [line["rollout/restarts"] for line in lines] == ([0, 0, 1] if call == "state_dict" else [0, 1, 0])
     assert all(line["train/rows"] > 0 for line in lines)
     assert all(("eval/success" in line) == (call == "evaluate") for line in lines)
+
+
+def test_weights_are_broadcast_from_device_to_device(started, tmp_path, monkeypatch):
+    """As between GPUs, here over gloo: the same results as through the host, and the bytes of what is
+    trained."""
+    from rove.placement.executor import Executor
+    from rove.placement.plan import Plan
+
+    run = run_of(started, map=APART, deterministic=True)
+    run = replace(run, evaluation=replace(run.evaluation, every=2, episodes=4, variant_episodes=0))
+    through_host = measured(train(run, tmp_path / "host"))
+    sent, sync = [], Executor.sync
+    monkeypatch.setattr(Plan, "broadcasts", property(lambda self: bool(self.apart)))
+    monkeypatch.setattr(Executor, "sync", lambda self, version: (sync(self, version), sent.append(self.sent)))
+    assert measured(train(run, tmp_path / "broadcast")) == through_host
+    policy = policies.load(started)
+    assert isinstance(policy, torch.nn.Module)
+    assert sent == [sum(p.nbytes for p in policy.parameters() if p.requires_grad)] * run.training.iterations
+
+
+def test_a_unit_that_dies_leaves_the_broadcast_and_weights_go_through_the_host(
+    started, tmp_path, monkeypatch
+):
+    from rove.placement.executor import Executor
+    from rove.placement.plan import Plan
+
+    monkeypatch.setattr(Plan, "broadcasts", property(lambda self: bool(self.apart)))
+    collect, killed, members = Executor.collect, [], []
+
+    def kill_and_collect(self, on_chunk):
+        if self.version == 1 and not killed:
+            killed.append(unit := self._seats[self.plan.apart[0]])
+            os.kill(unit._child.process.pid, signal.SIGKILL)
+        members.append(len(self._members))
+        return collect(self, on_chunk)
+
+    monkeypatch.setattr(Executor, "collect", kill_and_collect)
+    lines = measured(train(run_of(started, map=APART), tmp_path / "run"))
+    assert [line["rollout/restarts"] for line in lines] == [0, 1, 0]
+    assert members == [2, 2, 0] and all(line["train/rows"] > 0 for line in lines)
 
 
 @pytest.fixture(scope="module")

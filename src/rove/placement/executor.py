@@ -26,6 +26,7 @@ from rove.envs import registry as envs
 from rove.errors import RoveError
 from rove.findings import Finding
 from rove.ipc import Setup
+from rove.placement.broadcast import Member
 from rove.placement.plan import Plan
 from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, Updated
 from rove.rollout.stage import Position
@@ -50,12 +51,19 @@ class Answer(Protocol):
 class Seated(Protocol):
     """A SeatWorker, wherever it is. Calls are carried out in the order in which they were made."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether its process is known to have ended."""
+        ...
+
     def call(self, method: str, *args: Any) -> Answer: ...
     def close(self) -> None: ...
 
 
 class Here:
     """A seat in this process: a call is carried out at once."""
+
+    gone = False
 
     def __init__(self, seat: SeatPlan) -> None:
         self.worker = SeatWorker(seat)
@@ -92,6 +100,10 @@ class Executor(ABC):
         self._rendezvous = ""
         self._weights: Any = None
         """The newest that units were given, as `_share` made them fit to be given."""
+        self._members: dict[int, Member] = {}
+        """Seats that weights are broadcast among; none where they go through the host."""
+        self.sent = 0
+        """Bytes that the last broadcast took, to all policies together."""
         self._begun: deque[list[tuple[int, Answer]]] = deque()
         self._lost: dict[int, list[Position | None]] = {}
         self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
@@ -103,6 +115,10 @@ class Executor(ABC):
         """Put every seat in its place; they build at the same time."""
         if self.plan.ranks > 1:
             self._rendezvous = self._meeting_point()
+        if self.plan.broadcasts:
+            group = (self._learners[0], *self.plan.apart)
+            address = self._meeting_point()
+            self._members = {n: Member(address, place, len(group)) for place, n in enumerate(group)}
         self._seats = [self._put(self._seat_plan(n)) for n in range(len(self.plan.seats))]
 
     def _meeting_point(self) -> str:
@@ -115,7 +131,14 @@ class Executor(ABC):
 
     def _seat_plan(self, number: int) -> SeatPlan:
         return SeatPlan(
-            self.run, self.plan, number, self.start, Setup.here(), self._rendezvous, self._profile
+            self.run,
+            self.plan,
+            number,
+            self.start,
+            Setup.here(),
+            self._rendezvous,
+            self._profile,
+            self._members.get(number),
         )
 
     def _share(self, value: Any) -> Any:
@@ -128,14 +151,31 @@ class Executor(ABC):
         """Give the rollout the learner's weights. Seats that train and collect share them: nothing moves."""
         self.version = version
         with self.watch("sync"):
-            apart = [n for n in self._units if self.plan.seats[n].rank is None]
             whole = self.plan.ranks == 1 or self.run.training.parallel == "ddp"
-            if not apart and whole:
+            if not self.plan.apart and whole:
                 return
-            new = self._pull(wanted=bool(apart))
-            self._weights = self._share(new) if apart else None
-            if not self.plan.staleness:
-                self._gather([self._seats[n].call("load_weights", self._weights) for n in apart], apart)
+            if self.plan.staleness:
+                self._weights = self._share(self._pull()) if self.plan.apart else self._pull(wanted=False)
+            else:
+                self._weights = self._give()
+
+    def _give(self) -> Any:
+        """The newest weights to all policies that are apart from the learner. Returns them, as `_share` made
+        them fit to be given again; None where they were broadcast."""
+        apart = self.plan.apart
+        if self._members and any(self._seats[n].gone for n in apart):
+            self._members = {}
+        if not self._members:
+            pulled = self._pull(wanted=bool(apart))
+            new = self._share(pulled) if apart else None
+            self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
+            return new
+        layout = self._seats[self._learners[0]].call("layout").result()
+        # First those that wait for it: a learner in this process sends before the call returns.
+        calls = [self._seats[n].call("receive_weights", layout) for n in apart]
+        calls += [self._seats[n].call("send_weights", layout) for n in self._learners]
+        self.sent = sum(self._gather(calls, [*apart, *self._learners])[: len(apart)])
+        return None
 
     def _pull(self, wanted: bool = True) -> Any:
         """The newest weights of the learner; a collective of its ranks, of which the first answers, if they
@@ -206,6 +246,9 @@ class Executor(ABC):
     def _replace(self, number: int) -> None:
         """A new unit in the place of one that was lost, with its weights and where its episodes began."""
         self._seats[number].close()
+        if self._members:  # a group has no place for another: from now on weights go through the host
+            self._members = {}
+            self._weights = self._share(self._pull())
         seat = self._seats[number] = self._put(self._seat_plan(number))
         if self._weights is not None:
             seat.call("load_weights", self._weights)
@@ -251,7 +294,8 @@ class Executor(ABC):
 
         def ask_again(n: int) -> Answer:
             self._begin_again(n)
-            self._seats[n].call("load_weights", new)
+            if new is not None:  # else the new unit came with the newest
+                self._seats[n].call("load_weights", new)
             return ask(n)
 
         calls = {n: ask(n) for n in parts}
@@ -277,14 +321,10 @@ class Executor(ABC):
         )
 
     def _judges(self) -> tuple[list[int], Any]:
-        """The seats that evaluate, with the newest weights in place; and these, where some had to be given
-        them."""
+        """The seats that evaluate, with the newest weights in place; and these, see `_give`."""
         if self._inline or (self.plan.ranks == 1 and self.plan.staleness):
             return self._learners, None
-        new = self._share(self._pull())
-        apart = [n for n in self._units if self.plan.seats[n].rank is None]
-        self._gather([self._seats[n].call("load_weights", new) for n in apart], apart)
-        return self._units, new
+        return self._units, self._give()
 
     # --- weights and state ------------------------------------------------------------------------
 

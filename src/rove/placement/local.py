@@ -49,6 +49,10 @@ class InChild:
                 self._child.channel.send((method, args), segment=given)
         return pending
 
+    @property
+    def gone(self) -> bool:
+        return self._gone is not None or self._child.process.poll() is not None
+
     def read(self) -> None:
         """Give the next result to the oldest call."""
         if self._gone is None:

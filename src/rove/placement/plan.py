@@ -81,6 +81,18 @@ class Plan:
         return len(self.seats) == 1
 
     @property
+    def apart(self) -> tuple[int, ...]:
+        """Numbers of the seats that collect on weights which they are sent."""
+        return tuple(n for n, seat in enumerate(self.seats) if seat.rank is None)
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether the learner's first rank sends its weights from GPU to GPU: only while no rollout is under
+        way, which a broadcast would have to wait for."""
+        ends = [seat for seat in self.seats if not seat.rank]
+        return bool(self.apart) and not self.staleness and all(seat.gpu is not None for seat in ends)
+
+    @property
     def ranks(self) -> int:
         """Processes that train together."""
         return sum(seat.rank is not None for seat in self.seats)

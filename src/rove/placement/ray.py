@@ -229,6 +229,9 @@ def _own_gpu() -> int:
 class InActor:
     """A seat in an actor; Ray carries out an actor's calls in order."""
 
+    gone = False
+    """Ray says so with the next answer."""
+
     def __init__(self, seat: SeatPlan, group: Any, number: int) -> None:
         """`number` is that of its bundle in the group."""
         import ray

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rove import algorithms, host
+from rove import algorithms, host, transfer
 from rove.config.schema import PPO, Run, Vine
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
@@ -25,8 +25,9 @@ from rove.evaluation.evaluate import evaluate
 from rove.findings import Finding
 from rove.ipc import Setup
 from rove.placement import gpus, weights
+from rove.placement.broadcast import Broadcast, Member
 from rove.placement.plan import Plan, UnitPlan
-from rove.placement.weights import Weights
+from rove.placement.weights import Layout, Weights
 from rove.policies import registry as policies
 from rove.policies.base import Policy, examine
 from rove.rollout.pipeline import Pipeline
@@ -54,6 +55,8 @@ class SeatPlan:
     """"host:port" where learner ranks meet; not read with one rank."""
     spans: bool = False
     """Keep a timeline."""
+    member: Member | None = None
+    """Of the group in which weights are broadcast; None where they come through the host."""
 
 
 class Collected(NamedTuple):
@@ -93,6 +96,8 @@ class SeatWorker:
 
     def __init__(self, seat: SeatPlan) -> None:
         self.plan, self.run, self.start = seat.plan, seat.run, seat.start
+        self._seat = seat
+        self._group: Broadcast | None = None
         own = seat.plan.seats[seat.number]
         self.device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
         if self.device.type == "cuda":
@@ -166,6 +171,13 @@ class SeatWorker:
         """Act on these from now on."""
         weights.load(self.policy, new)
 
+    def receive_weights(self, layout: Layout) -> int:
+        """Take part in the learner's `send_weights`, and act on what it sends. Returns its bytes."""
+        flat = weights.room(self.policy, layout)
+        size = self._broadcast(flat)
+        weights.load(self.policy, Weights(0, flat, layout))
+        return size
+
     def evaluate(
         self,
         specs: Sequence[EpisodeSpec],
@@ -214,6 +226,26 @@ class SeatWorker:
         if not self.shares:
             weights.load(self.policy, new)
         return new if wanted else None
+
+    def layout(self) -> Layout:
+        """How the weights that training changes are sent."""
+        assert self.learner is not None
+        return weights.layout(self.learner.parameters())
+
+    def send_weights(self, layout: Layout) -> int:
+        """Send the newest from device to device; every rank has to call it, the first one sends. Returns the
+        bytes that went to each policy."""
+        assert self.learner is not None
+        whole = self.learner.trainable()
+        if self._seat.member is None:
+            return 0
+        return self._broadcast(transfer.to(weights.flatten(whole, layout), self.device))
+
+    def _broadcast(self, flat: Sequence[Tensor]) -> int:
+        assert self._seat.member is not None
+        if self._group is None:  # when it is first needed: it waits for all
+            self._group = Broadcast(self._seat.member, self.device)
+        return self._group(flat)
 
     # --- saving -----------------------------------------------------------------------------------
 

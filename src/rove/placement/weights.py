@@ -27,9 +27,8 @@ class Weights:
 
     version: int
     flat: tuple[Tensor, ...]
-    """[numbers], each of one dtype, on the CPU."""
-    layout: tuple[tuple[tuple[str, torch.Size], ...], ...]
-    """Names and shapes of the parameters in each."""
+    """[numbers], each of one dtype."""
+    layout: Layout
 
     @property
     def bytes(self) -> int:
@@ -37,17 +36,39 @@ class Weights:
         return sum(tensor.numel() * tensor.itemsize for tensor in self.flat)
 
 
+Layout = tuple[tuple[tuple[str, torch.Size], ...], ...]
+"""Names and shapes of the parameters in each flat tensor."""
+
+
+def layout(tensors: Mapping[str, Tensor]) -> Layout:
+    """How parameters, by name, are laid out in flat tensors: of one dtype each, and no longer than a
+    block."""
+    bytes_of: dict[torch.dtype, int] = defaultdict(int)
+    blocks: dict[tuple[torch.dtype, int], list[tuple[str, torch.Size]]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        blocks[tensor.dtype, bytes_of[tensor.dtype] // _BLOCK].append((name, tensor.shape))
+        bytes_of[tensor.dtype] += tensor.numel() * tensor.itemsize
+    return tuple(tuple(block) for block in blocks.values())
+
+
 @torch.no_grad()
+def flatten(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, ...]:
+    """A copy of whole tensors, end to end, where they are."""
+    return tuple(torch.cat([tensors[name].reshape(-1) for name, _ in block]) for block in layout)
+
+
 def publish(version: int, tensors: Mapping[str, Tensor]) -> Weights:
     """A copy of whole tensors, by name, as they are now."""
-    bytes_of: dict[torch.dtype, int] = defaultdict(int)
-    blocks: dict[tuple[torch.dtype, int], list[tuple[str, Tensor]]] = defaultdict(list)
-    for name, tensor in tensors.items():
-        blocks[tensor.dtype, bytes_of[tensor.dtype] // _BLOCK].append((name, tensor))
-        bytes_of[tensor.dtype] += tensor.nbytes
-    flat = [torch.cat([tensor.reshape(-1) for _, tensor in block]).cpu() for block in blocks.values()]
-    layout = [tuple((name, tensor.shape) for name, tensor in block) for block in blocks.values()]
-    return Weights(version, tuple(flat), tuple(layout))
+    laid_out = layout(tensors)
+    return Weights(version, tuple(flat.cpu() for flat in flatten(tensors, laid_out)), laid_out)
+
+
+def room(policy: Policy, layout: Layout) -> tuple[Tensor, ...]:
+    """Flat tensors for weights to come, on the policy's device."""
+    assert isinstance(policy, nn.Module)
+    own = dict(policy.named_parameters())
+    sizes = (sum(shape.numel() for _, shape in block) for block in layout)
+    return tuple(own[block[0][0]].new_empty(size) for size, block in zip(sizes, layout, strict=True))
 
 
 @torch.no_grad()

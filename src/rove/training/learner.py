@@ -162,9 +162,14 @@ class Learner:
         reference = None if self.reference is None else self.reference.state_dict()
         return {"optimizer": whole(self.optimizer.state_dict()), "reference": reference}
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name."""
+        assert isinstance(self.policy, nn.Module)
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
     def trainable(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, by name; every rank has to call it."""
-        return {name: whole(p).detach() for name, p in self.policy.named_parameters() if p.requires_grad}
+        return {name: whole(p).detach() for name, p in self.parameters().items()}
 
     def offload(self) -> None:
         """Move the optimizer's moments to host memory, until `update` needs them."""
