@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +68,7 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _move(tensors: Sequence[Tensor], source: torch.device, device: torch.device) -> list[Tensor]:
     """Copies on `device` of tensors that are on `source`, in one transfer."""
-    pinned = source.type == "cpu" and device.type == "cuda"
+    pinned = source.type == "cpu" and device.type == "cuda" and _can_pin()
     if len(tensors) == 1:
         one = tensors[0].pin_memory() if pinned else tensors[0]
         return [one.to(device, non_blocking=pinned)]
@@ -80,6 +81,16 @@ def _move(tensors: Sequence[Tensor], source: torch.device, device: torch.device)
     there = block.to(device, non_blocking=pinned)
     moved = dict(zip(order, there.split(sizes), strict=True))
     return [_shaped(moved[i], tensor) for i, tensor in enumerate(tensors)]
+
+
+@cache
+def _can_pin() -> bool:
+    """Whether host memory can be pinned: not in a container that may lock none, where copies then wait."""
+    try:
+        torch.empty(1, pin_memory=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shaped(part: Tensor, like: Tensor) -> Tensor:

@@ -97,9 +97,8 @@ def test_logits_as_published(case: Case) -> None:
     seen, policy = tiny.observe(ROWS), case.policy
     ids, mask = policy._prompt(seen)
     assert mask is not None
-    state = torch.rand(ROWS, tiny.STATE, device=tiny.DEVICE) if policy.state_normalizer else None
-    pixels = policy.process_images(seen.images)
-    logits = policy.action_logits(ids.to(tiny.DEVICE), mask.to(tiny.DEVICE), pixels, state=state)
+    state = torch.rand(ROWS, tiny.STATE) if policy.state_normalizer else None
+    logits = policy.action_logits(ids, mask, policy.process_images(seen.images), state=state)
     assert logits.shape == (ROWS, tiny.C, 3, 256)
 
 

@@ -180,6 +180,8 @@ class ActionModel(nn.Module):
         over the action tokens where they are None; parallel decoding does not look at them. With
         `return_hidden` also the hidden states [B, C·A, D] that predict each token, after the final norm.
         """
+        given = (input_ids, attention_mask, pixel_values, tokens, state)
+        input_ids, attention_mask, pixel_values, tokens, state = transfer.to(given, self.device)
         prefix = self.vlm.prefix(input_ids, attention_mask, pixel_values, state)
         if self.decoding == "autoregressive" and tokens is None:
             _, logits, hidden = decoding.one_by_one(self.vlm, prefix, self._count, 1.0, None)
