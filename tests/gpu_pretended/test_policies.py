@@ -40,6 +40,12 @@ every = pytest.mark.parametrize("case", KINDS, ids=NAMES.get, indirect=True)
 stochastic = pytest.mark.parametrize(  # an L1 head gives actions no likelihood
     "case", [case for case in KINDS if case[0] != "l1"], ids=NAMES.get, indirect=True
 )
+trained = pytest.mark.parametrize(  # bidirectional attention is nothing new to a learner
+    "case",
+    [("causal", False), ("causal", True), ("everything", True), ("autoregressive", False)],
+    ids=NAMES.get,
+    indirect=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,7 @@ LEARNERS: dict[str, tuple[AlgorithmConfig, dict]] = {
 }
 
 
-@stochastic
+@trained
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_waits_once_an_optimizer_step(case: Case, name: str) -> None:
     algorithm, how = LEARNERS[name]
