@@ -35,15 +35,15 @@ class SamplingNoise:
     chunk: Tensor
     """int64 [B], index of the chunk in its episode."""
 
-    def uniform(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """float64 [B, count] in (0, 1); entry j of a row does not depend on `count`."""
+    def uniform(self, count: int) -> Tensor:
+        """float64 [B, count] in (0, 1), on the host; entry j of a row does not depend on `count`."""
         golden = -7046029254386353131  # 0x9E3779B97F4A7C15
         seed = _mix(torch.tensor(self.seed, dtype=torch.int64) + golden)
         row = _mix(_mix(seed ^ self.episode.to(torch.int64)) ^ (self.chunk.to(torch.int64) + 1))
         index = torch.arange(1, count + 1, dtype=torch.int64)
         bits = _mix(row[:, None] + index[None, :] * golden)
         mantissa = (bits >> 11) & ((1 << 53) - 1)
-        return ((mantissa.double() + 0.5) / (1 << 53)).to(device)
+        return (mantissa.double() + 0.5) / (1 << 53)
 
 
 @dataclass(frozen=True, slots=True)
