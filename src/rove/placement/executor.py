@@ -174,7 +174,8 @@ class Executor(ABC):
         # First those that wait for it: a learner in this process sends before the call returns.
         calls = [self._seats[n].call("receive_weights", layout) for n in apart]
         calls += [self._seats[n].call("send_weights", layout) for n in self._learners]
-        self.sent = sum(self._gather(calls, [*apart, *self._learners])[: len(apart)])
+        received = self._gather(calls, [*apart, *self._learners])[: len(apart)]
+        self.sent = sum(size or 0 for size in received)  # one that was lost meanwhile is mended later
         return None
 
     def _pull(self, wanted: bool = True) -> Any:
