@@ -93,7 +93,7 @@ class SmallPolicy(nn.Module):
             tokens = logprob.argmax(-1)
         else:
             assert noise is not None
-            uniform = noise.uniform(self.chunk * self.action_spec.dim, logprob.device)
+            uniform = noise.uniform(self.chunk * self.action_spec.dim).to(logprob.device)
             cumulative = logprob.double().exp().cumsum(-1)
             threshold = uniform.view(*logprob.shape[:3], 1) * cumulative[..., -1:]
             tokens = (cumulative < threshold).sum(-1).clamp(max=BINS - 1)
