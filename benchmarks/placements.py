@@ -65,8 +65,8 @@ def measure(run: Run, directory: Path) -> dict[str, Any]:
         "iteration_s": round(seconds, 3),
         "split_s": {name: round(median(f"time/{name}"), 3) for name in SPLIT},
         "behind": max(line["train/behind"] for line in logged),
-        "success_before": _success(directory / "eval" / "sft.json"),
-        "success": _success(directory / "eval" / "rl.json"),
+        "success_before": _success(directory / "eval" / "before.json"),
+        "success": _success(directory / "eval" / "after.json"),
     }
 
 

@@ -154,6 +154,7 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
         seed=args.seed,
         settings=settings,
         out=args.out,
+        say=lambda text: print(text, file=sys.stderr) if text else None,
     )
     compared = report.once_and_at_end(args.checkpoint.name, judged)
     print(f"{report.task_table(judged)}\n\n{report.table(compared, judged.about.get('published'))}")

@@ -38,9 +38,9 @@ def device(wanted: str) -> torch.device:
 
     Raises RoveError where there is none and one is asked for by name.
     """
-    count = torch.cuda.device_count()
     if wanted == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count()
     kind, _, index = wanted.partition(":")
     if kind == "cuda" and int(index or 0) >= count:
         raise RoveError(

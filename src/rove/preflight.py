@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rove import host
 from rove.config.schema import Run
 from rove.envs import conventions
 from rove.envs.base import TaskSuite
@@ -30,10 +31,7 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
         settings["center_crop"] = settings["center_crop"] == "true"
     if "dtype" in settings:
         settings["dtype"] = getattr(torch, settings["dtype"])
-    policy = policies.load(path, **settings)
-    assert isinstance(policy, torch.nn.Module)
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return examine(policy, wanted, rl=False)
+    return examine(policies.load(path, device=host.device("auto"), **settings), wanted, rl=False)
 
 
 def before_loading(run: Run) -> str:
@@ -47,7 +45,7 @@ def before_loading(run: Run) -> str:
 
 
 def before_run(ask: Callable[[Conventions], list[Finding]], suite: TaskSuite, action_spec: ActionSpec) -> str:
-    """Check the policy that a run starts from against its environments: the warnings, a line each, or "".
+    """Check a policy against the environments that it is about to act in: the warnings, a line each, or "".
 
     `ask` has the policy examine itself, wherever it is. Raises RoveError where a check fails.
     """

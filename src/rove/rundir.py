@@ -3,7 +3,7 @@
 run.json          the resolved configuration          about.json   versions, commit, machine, command
 metrics.jsonl     one line an iteration               sft/         warm-up policy and demonstrations
 checkpoints/      iteration_000010/ …                 best/        the best evaluated policy
-eval/             sft.json, rl.json                   videos/      before/, after/, index.json
+eval/             before.json, after.json              videos/      before/, after/, index.json
 report.html
 """
 

@@ -81,7 +81,7 @@ def _loop(
         minutes, best = state["minutes"], state["best"]
         log.cut(first)
     else:
-        _judge(run, directory, executor, "sft", progress)
+        _judge(run, directory, executor, "before", progress)
 
     for iteration in range(first, run.training.iterations):
         began = time.perf_counter()
@@ -125,7 +125,7 @@ def _loop(
             return
         if last:
             break
-    _judge(run, directory, executor, "rl", progress)
+    _judge(run, directory, executor, "after", progress)
 
 
 def _judge(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
@@ -136,9 +136,9 @@ def _judge(run: Run, directory: Path, executor: Executor, name: str, progress: P
     specs = episodes(suite, config.episodes)
     if config.variant_episodes:
         specs += episodes(suite, config.variant_episodes, variants=suite.variants)
-    progress.phase(f"evaluate {name}", len(specs))
+    progress.phase(f"evaluate {name} RL", len(specs))
     about = rundir.about(run) | {"axes": dict(suite.variants)}
     judged = executor.evaluate(specs, name, about, on_episode=lambda record: progress.advance())
     report.save(judged, directory / "eval" / f"{name}.json")
-    videos.record(executor, directory / "videos", "before" if name == "sft" else "after")
+    videos.record(executor, directory / "videos", name)
     executor.watch.take()

@@ -79,7 +79,7 @@ def run_directory(path: Path, iterations: int = 40) -> Path:
     }
     (path / "about.json").write_text(json.dumps(about))
     _log(path, iterations)
-    for name, rate in (("sft", 0.47), ("sft_continued", 0.58), ("rl", 0.94)):
+    for name, rate in (("before", 0.47), ("after", 0.94)):
         evaluation.save(report(rate), path / "eval" / f"{name}.json")
     entries = []
     for phase, outcomes in (("before", (False, False, True)), ("after", (True, True, True))):

@@ -10,21 +10,21 @@ from rove.evaluation.statistics import Rate
 
 def test_a_report_survives_the_disk(tmp_path):
     saved = report(0.6)
-    evaluation.save(saved, tmp_path / "eval" / "rl.json")
-    assert evaluation.load(tmp_path / "eval" / "rl.json") == saved
-    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["rl.json"]
+    evaluation.save(saved, tmp_path / "eval" / "after.json")
+    assert evaluation.load(tmp_path / "eval" / "after.json") == saved
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["after.json"]
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path):
     with pytest.raises(RoveError, match="rove eval"):
-        evaluation.load(tmp_path / "rl.json")
-    (tmp_path / "rl.json").write_text('{"records": [{"spec": {"task": "a"}}]}')
+        evaluation.load(tmp_path / "after.json")
+    (tmp_path / "after.json").write_text('{"records": [{"spec": {"task": "a"}}]}')
     with pytest.raises(RoveError, match="initial_state"):
-        evaluation.load(tmp_path / "rl.json")
+        evaluation.load(tmp_path / "after.json")
 
 
 def test_an_axis_pools_its_variants():
-    rows = {label: cells["rl"] for label, _, cells in evaluation.rows({"rl": report(0.6)})}
+    rows = {label: cells["after"] for label, _, cells in evaluation.rows({"after": report(0.6)})}
     assert list(rows) == [
         "in distribution",
         *("vision", "table_texture", "light"),
@@ -44,14 +44,11 @@ def test_a_variant_without_an_axis_is_shown_apart():
 
 
 def test_a_run_compares_what_it_has_in_one_order(tmp_path):
-    for name in ("rl", "best", "sft"):
+    for name in ("after", "best", "before"):
         evaluation.save(report(0.6), tmp_path / "eval" / f"{name}.json")
-    assert list(evaluation.load_all(tmp_path)) == ["sft", "rl"]
-    assert evaluation.table(evaluation.load_all(tmp_path)).splitlines()[0].split()[-3:] == [
-        "SFT",
-        "RL",
-        "episodes",
-    ]
+    assert list(evaluation.load_all(tmp_path)) == ["before", "after"]
+    head = evaluation.table(evaluation.load_all(tmp_path)).splitlines()[0]
+    assert head.split()[-5:] == ["before", "RL", "after", "RL", "episodes"]
 
 
 def test_the_table_lines_up_and_admits_what_was_not_measured():
@@ -68,7 +65,7 @@ def test_the_table_lines_up_and_admits_what_was_not_measured():
 
 def test_published_rows_stand_beside_with_their_means():
     column = {"in distribution": 90.0, "light": 70.0, "table_texture": 50.0, "shifted": 61.0}
-    lines = evaluation.table({"rl": report(0.6)}, {"Published": column}).splitlines()
+    lines = evaluation.table({"after": report(0.6)}, {"Published": column}).splitlines()
     assert len({len(line.rstrip()) for line in lines[2:-1]}) == 1
     cells = {line.split("  ")[0].strip() or line.split()[0]: line.split() for line in lines[2:]}
     assert "Published" in lines[0].split()

@@ -17,7 +17,7 @@ from rove.ipc import Channel, Packed, pack
 from rove.placement import weights
 from rove.placement.executor import Done, Executor
 from rove.placement.plan import make_plan
-from rove.placement.seat import SeatPlan, Updated, build_policy
+from rove.placement.seat import SeatPlan, Updated
 from rove.policies import registry as policies
 from rove.policies.openvla import loading
 from rove.training.deal import Share
@@ -141,7 +141,7 @@ def test_weights_are_read_onto_the_device_they_are_for(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(
         loading, "fill", lambda policy, *args, **how: (fill(policy, *args, **how), seen.append(policy.device))
     )
-    policy = build_policy(Run("t", PPO()), tmp_path, SPEC, torch.device("meta"))
+    policy = policies.restore(Run("t", PPO()), tmp_path, SPEC, torch.device("meta"))
     assert seen == [torch.device("meta")]
     assert isinstance(policy, torch.nn.Module)
     assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}

@@ -64,12 +64,11 @@ def test_the_page_holds_every_section_and_asks_for_nothing(finished):
 
 def test_the_page_shows_the_measured_numbers(finished):
     text = " ".join(read(write_report(finished)).text)
-    for name in ("sft", "sft_continued", "rl"):
+    for name in ("before", "after"):
         rate = Rate.of(evaluation.in_distribution(evaluation.load(finished / "eval" / f"{name}.json")))
         assert f"{100 * rate.rate:.1f} %" in text
         assert f"{rate.successes:,} of {rate.trials:,}" in text
-    assert "RL − SFT:" in text
-    assert "RL − SFT continued:" in text
+    assert "Gained by RL:" in text
     assert "the same episodes, paired" in text
     for label in (*AXES, *AXES.values(), *TASKS, "algorithm.group_size", "rove demo --seed 1"):
         assert label in text

@@ -38,18 +38,27 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "checkpoint": (*BASE, "policies.base"),
     "rundir": (*BASE, "checkpoint"),
     "rollout": (*BASE, *CONTRACTS),
-    "evaluation": (*BASE, *CONTRACTS, "policies.uniform", "rollout", "rundir", "reporting.video", "host"),
+    "evaluation": (
+        *BASE,
+        *CONTRACTS,
+        "policies.uniform",
+        "preflight",
+        "rollout",
+        "rundir",
+        "reporting.video",
+        "host",
+    ),
     "reporting": (*BASE, "evaluation.report", "evaluation.statistics"),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
     "serving": (*BASE, *CONTRACTS),
     "placement": (*BASE, *CONTRACTS, "algorithms", "rollout", "training", "evaluation", "host", "checkpoint"),
     "recipes": BASE,
     "doctor": ("",),
-    "preflight": ("",),
+    "preflight": (*BASE, *CONTRACTS, "envs.conventions", "host"),
     "train": ("",),
     "cli": ("",),
 }
-TOP = {"train", "cli", "doctor", "preflight"}
+TOP = {"train", "cli", "doctor"}
 """Rooms at the top: they may import everything, and nothing below them imports them."""
 
 # Heavy or optional packages, and the only places that may import them, at whatever depth.

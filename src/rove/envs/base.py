@@ -67,6 +67,14 @@ class TaskSuite(Protocol):
 
 
 @runtime_checkable
+class Published(Protocol):
+    """Optional: a suite of which others have published success rates, to be printed beside ours."""
+
+    published_success: Mapping[str, Mapping[str, float]]
+    """Title of a column -> row of the table ("in distribution", a variant or an axis) -> percent."""
+
+
+@runtime_checkable
 class VectorEnv(Protocol):
     """B environments of one suite."""
 
@@ -131,6 +139,14 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Free threads and device memory; calling it twice is harmless."""
         ...
+
+
+@runtime_checkable
+class Diverging(Protocol):
+    """Optional: an environment that tells how often its physics failed."""
+
+    diverged: int
+    """Episodes so far that were ended because their simulation diverged."""
 
 
 @runtime_checkable

@@ -25,17 +25,19 @@ _MANISKILL_ACTIONS = ActionSpec(
 
 
 def _libero(name: str) -> Conventions:
+    """Of "libero:TASKS", where each of TASKS is a set, perhaps a perturbed one, or a task of a set."""
+    tasks = name.removeprefix("libero").lstrip(":_").split(",")
+    sets = dict.fromkeys(task.partition("/")[0].partition("_")[0] for task in tasks)
+    statistics = [
+        f"libero{mark}{each}{end}"
+        for each in sets
+        for mark, end in ((":", ""), ("_", ""), ("_", "_no_noops"))
+    ]
     return Conventions(
         suite=name,
         action_spec=LIBERO_ACTIONS,
         images=(1, 2),
-        statistics=(
-            name,
-            folder := name.replace(":", "_"),
-            f"{folder}_no_noops",
-            "libero_4_task_suites*",
-            "libero_130*",
-        ),
+        statistics=(name, *statistics, "libero_4_task_suites*", "libero_130*"),
         instructions=("put both the alphabet soup and the tomato sauce in the basket",),
         state=8,
         center_crop=True,

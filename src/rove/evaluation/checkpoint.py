@@ -6,23 +6,30 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rove import host, rundir
 from rove.config import load
 from rove.config.schema import PPO, EvaluationConfig, Run
 from rove.envs import registry as envs
-from rove.envs.base import TaskSuite
+from rove.envs.base import Published, TaskSuite
 from rove.errors import RoveError, nearest
-from rove.evaluation.evaluate import episodes, evaluate
+from rove.evaluation.evaluate import episodes, evaluate, make_env
 from rove.evaluation.journal import Journal
 from rove.evaluation.report import save
 from rove.policies import registry as policies
+from rove.policies.base import Actor, examine
 from rove.policies.uniform import Uniform
-from rove.types import EpisodeRecord, EvalReport
+from rove.preflight import before_run
+from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 RANDOM = "random"
 """In place of a checkpoint: actions drawn uniformly, in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
+SETTINGS = ("--env.", "--policy.", "--placement.device")
+"""How the settings of a run begin that an evaluation takes too."""
 
 
 def evaluate_checkpoint(
@@ -36,39 +43,46 @@ def evaluate_checkpoint(
     settings: Sequence[str] = (),
     out: Path | None = None,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> EvalReport:
     """Run `config.episodes` held-out episodes per variant of `suite` with the policy at `path`.
 
-    `suite` is an environment, with or without tasks: "tabletop", "libero:130". Below a run's directory it is
-    set up as that run had it, `tasks` and `settings` ("--env.protocol", "published") aside; elsewhere as the
-    schema's defaults and what is published for the tasks say. The policy is on a GPU where there is one, or
-    where "--placement.device" says. `variants` is "none", names separated by commas, or "all" (which includes
-    "none"). With `out` every episode is kept in a journal beside that file, from which the same evaluation
-    goes on after a stop. Raises RoveError on an unknown suite, task set, variant or setting.
+    `suite` is an environment, with or without tasks: "tabletop", "libero:130". Below a run's directory suite
+    and policy are set up as that run had them, except for `tasks` and `settings` ("--env.protocol",
+    "published", "--policy.dtype", "bfloat16"); elsewhere as the schema's defaults, what is published for the
+    tasks and the checkpoint say. The policy is on a GPU where there is one, or where "--placement.device"
+    says. `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
+    episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
+    `say` is told what the policy's own check of the suite warns of. Raises RoveError before the first episode
+    on an unknown suite, task set, variant or setting, and where the policy does not fit the suite.
     """
     kind, _, named = suite.partition(":")
-    run = _configured(_run_of(path), kind, tasks or named or None, settings)
-    env_config, device = run.env, host.device(run.placement.device)
-    policy = None if str(path) == RANDOM else policies.load(path, device=device)
-    chunk = RANDOM_CHUNK if policy is None else policy.chunk
-    env = envs.make(env_config, num_envs=config.num_envs, chunk=chunk, autoreset="refill")
-    with closing(env):
-        policy = policy or Uniform(env.action_spec, chunk)
-        specs = episodes(env.suite, config.episodes, variants=_variants(env.suite, variants))
+    trained = _run_of(path)
+    run = _configured(trained, kind, tasks or named or None, settings)
+    run = replace(run, seed=seed, evaluation=config)
+    # What can be wrong is found out before a large policy is loaded.
+    tasks_of = envs.suite(run.env)
+    specs = episodes(tasks_of, config.episodes, variants=_variants(tasks_of, variants))
+    chunk, placed = _policy(path, run, trained is not None, settings)
+    with closing(make_env(run, chunk=chunk)) as env:
+        policy = placed(env.action_spec)
+        say(before_run(lambda wanted: examine(policy, wanted, rl=False), env.suite, env.action_spec))
         # Task by task, so that few scenes have to be in memory at once.
         order = {task: i for i, task in enumerate(env.suite.tasks)}
         specs.sort(key=lambda spec: order[spec.task])
-        about = {
+        about: dict[str, Any] = {
             "axes": dict(env.suite.variants),
             "seed": seed,
-            "env": load.to_dict(env_config),
+            "env": load.to_dict(run.env),
             "chunk": chunk,
             "versions": rundir.versions(),
         }
-        if published := getattr(env.suite, "published", None):
-            about["published"] = published
+        if isinstance(env.suite, Published):
+            about["published"] = {name: dict(rows) for name, rows in env.suite.published_success.items()}
         listed = [astuple(spec) for spec in specs]
-        decides = {**about, "policy": str(path), "decoding": config.decoding, "episodes": listed}
+        own = {word: value for word, value in load.leaves(run.policy, "policy.") if trained}
+        decides = {"policy": str(path), "settings": own or list(settings), "episodes": listed}
+        decides |= {**about, "decoding": config.decoding}
         journal = Journal(out, decides) if out else None
 
         def keep(record: EpisodeRecord) -> None:
@@ -87,8 +101,6 @@ def evaluate_checkpoint(
             on_episode=keep,
             done=journal.done if journal else (),
         )
-        diverged = getattr(env, "diverged", 0)
-    report.about["diverged"] = diverged
     if journal and out:
         save(report, out)
         journal.close()
@@ -103,19 +115,51 @@ def _run_of(path: Path) -> Run | None:
 
 
 def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> Run:
-    """A run that holds the environment of an evaluation, and where its policy is placed."""
-    trained_here = run is not None and run.env.kind == kind
-    if run is not None and trained_here:
+    """The run that an evaluation is a part of: `run` itself, or one that holds nothing else."""
+    if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
+        raise RoveError(
+            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.* and --placement.device are."
+        )
+    if run is not None and run.env.kind == kind:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)
     else:
         given = {} if tasks is None else {"tasks": tasks}
         config = load.section("env", {"kind": kind, **given, **envs.published(kind, tasks)})
-    known = ("--env.", "--placement.device")
-    if wrong := [word for word in settings if word.startswith("--") and not word.startswith(known)]:
+    run = Run("evaluation", PPO(), env=config) if run is None else replace(run, env=config)
+    # Where the run was trained says nothing of this machine.
+    return load.apply(replace(run, placement=replace(run.placement, device="auto")), settings)
+
+
+def _policy(
+    path: Path, run: Run, trained: bool, settings: Sequence[str]
+) -> tuple[int, Callable[[ActionSpec], Actor]]:
+    """Its chunk C, and what makes it for environments of an action spec.
+
+    A checkpoint of a run is read as its run did; another one as it was saved, but for "--policy." `settings`.
+    """
+    if str(path) == RANDOM:
+        return RANDOM_CHUNK, lambda spec: Uniform(spec, RANDOM_CHUNK)
+    device = host.device(run.placement.device)
+    if trained:
+        return run.rollout.chunk, lambda spec: policies.restore(run, path, spec, device)
+    policy = policies.load(path, device=device, **_asked(run, settings))
+    return policy.chunk, lambda spec: policy
+
+
+def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:
+    """The "--policy." settings, by the names that a policy's `from_pretrained` has for them."""
+    words = [word.partition("=")[0] for word in settings]
+    names = [word.removeprefix("--policy.") for word in words if word.startswith("--policy.")]
+    known = ("unnorm_key", "center_crop", "dtype", "decoding", "attention", "temperature", "head")
+    if wrong := [name for name in names if name not in known]:
         raise RoveError(
-            f"{wrong[0]} is no setting of an evaluation, only --env.* and --placement.device are."
+            f"--policy.{wrong[0]} is decided by the checkpoint; an evaluation can set "
+            f"{', '.join(f'--policy.{name}' for name in known)}."
         )
-    return load.apply(Run("evaluation", PPO(), env=config), settings)
+    asked = {name: getattr(run.policy, name) for name in names}
+    if "dtype" in asked:
+        asked["dtype"] = getattr(torch, asked["dtype"])
+    return asked
 
 
 def _variants(suite: TaskSuite, names: str) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Episodes × tasks → EvalReport: an explicit list of held-out episodes, walked to its end."""
+"""Episodes × tasks → EvalReport: an explicit list of held-out episodes, walked to its end.
+
+A run judges its policy here before, during and after training, and `rove eval` does so here too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from rove.envs.base import TaskSuite, VectorEnv
+from rove.config.schema import Run
+from rove.envs import registry as envs
+from rove.envs.base import Diverging, TaskSuite, VectorEnv
 from rove.errors import RoveError
 from rove.policies.base import Actor
 from rove.rollout.collect import act_rows, running, scatter
@@ -36,6 +41,14 @@ def episodes(
     return chosen
 
 
+def make_env(run: Run, *, chunk: int, gpu: int | None = None) -> VectorEnv:
+    """The environment in which the run's policy is judged, in chunks of `chunk` actions.
+
+    `gpu` is the CUDA index of the device that simulates or renders, where the suite uses one.
+    """
+    return envs.make(run.env, num_envs=run.evaluation.num_envs, chunk=chunk, autoreset="refill", gpu=gpu)
+
+
 def evaluate(
     env: VectorEnv,
     policy: Actor,
@@ -53,11 +66,12 @@ def evaluate(
     """Run every episode of `specs` once, in a refill environment. Records come back in the order of `specs`.
 
     Episodes that are `done` already are not run again. With `on_frames(episode, frames)` every action is
-    rendered, uint8 [n, H, W, 3], and handed over by chunk.
+    rendered, uint8 [n, H, W, 3], and handed over by chunk. `EvalReport.about` is `about` and, under
+    "diverged", the number of episodes that ended because their simulation did.
     """
     if env.autoreset != "refill":
         raise RoveError("Evaluation walks a list: make the environment with autoreset='refill'.")
-    began = time.perf_counter()
+    began, diverged = time.perf_counter(), _diverged(env)
     records: dict[EpisodeSpec, EpisodeRecord] = {record.spec: record for record in done}
     waiting = [spec for spec in specs if spec not in records]
     first = min(env.num_envs, len(waiting))
@@ -85,5 +99,9 @@ def evaluate(
         records=tuple(records[spec] for spec in specs),
         seconds=time.perf_counter() - began,
         policy=name,
-        about=about or {},
+        about={**(about or {}), "diverged": _diverged(env) - diverged},
     )
+
+
+def _diverged(env: VectorEnv) -> int:
+    return env.diverged if isinstance(env, Diverging) else 0

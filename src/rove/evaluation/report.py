@@ -15,7 +15,7 @@ from rove.errors import RoveError
 from rove.evaluation.statistics import Mean, Rate, by, family, task, variant
 from rove.types import EpisodeRecord, EpisodeSpec, EvalReport
 
-NAMES = {"sft": "SFT", "sft_continued": "SFT continued", "rl": "RL"}
+NAMES = {"before": "before RL", "after": "after RL"}
 """Evaluations of one run, `eval/<name>.json`, with their titles."""
 IN_DISTRIBUTION = "none"
 """`EpisodeSpec.variant` of an episode that is not shifted."""

@@ -318,7 +318,7 @@ class Executor(ABC):
             records=tuple(records[spec] for spec in specs),
             seconds=seconds,
             policy=name,
-            about=about,
+            about={**about, "diverged": sum(one.report.about["diverged"] for one in judged)},
         )
 
     def _judges(self) -> tuple[list[int], Any]:

@@ -25,7 +25,6 @@ from rove.errors import RoveError
 from rove.ipc import Packed
 from rove.placement import weights
 from rove.placement.cards import Card
-from rove.placement.seat import build_policy
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
@@ -126,7 +125,7 @@ def measure(run: Run, start: Path) -> Profile:
     simulation, speed_up = _simulations(run, every)
     with closing(StagePlan(_sized(run, b), 0, 1, b).build(0)) as stage:
         observation = stage.ready()
-        policy = build_policy(run, start, stage.env.action_spec, device)
+        policy = policies.restore(run, start, stage.env.action_spec, device)
 
     def infer(n: int) -> float:
         noise = SamplingNoise(0, torch.arange(n), torch.zeros(n, dtype=torch.long))

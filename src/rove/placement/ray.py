@@ -28,7 +28,8 @@ from rove.placement import gpus, weights
 from rove.placement.executor import Answer, Executor, Seated, SeatLost
 from rove.placement.inventory import Inventory, Node
 from rove.placement.plan import Plan
-from rove.placement.seat import SeatPlan, SeatWorker, build_policy
+from rove.placement.seat import SeatPlan, SeatWorker
+from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.training import parallel
 
@@ -156,7 +157,7 @@ class RayExecutor(Executor):
     def save_policy(self, directory: Path) -> None:
         """Written here, from a copy: the first rank may be on a node that cannot reach the directory."""
         if self._copy is None:
-            self._copy = build_policy(self.run, self.start, self.action_spec, torch.device("cpu"))
+            self._copy = policies.restore(self.run, self.start, self.action_spec, torch.device("cpu"))
         weights.load(self._copy, self._pull())
         self._copy.save_pretrained(directory)
 

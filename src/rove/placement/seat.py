@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from rove import algorithms, host, transfer
 from rove.config.schema import PPO, Run, Vine
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
-from rove.evaluation.evaluate import evaluate
+from rove.evaluation.evaluate import evaluate, make_env
 from rove.findings import Finding
 from rove.ipc import Setup
 from rove.placement import gpus, weights
@@ -116,14 +116,14 @@ class SeatWorker:
         hosts = [] if own.unit is None else _hosts(seat, own.unit)
         spec = hosts[0].hello().action_spec if hosts else _action_spec(seat.run, own.gpu)
         self._spec = spec
-        self.policy = build_policy(seat.run, seat.start, spec, self.device)
+        self.policy = policies.restore(seat.run, seat.start, spec, self.device)
         self.learner: Learner | None = None
         trained = self.policy
         if own.rank is not None:
             ranks = parallel.join(own.rank, seat.plan.ranks, seat.rendezvous, self.device)
             if hosts and ranks.world > 1 and seat.run.training.parallel == "fsdp":
                 # The learner's weights are in pieces: the rollout acts on whole ones of its own.
-                trained = build_policy(seat.run, seat.start, spec, self.device)
+                trained = policies.restore(seat.run, seat.start, spec, self.device)
             algorithm = algorithms.get(seat.run.algorithm.kind)
             self.learner = Learner(trained, algorithm, seat.run, self.device, ranks)
         self.shares = trained is self.policy
@@ -188,13 +188,8 @@ class SeatWorker:
     ) -> Judged:
         """Run the episodes given, in an environment kept for that."""
         if self._evaluation_env is None:
-            self._evaluation_env = envs.make(
-                self.run.env,
-                num_envs=self.run.evaluation.num_envs,
-                chunk=self.run.rollout.chunk,
-                autoreset="refill",
-                gpu=None if self.unit is None else self.unit.workers[0].gpu,
-            )
+            gpu = None if self.unit is None else self.unit.workers[0].gpu
+            self._evaluation_env = make_env(self.run, chunk=self.run.rollout.chunk, gpu=gpu)
         seen: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
         with self.watch("evaluation"):
             report = evaluate(
@@ -258,7 +253,7 @@ class SeatWorker:
             new = self.weights(0, wanted=self.shares and directory is not None)
             if new is not None:
                 if self._copy is None:
-                    self._copy = build_policy(self.run, self.start, self._spec, torch.device("cpu"))
+                    self._copy = policies.restore(self.run, self.start, self._spec, torch.device("cpu"))
                 weights.load(whole := self._copy, new)
         if directory is not None:
             whole.save_pretrained(directory)
@@ -290,20 +285,6 @@ class SeatWorker:
             self._evaluation_env.close()
         if self.learner is not None:
             parallel.leave()
-
-
-def build_policy(run: Run, start: Path, spec: ActionSpec, device: torch.device) -> Policy:
-    """The policy of the checkpoint directory `start`."""
-    return policies.build(
-        replace(run.policy, checkpoint=str(start)),
-        chunk=run.rollout.chunk,
-        action_spec=spec,
-        image_size=run.env.image_size,
-        vocabulary=(),
-        statistics=None,
-        seed=run.seed,
-        device=device,
-    )
 
 
 def _action_spec(run: Run, gpu: int | None) -> ActionSpec:

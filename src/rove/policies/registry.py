@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def build(
 def load(directory: Path | str, **settings: Any) -> Policy:
     """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`."""
     return _policy_class(_kind(directory)).from_pretrained(directory, **settings)
+
+
+def restore(run: Run, directory: Path, action_spec: ActionSpec, device: torch.device) -> Policy:
+    """The policy that a checkpoint directory of `run` holds, set up as the run says."""
+    return build(
+        replace(run.policy, checkpoint=str(directory)),
+        chunk=run.rollout.chunk,
+        action_spec=action_spec,
+        image_size=run.env.image_size,
+        vocabulary=(),
+        statistics=None,
+        seed=run.seed,
+        device=device,
+    )
 
 
 def memory(run: Run) -> str | None:

@@ -1,6 +1,6 @@
 """Charts as inline SVG, drawn by hand: no script, no request, hover texts from `<title>`.
 
-Colours are CSS custom properties (`--rl`, `--part-simulation`, …) that `style.py` sets for light and dark.
+Colours are CSS custom properties (`--after`, `--part-simulation`, …) that `style.py` sets for light and dark.
 Text in an SVG shrinks with it, so a page holds each wide chart twice, see `responsive`.
 """
 

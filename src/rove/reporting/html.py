@@ -94,19 +94,15 @@ def _headline(reports: Mapping[str, EvalReport]) -> str:
             f"{rate.successes:,} of {rate.trials:,}</span>{_scale(name, rate)}</div>"
         )
     lines = []
-    if "rl" in reports:
-        for name in [name for name in reports if name != "rl"]:
-            gain = difference(*(evaluation.in_distribution(reports[key]) for key in ("rl", name)))
-            how = "the same episodes, paired" if gain.paired else "different episodes"
-            lines.append(
-                f'<p class="difference">RL − {NAMES[name]}: <b>{gain}</b> '
-                f'<span class="soft">({how})</span></p>'
-            )
+    if len(reports) == len(NAMES):
+        gain = difference(*(evaluation.in_distribution(reports[name]) for name in ("after", "before")))
+        how = "the same episodes, paired" if gain.paired else "different episodes"
+        lines.append(
+            f'<p class="difference">Gained by RL: <b>{gain}</b> <span class="soft">({how})</span></p>'
+        )
     note = (
         '<p class="note">Success on held-out initial states, in distribution. Intervals are 95 %: '
-        "Wilson 1927 for a rate, Newcombe 1998 (method 10) for a difference."
-        + (" SFT continued spent the RL phase's time on more SFT." if "sft_continued" in reports else "")
-        + "</p>"
+        "Wilson 1927 for a rate, Newcombe 1998 (method 10) for a difference.</p>"
     )
     return f'<div class="numbers">{"".join(cards)}</div>{"".join(lines)}{note}'
 
@@ -116,10 +112,10 @@ def _learning(lines: Sequence[Mapping[str, Any]], reports: Mapping[str, EvalRepo
     if not rollout and not evaluated:
         return ""
     last = max([*rollout, *evaluated])
-    if "rl" in reports:
+    if "after" in reports:
         evaluated.pop(last, None)  # the final evaluation judges the same weights on more episodes
-    held = [charts.Held(i, rate, f"iteration {i}", "rl") for i, rate in evaluated.items()]
-    for name, iteration in (("sft", 0), ("sft_continued", last), ("rl", last)):
+    held = [charts.Held(i, rate, f"iteration {i}", "after") for i, rate in evaluated.items()]
+    for name, iteration in (("before", 0), ("after", last)):
         if name in reports:
             rate = Rate.of(evaluation.in_distribution(reports[name]))
             held.append(charts.Held(iteration, rate, NAMES[name], _css(name)))

@@ -6,7 +6,7 @@ CSS = """
 :root {
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --ink: #1b1d22; --soft: #5d636e; --rule: #e3e4e8;
-  --sft: #8a6d1f; --sft-continued: #c2571a; --rl: #1f5fd0; --rollout: #5b8def;
+  --before: #8a6d1f; --after: #1f5fd0; --rollout: #5b8def;
   --pass: #1c7f45; --fail: #b93244;
   --part-simulation: #3b7dd8; --part-inference: #9a5fd0; --part-training: #2f9e6e;
   --part-sync: #d9a21b; --part-evaluation: #d9683b; --part-checkpoint: #5f9ea8; --part-other: #a8adb7;
@@ -14,7 +14,7 @@ CSS = """
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131519; --card: #1b1e24; --ink: #e8eaee; --soft: #9aa1ad; --rule: #2d313a;
-    --sft: #d8b75c; --sft-continued: #f08a4b; --rl: #6ea3ff; --rollout: #5b8def;
+    --before: #d8b75c; --after: #6ea3ff; --rollout: #5b8def;
     --pass: #52c483; --fail: #f0717f;
     --part-simulation: #4f8fe6; --part-inference: #ab77dd; --part-training: #3fb181;
     --part-sync: #dfb03a; --part-evaluation: #e07f55; --part-checkpoint: #73b3bd; --part-other: #6b717d;

@@ -58,8 +58,8 @@ class LiberoSuite:
     def __init__(self, config: LiberoConfig) -> None:
         self.name = f"libero:{config.tasks}"
         self.tasks = chosen(config.tasks)
-        self.published = config.protocol == "published"
-        """All initial states in both splits."""
+        self.all_states = config.protocol == "published"
+        """Whether both splits hold all initial states, as in published evaluations."""
         self.variants: Mapping[str, str] = {
             name: axis
             for name, axis in VARIANTS.items()
@@ -93,7 +93,7 @@ class LiberoSuite:
         if task not in self.tasks:
             raise RoveError(f"{self.name} has no task {task!r}. {nearest(task, self.tasks)}")
         states = len(package.initial_states(task))
-        if self.published:
+        if self.all_states:
             return range(states)
         train = round(TRAIN * states)
         return range(train) if split == "train" else range(train, states)

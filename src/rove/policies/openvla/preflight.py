@@ -35,7 +35,7 @@ def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Find
     """Every check; none changes the policy."""
     # What learned from this suite's own demonstrations learned from what it is given here: conventions of
     # published checkpoints, and words of suites that it knows a part of, are nothing to it.
-    at_home = policy.unnorm_key == conventions.suite
+    at_home = (policy.unnorm_key or "").partition(":")[0] == conventions.suite.partition(":")[0]
     own = replace(conventions, center_crop=None, prompt=None, instructions=())
     expected = own if at_home else conventions
     findings = [
