@@ -16,18 +16,23 @@ from torch import Tensor
 
 from rove import algorithms
 from rove.algorithms import grpo, losses
-from rove.config import load
-from rove.config.schema import GRPO, Run
+from rove.config.schema import Run
 from rove.recipes import recipe
 from rove.recipes.tabletop import tabletop_grpo
 from rove.types import PolicyOutput, TrainBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Reinforce(GRPO):
-    """GRPO's settings; those of the clipped ratio are not read."""
+class Reinforce:
+    """The settings, from which Rove also reads what the algorithm needs: see `rove.config.needs`."""
 
-    kind: Literal["reinforce"] = "reinforce"  # type: ignore[assignment]
+    kind: Literal["reinforce"] = "reinforce"
+    group_size: int = 8
+    ratio_level: Literal["token", "action", "chunk"] = "token"
+    keep_low: float = 0.0
+    keep_high: float = 1.0
+    max_rounds: int = 1
+    length_normalization: bool = True
 
 
 def loss(
@@ -51,8 +56,7 @@ def loss(
     return policy, {"policy_loss": policy.detach()}
 
 
-load.register("algorithm", Reinforce)
-algorithms.register("reinforce", SimpleNamespace(wants_more=grpo.wants_more, prepare=grpo.prepare, loss=loss))
+algorithms.register(Reinforce, SimpleNamespace(wants_more=grpo.wants_more, prepare=grpo.prepare, loss=loss))
 
 
 @recipe

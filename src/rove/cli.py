@@ -67,8 +67,7 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
     validate(run)
     from rove.train import train
 
-    options = {"profile": True} if args.profile else {}
-    directory = train(run, args.resume, resume=args.resume is not None, **options)
+    directory = train(run, args.resume, resume=args.resume is not None, profile=args.profile)
     print(f"Report: {directory / 'report.html'}")
 
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rove import algorithms, checkpoint, host, rundir
+from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.config.validate import validate
 from rove.evaluation import report, videos
@@ -81,10 +82,10 @@ def _loop(
         minutes, best = state["minutes"], state["best"]
         log.cut(first)
     else:
-        _judge(run, directory, executor, "before", progress)
+        _evaluate(run, directory, executor, "before", progress)
 
+    began = time.perf_counter()
     for iteration in range(first, run.training.iterations):
-        began = time.perf_counter()
         executor.sync(iteration)
 
         rounds = []
@@ -93,7 +94,7 @@ def _loop(
             rounds.append(executor.collect(progress.advance))
 
         batch, metrics = algorithm.prepare(rounds, run.algorithm)
-        progress.phase("update", executor.steps(len(batch)))
+        progress.phase("update", optimizer_steps(run, len(batch)))
         metrics |= executor.update(batch, iteration, progress.advance)
 
         done = iteration + 1
@@ -104,9 +105,13 @@ def _loop(
             metrics |= evaluation_metrics(judged)
             if metrics["eval/success"] > best:
                 best = metrics["eval/success"]
-                checkpoint.write_atomically(directory / "best", executor.save_policy)
-        seconds = time.perf_counter() - began
-        metrics |= rollout_metrics(rounds, executor.watch.take(), seconds)
+                with executor.watch("checkpoint"):
+                    checkpoint.write_atomically(directory / "best", executor.save_policy)
+        # Nothing is left out of the run's time: an iteration ends, and the next begins, here.
+        ended = time.perf_counter()
+        seconds, began = ended - began, ended
+        trained = len(batch) * needs(run.algorithm).epochs
+        metrics |= rollout_metrics(rounds, trained, executor.watch.take(), seconds)
         for fault in (faults := executor.take_faults()):
             progress.message(f"A worker was replaced, and its episodes are run again: {fault}")
         metrics["rollout/restarts"] = len(faults)
@@ -119,16 +124,19 @@ def _loop(
         last = done == run.training.iterations or out_of_time or interrupt.requested
         if last or done % run.logging.save_every == 0:
             state = {"executor": executor.state_dict(), "minutes": minutes, "best": best}
-            checkpoint.save(directory / "checkpoints", done, executor.save_policy, state, run.logging.keep)
+            with executor.watch("checkpoint"):
+                checkpoint.save(
+                    directory / "checkpoints", done, executor.save_policy, state, run.logging.keep
+                )
         if interrupt.requested:
             progress.message(f"Stopped after iteration {done}. Go on with: rove train --resume {directory}")
             return
         if last:
             break
-    _judge(run, directory, executor, "after", progress)
+    _evaluate(run, directory, executor, "after", progress)
 
 
-def _judge(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
+def _evaluate(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
     """Evaluate on held-out states, in distribution and shifted, and record a few episodes."""
     suite, config = executor.suite, run.evaluation
     if not config.episodes:

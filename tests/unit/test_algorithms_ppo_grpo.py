@@ -69,7 +69,7 @@ def test_registry():
     with pytest.raises(ValueError, match="grpo, ppo"):
         algorithms.get("gppo")
     with pytest.raises(ValueError, match="already"):
-        algorithms.register("ppo", ppo)
+        algorithms.register(PPO, ppo)
 
 
 # --- PPO ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def calls(monkeypatch):
     """What `rove train` hands to the loop."""
     made = []
 
-    def train(run, directory=None, resume=False):
+    def train(run, directory=None, resume=False, profile=False):
         made.append((run, directory, resume))
         return directory or Path(run.output) / run.name
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 
 from rove.config import load as config
-from rove.config.schema import GRPO, LiberoConfig, Run, TabletopConfig, ValueHeadConfig
-from rove.config.validate import validate
+from rove.config.needs import Needs, needs, optimizer_steps
+from rove.config.schema import GRPO, PPO, LiberoConfig, Run, TabletopConfig, ValueHeadConfig, Vine
+from rove.config.validate import RULES, validate
 from rove.errors import RoveError
 
 GRPO_RUN = Run(name="grpo", algorithm=GRPO(), env=TabletopConfig(horizon=32))
@@ -52,7 +54,7 @@ def test_sound_runs_pass_unchanged(run):
         (LIBERO_RUN, "--env.scenes 0", "expected a number at least 1", "--env.scenes 1"),
         (VINE_RUN, "--algorithm.branches 1", "nothing to compare", "--algorithm.branches 8"),
         (VINE_RUN, "--algorithm.spread_floor -1", "expected a number at least 0", None),
-        (VINE_RUN, "--policy.value_head.level action", "vine sampling has no critic", 0),
+        (VINE_RUN, "--policy.value_head.level action", "VINE has no critic", 0),
         (GRPO_RUN, "--sft.smoothing -1", "expected a number at least 0", "--sft.smoothing 0"),
         (PPO_RUN, "--algorithm.critic_warmup 100", "never train", "--algorithm.critic_warmup 99"),
         (PPO_RUN, "--algorithm.ratio_level chunk", "one ratio a chunk", None),
@@ -228,3 +230,22 @@ def test_where_libero_draws_is_read_by_one_of_its_renderers():
         RoveError, match=r"env\.render = 'cuda'.*set --env\.render cpu, or --env\.renderer warp"
     ):
         validate(run)
+
+
+def test_an_algorithm_of_ones_own_needs_no_more_than_a_kind():
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        kind: Literal["own"] = "own"
+
+    assert needs(Settings()) == Needs()
+    run = replace(GRPO_RUN, algorithm=Settings(), policy=replace(GRPO_RUN.policy, value_head=None))
+    assert [problem for rule in RULES for problem in rule(run)] == []
+    assert optimizer_steps(run, 2 * run.training.batch + 1) == 3
+
+
+def test_an_algorithm_declares_what_it_needs():
+    assert needs(PPO(bootstrap="always")) == Needs(critic=True, bootstrap="always")
+    assert needs(GRPO(group_size=4, kl_coef=0.1)) == Needs(
+        group_size=4, kl_coef=0.1, length_normalization=True
+    )
+    assert needs(Vine(branches=3)).branches == 3

@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "host": ("errors",),
     "ipc": ("recipes", "envs.registry", "policies.registry"),
     "config": ("errors",),
-    "algorithms": ("types",),
+    "algorithms": ("types", "config.load"),
     "envs": BASE,
     "policies": BASE,
     "checkpoint": (*BASE, "policies.base"),

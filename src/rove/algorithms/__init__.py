@@ -1,4 +1,4 @@
-"""Reinforcement learning as pure functions on tensors. Imports torch and `rove.types`, nothing else of ours.
+"""Reinforcement learning as pure functions on tensors, which import torch and `rove.types` alone of ours.
 
 `ppo.py`, `grpo.py` and `vine.py` say which functions, in what order; each is an `Algorithm`.
 """

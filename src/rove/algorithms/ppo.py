@@ -38,6 +38,7 @@ def prepare(rounds: Sequence[Trajectory], config: PPO) -> tuple[TrainBatch, dict
     metrics = {
         "train/advantage_mean": float(counted.mean()) if counted.numel() else 0.0,
         "train/advantage_std": float(counted.std()) if counted.numel() > 1 else 0.0,
+        "train/return_mean": float(batch.returns[mask].mean()) if counted.numel() else 0.0,
         "train/explained_variance": advantages.explained_variance(batch.value, batch.returns, mask),
     }
     if config.normalize_advantage:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rove.algorithms import grpo, ppo, vine
+from rove.config import load
 from rove.types import PolicyOutput, TrainBatch, Trajectory
 
 
@@ -43,10 +44,17 @@ class Algorithm(Protocol):
 _ALGORITHMS: dict[str, Algorithm] = {"ppo": ppo, "grpo": grpo, "vine": vine}
 
 
-def register(kind: str, algorithm: Algorithm) -> None:
-    """Make `get(kind)` answer `algorithm`; `kind` is the tag of its config. ValueError if it is taken."""
+def register(settings: type, algorithm: Algorithm) -> None:
+    """Make an algorithm known by the `kind` of its settings, to recipes and on the command line.
+
+    `settings` is a frozen dataclass with `kind: Literal["name"] = "name"`; what the rest of Rove has to know
+    of the algorithm it declares by attributes of the names in `rove.config.needs.Needs`. Raises ValueError
+    where the kind is taken, RoveError where `settings` is no such dataclass.
+    """
+    kind = load.kind_of(settings)
     if kind in _ALGORITHMS:
         raise ValueError(f"algorithm {kind!r} is registered already: choose another name")
+    load.register("algorithm", settings)
     _ALGORITHMS[kind] = algorithm
 
 

@@ -37,11 +37,18 @@ def register(section: str, variant: type) -> None:
     `variant` is a frozen dataclass whose `kind: Literal["name"] = "name"` tells it from the others; every
     field has a default. From then on it can be overridden, saved and loaded like the built-in ones.
     """
-    if not is_dataclass(variant) or _tag(variant) is None:
+    kind_of(variant)
+    _extra.setdefault(section, []).append(variant)
+
+
+def kind_of(variant: type) -> str:
+    """The `kind` of a tagged union's dataclass. Raises RoveError where it is none."""
+    kind = _tag(variant) if is_dataclass(variant) else None
+    if kind is None:
         raise RoveError(
             f'{variant.__name__} needs to be a dataclass with a `kind: Literal["name"] = "name"`.'
         )
-    _extra.setdefault(section, []).append(variant)
+    return kind
 
 
 def apply(run: Run, overrides: Sequence[str]) -> Run:

@@ -8,7 +8,7 @@ other file holds a default. Cross-checks between sections live in `validate.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 # --- environments -------------------------------------------------------------------------------
 
@@ -227,6 +227,7 @@ class PPO:
     """Proximal policy optimisation with a critic, slots refilled as episodes end (partial reset)."""
 
     kind: Literal["ppo"] = "ppo"
+    critic: ClassVar[bool] = True
     gamma: float = 0.99
     """Per action, or per chunk with `advantage_level="chunk"`."""
     lam: float = 0.95

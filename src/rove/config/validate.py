@@ -11,8 +11,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from rove.config.load import decode, to_dict
+from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import (
-    GRPO,
     PPO,
     LiberoConfig,
     ManiSkillConfig,
@@ -20,7 +20,6 @@ from rove.config.schema import (
     PutOnPlateConfig,
     Run,
     SFTConfig,
-    Vine,
 )
 from rove.errors import RoveError
 
@@ -125,12 +124,12 @@ def _ranges(run: Run) -> Problems:
 
 
 def _algorithm_ranges(run: Run) -> Problems:
-    algorithm = run.algorithm
-    if algorithm.clip_low >= 1:
-        yield f"algorithm.clip_low = {algorithm.clip_low}: it is subtracted from 1; set it below 1, e.g. 0.2."
-    if algorithm.dual_clip is not None and algorithm.dual_clip <= 1:
+    low, dual = _get(run, "algorithm.clip_low"), _get(run, "algorithm.dual_clip")
+    if low is not None and low >= 1:
+        yield f"algorithm.clip_low = {low}: it is subtracted from 1; set it below 1, e.g. 0.2."
+    if dual is not None and dual <= 1:
         yield (
-            f"algorithm.dual_clip = {algorithm.dual_clip}: it bounds the loss at that many advantages; "
+            f"algorithm.dual_clip = {dual}: it bounds the loss at that many advantages; "
             "set it above 1 (3 is usual), or none."
         )
     for section, optim in _optims(run):
@@ -211,11 +210,11 @@ def _schedules(run: Run) -> Problems:
 # --- settings that must agree ---------------------------------------------------------------------
 
 
-def _grpo(run: Run) -> Problems:
-    algorithm, rollout, horizon = run.algorithm, run.rollout, run.env.horizon
-    if not isinstance(algorithm, GRPO):
+def _groups(run: Run) -> Problems:
+    size, kind = needs(run.algorithm).group_size, run.algorithm.kind.upper()
+    rollout, horizon = run.rollout, run.env.horizon
+    if size is None:
         return
-    size = algorithm.group_size
     if size < 2:
         yield f"algorithm.group_size = {size}: a group compares episodes; set at least 2, e.g. 8."
     elif rollout.num_envs % size:
@@ -227,48 +226,45 @@ def _grpo(run: Run) -> Problems:
     if rollout.chunks * rollout.chunk != horizon and horizon % max(rollout.chunk, 1) == 0:
         yield (
             f"rollout.chunks = {rollout.chunks} of rollout.chunk = {rollout.chunk} actions are "
-            f"{rollout.chunks * rollout.chunk}, but GRPO scores whole episodes of env.horizon = {horizon}: "
+            f"{rollout.chunks * rollout.chunk}, but {kind} scores whole episodes of env.horizon = {horizon}: "
             f"set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
         )
-    if run.policy.value_head is not None:
-        yield "policy.value_head is set, but GRPO has no critic: set --policy.value_head none."
-    if algorithm.keep_low > algorithm.keep_high:
+    low, high = _get(run, "algorithm.keep_low"), _get(run, "algorithm.keep_high")
+    if low is not None and high is not None and low > high:
         yield (
-            f"algorithm.keep_low = {algorithm.keep_low} is above algorithm.keep_high = "
-            f"{algorithm.keep_high}: no group could be kept; swap them."
+            f"algorithm.keep_low = {low} is above algorithm.keep_high = {high}: no group could be kept; swap "
+            "them."
         )
 
 
-def _vine(run: Run) -> Problems:
-    algorithm = run.algorithm
-    if not isinstance(algorithm, Vine):
-        return
-    if algorithm.branches < 2:
-        yield f"algorithm.branches = {algorithm.branches}: nothing to compare; set at least 2, e.g. 8."
-    if run.policy.value_head is not None:
-        yield "policy.value_head is set, but vine sampling has no critic: set --policy.value_head none."
+def _branches(run: Run) -> Problems:
+    branches = _get(run, "algorithm.branches")
+    if branches is not None and branches < 2:
+        yield f"algorithm.branches = {branches}: nothing to compare; set at least 2, e.g. 8."
 
 
-def _ppo(run: Run) -> Problems:
-    algorithm, head = run.algorithm, run.policy.value_head
-    if not isinstance(algorithm, PPO):
+def _critic(run: Run) -> Problems:
+    wanted, kind, head = needs(run.algorithm), run.algorithm.kind.upper(), run.policy.value_head
+    level = _get(run, "algorithm.advantage_level") or "action"
+    if head is not None and not wanted.critic:
+        yield f"policy.value_head is set, but {kind} has no critic: set --policy.value_head none."
+    if not wanted.critic:
         return
-    level = algorithm.advantage_level
     if head is None:
-        yield f"PPO needs a critic, and policy.value_head is none: set --policy.value_head.level {level}."
+        yield f"{kind} needs a critic, and policy.value_head is none: set --policy.value_head.level {level}."
     elif head.level != level:
         yield (
             f"policy.value_head.level = {head.level!r}, but algorithm.advantage_level = {level!r}: "
             f"set --policy.value_head.level {level}."
         )
-    if algorithm.ratio_level == "chunk" and level == "action":
+    if _get(run, "algorithm.ratio_level") == "chunk" and level == "action":
         yield (
             "algorithm.ratio_level = 'chunk' gives one ratio a chunk, but algorithm.advantage_level = "
             "'action' one advantage an action: set --algorithm.advantage_level chunk."
         )
-    if algorithm.critic_warmup >= run.training.iterations:
+    if wanted.critic_warmup >= run.training.iterations:
         yield (
-            f"algorithm.critic_warmup = {algorithm.critic_warmup}, but training.iterations = "
+            f"algorithm.critic_warmup = {wanted.critic_warmup}, but training.iterations = "
             f"{run.training.iterations}: the policy would never train; lower the warm-up."
         )
 
@@ -397,7 +393,7 @@ def _evaluation(run: Run) -> Problems:
 
 
 def _unread(run: Run) -> Problems:
-    has_critic = isinstance(run.algorithm, PPO) and run.policy.value_head is not None
+    has_critic = needs(run.algorithm).critic and run.policy.value_head is not None
     for section, optim in _optims(run):
         critic_here = has_critic and section == "training.optim"
         if optim.value_lr is not None and not critic_here:
@@ -408,10 +404,11 @@ def _unread(run: Run) -> Problems:
                 f"{section}.final_lr_fraction is set, but {section}.schedule = 'constant' does not read it: "
                 f"set --{section}.schedule cosine."
             )
-    if not run.placement.ahead and run.algorithm.max_behavior_weight != _default(PPO, "max_behavior_weight"):
+    default = _default(PPO, "max_behavior_weight")
+    if not run.placement.ahead and _get(run, "algorithm.max_behavior_weight") not in (None, default):
         yield (
             "algorithm.max_behavior_weight is set, but placement.ahead = 0 collects nothing off-policy: "
-            f"set --algorithm.max_behavior_weight {_default(PPO, 'max_behavior_weight')}, or "
+            f"set --algorithm.max_behavior_weight {default}, or "
             "--placement.ahead 1."
         )
     placement = run.placement
@@ -440,9 +437,9 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _divisibility,
     _model_sizes,
     _schedules,
-    _grpo,
-    _vine,
-    _ppo,
+    _groups,
+    _branches,
+    _critic,
     _decoding,
     _start,
     _checkpoint,
@@ -472,9 +469,8 @@ def _optims(run: Run) -> Iterator[tuple[str, OptimConfig]]:
 
 
 def _max_optimizer_steps(run: Run) -> int:
-    rounds = run.algorithm.max_rounds if isinstance(run.algorithm, GRPO) else 1
-    rows = run.rollout.num_envs * run.rollout.chunks * rounds
-    return run.training.iterations * run.algorithm.epochs * max(1, -(-rows // max(run.training.batch, 1)))
+    rows = run.rollout.num_envs * run.rollout.chunks * needs(run.algorithm).max_rounds
+    return run.training.iterations * max(needs(run.algorithm).epochs, optimizer_steps(run, rows))
 
 
 def _divisor(number: int, near: int, least: int = 1) -> int:

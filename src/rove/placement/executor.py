@@ -329,10 +329,6 @@ class Executor(ABC):
 
     # --- weights and state ------------------------------------------------------------------------
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps that a batch of `rows` chunks takes."""
-        return -(-rows // self.run.training.batch) * self.run.algorithm.epochs
-
     def preflight(self, wanted: Conventions) -> list[Finding]:
         """What the policy that the run starts from finds of its environments, on the device where it acts."""
         return self._seats[self._units[0]].call("preflight", wanted).result()

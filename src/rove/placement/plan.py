@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rove.config.schema import GRPO, Run
+from rove.config.needs import needs
+from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.placement import maps
 from rove.placement.inventory import Device, Inventory, Kind
@@ -274,7 +275,7 @@ def _stages(run: Run, together: bool, workers: int) -> int:
     their devices, and two where they are not, if two can share the slots, and no group is cut."""
     if run.placement.stages or together:
         return run.placement.stages or 1
-    whole = run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
+    whole = needs(run.algorithm).group_size or 1
     return 1 if run.rollout.num_envs % (2 * workers * whole) else 2
 
 
@@ -321,11 +322,12 @@ def _slots(run: Run, units: int, workers: int, stages: int) -> int:
             f"environment workers × {stages} stages: set --rollout.num_envs {-(-total // parts) * parts}."
         )
     slots = total // parts
-    if isinstance(run.algorithm, GRPO) and slots % run.algorithm.group_size:
-        size = run.algorithm.group_size * parts
+    group = needs(run.algorithm).group_size or 1
+    if slots % group:
+        size = group * parts
         raise RoveError(
             f"A stage of {slots} slots would cut a group of algorithm.group_size = "
-            f"{run.algorithm.group_size} in two: set --rollout.num_envs {-(-total // size) * size}, or fewer "
+            f"{group} in two: set --rollout.num_envs {-(-total // size) * size}, or fewer "
             "stages."
         )
     return slots

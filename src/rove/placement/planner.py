@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rove import algorithms
-from rove.config.schema import PPO, PlacementConfig, Run
+from rove.config.needs import needs, optimizer_steps
+from rove.config.schema import PlacementConfig, Run
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
 from rove.placement.plan import Plan, Seat, UnitPlan, make_plan
@@ -61,7 +62,7 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     k, t = worker.stages, run.rollout.chunks
     shared = not unit.in_process and not worker.cores and worker.simulates == "core"
     load = k * len(unit.workers)
-    critic = isinstance(run.algorithm, PPO)  # values of what was seen last, as long as a chunk's inference
+    critic = needs(run.algorithm).critic  # values of what was seen last, as long as a chunk's inference
     inference = (t + critic) * load * p
     if unit.in_process or shared:
         rollout = t * load * (s + p) + critic * load * p
@@ -70,9 +71,9 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
         if critic:
             rollout = max(rollout + p, inference)
     collected = run.rollout.num_envs * t
-    steps = max(1, -(-collected // run.training.batch))
+    steps = max(1, optimizer_steps(run, collected))
     seat = next(seat for seat in plan.seats if seat.rank is not None)
-    training = steps * run.algorithm.epochs * profile.training(collected / steps / plan.ranks)
+    training = steps * profile.training(collected * needs(run.algorithm).epochs / steps / plan.ranks)
     if run.placement.ahead:
         share = collected / plan.ranks
         passes = max(1.0, share / run.training.micro_batch)

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from rove import algorithms, checkpoint, host
-from rove.config.schema import GRPO, PPO, Run
+from rove.config.needs import needs
+from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.errors import RoveError
@@ -273,9 +274,9 @@ def _learner(
     with torch.no_grad():
         chunk = policy.act(observation, "sample", noise)
     value = None if chunk.value is None else chunk.value.cpu()
-    critic = isinstance(run.algorithm, PPO)
-    grouped = isinstance(run.algorithm, GRPO) and run.algorithm.length_normalization
-    per = run.algorithm.ratio_level == "chunk"
+    critic = needs(run.algorithm).critic
+    grouped = needs(run.algorithm).length_normalization
+    per = getattr(run.algorithm, "ratio_level", "action") == "chunk"
     shape = (n, 1) if per else tuple(chunk.logprob.shape[:2])
     batch = TrainBatch(
         observation=observation,

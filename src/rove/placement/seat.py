@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rove import algorithms, host, transfer
-from rove.config.schema import PPO, Run, Vine
+from rove.config.needs import needs
+from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.evaluation.evaluate import evaluate, make_env
@@ -135,8 +136,8 @@ class SeatWorker:
                 self.policy,
                 chunks=seat.run.rollout.chunks,
                 seed=seat.run.seed,
-                critic=isinstance(seat.run.algorithm, PPO),
-                branches=seat.run.algorithm.branches if isinstance(seat.run.algorithm, Vine) else 1,
+                critic=needs(seat.run.algorithm).critic,
+                branches=needs(seat.run.algorithm).branches,
                 service="fixed" if seat.plan.deterministic else "first_ready",
                 max_restarts=seat.run.placement.max_restarts,
                 on_fault=self.faults.append,

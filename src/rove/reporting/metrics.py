@@ -39,7 +39,6 @@ GROUPS = {
     "sft": "Supervised warm-up; the step is the optimizer step",
     "time": "Wall-clock seconds of one iteration",
     "speed": "Throughput of one iteration",
-    "env": "The simulator's own health",
 }
 
 _DECLARED = (
@@ -102,7 +101,7 @@ _DECLARED = (
     Metric("time/sync", "s", "Moving weights from the learner to the rollout", "lower"),
     Metric("time/wait", "s", "The learner waiting for rollouts of other processes", "lower"),
     Metric("time/evaluation", "s", "Held-out evaluation", "lower"),
-    Metric("time/checkpoint", "s", "Writing checkpoints", "lower"),
+    Metric("time/checkpoint", "s", "Writing checkpoints, those of the iteration before included", "lower"),
     Metric(
         "time/iteration",
         "s",
@@ -125,7 +124,6 @@ _DECLARED = (
         "Chunks trained on, epochs counted, over training time",
         "higher",
     ),
-    Metric("env/restarts", "episodes", "Episodes ended because the physics diverged", "lower"),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}

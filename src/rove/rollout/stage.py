@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from rove.config.schema import GRPO, PPO, Run, Vine
+from rove.config.needs import needs
+from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import Brancher, VectorEnv
 from rove.envs.sampler import EpisodeSampler
@@ -79,24 +80,24 @@ class StagePlan:
     def build(self, number: int) -> Stage:
         """The stage, its environment idle; it reports as `number` of its host."""
         run = self.run
-        grouped = isinstance(run.algorithm, GRPO)
+        wanted = needs(run.algorithm)
         env = envs.make(
             run.env,
             num_envs=self.num_envs,
             chunk=run.rollout.chunk,
-            autoreset="stop" if grouped else "refill",
+            autoreset="refill" if wanted.group_size is None else "stop",
             gpu=self.gpu,
         )
-        if isinstance(run.algorithm, Vine) and not isinstance(env, Brancher):
+        if wanted.branches > 1 and not isinstance(env, Brancher):
             raise RoveError(
-                f"The environment of {env.suite.name!r} cannot try chunks and put everything back, as vine "
-                "sampling does; choose --algorithm.kind ppo or grpo."
+                f"The environment of {env.suite.name!r} cannot try chunks and put everything back, as "
+                f"{run.algorithm.kind!r} does; choose --algorithm.kind ppo or grpo."
             )
-        group = run.algorithm.group_size if isinstance(run.algorithm, GRPO) else 1
         share = (self.index, self.count, self.num_envs)
-        sampler = EpisodeSampler(env.suite, run.seed, group, share=share, emphasis=run.rollout.emphasis)
-        bootstrap = run.algorithm.bootstrap if isinstance(run.algorithm, PPO) else None
-        return Stage(env, sampler, bootstrap=bootstrap, number=number)
+        sampler = EpisodeSampler(
+            env.suite, run.seed, wanted.group_size or 1, share=share, emphasis=run.rollout.emphasis
+        )
+        return Stage(env, sampler, bootstrap=wanted.bootstrap, number=number)
 
 
 class Stage:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.types import TrainBatch
 
@@ -53,7 +54,7 @@ def schedule(rows: int, run: Run, iteration: int) -> list[Tensor]:
     """The rows of each optimizer step of an iteration, int64 [M]: every epoch goes through all `rows`, in an
     order of its own."""
     steps: list[Tensor] = []
-    for epoch in range(run.algorithm.epochs if rows else 0):
+    for epoch in range(needs(run.algorithm).epochs if rows else 0):
         order = np.random.default_rng((run.seed, iteration, epoch)).permutation(rows)
         steps += map(torch.from_numpy, np.array_split(order, -(-rows // run.training.batch)))
     return steps

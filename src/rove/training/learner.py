@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rove import transfer
 from rove.algorithms import Algorithm
-from rove.config.schema import GRPO, PPO, Run
+from rove.config.needs import needs, optimizer_steps
+from rove.config.schema import Run
 from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
 from rove.training.deal import Share, Step, deal, schedule
@@ -55,14 +56,9 @@ class Learner:
         self.ranks = ranks
         freeze(policy, run.training.freeze, "training.freeze")
         self.model = Model(policy, run.training, device, ranks)
-        anchored = isinstance(self.config, GRPO) and self.config.kl_coef
-        self.reference = Reference(policy) if anchored else None
-        steps = self.steps(run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
+        self.reference = Reference(policy) if needs(self.config).kl_coef else None
+        steps = optimizer_steps(run, run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps that a batch of `rows` chunks takes."""
-        return -(-rows // self.training.batch) * self.config.epochs
 
     def update(
         self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = lambda: None
@@ -125,7 +121,7 @@ class Learner:
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
         totals = self.ranks.sum(totals)
-        if isinstance(self.config, PPO) and iteration < self.config.critic_warmup:
+        if iteration < needs(self.config).critic_warmup:
             self._keep_head_gradients_only()
         return totals
 

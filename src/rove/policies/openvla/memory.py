@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rove.config.schema import GRPO, Run
+from rove.config.needs import needs
+from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.policies import hub
 from rove.policies.openvla import bins
@@ -70,7 +71,7 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
     everything = list(policy.parameters())
     trained = [p for p in everything if p.requires_grad]
     weights = _bytes(everything)
-    if isinstance(run.algorithm, GRPO) and run.algorithm.kl_coef:
+    if needs(run.algorithm).kl_coef:
         weights += _bytes(trained)
     half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
     sample = Sample(policy, views=1, half=half)
