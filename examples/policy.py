@@ -2,8 +2,9 @@
 
     rove train examples/policy.py:tabletop_small
 
-A policy is a torch module with the methods of `rove.policies.base.Policy`, plus `build` and `from_pretrained`
-for the registry. It must answer `act` and `evaluate` from one distribution: here both call `_logits`.
+A policy derives from `rove.policies.base.Policy`, which is a torch module, and has its
+abstract methods. It must answer `act` and `evaluate` from one distribution: here both call
+`_logprob`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rove.config.schema import PolicyConfig, Run
+from rove.config.schema import OptimConfig, PolicyConfig, Run, SFTConfig
 from rove.policies import registry
-from rove.policies.base import SamplingNoise
+from rove.policies.base import Policy, SamplingNoise
 from rove.recipes import recipe
 from rove.recipes.tabletop import tabletop_grpo
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
@@ -29,10 +30,8 @@ BINS = 32
 """Per action dimension, evenly over its bounds."""
 
 
-class SmallPolicy(nn.Module):
-    """Picture and words in, a categorical distribution over bins for every action dimension out."""
-
-    value_head = None  # no critic: for GRPO
+class SmallPolicy(Policy):
+    """Image and words in, a categorical distribution over bins for every action dimension out. No critic."""
 
     def __init__(
         self, chunk: int, action_spec: ActionSpec, vocabulary: Sequence[str], temperature: float
@@ -75,8 +74,8 @@ class SmallPolicy(nn.Module):
             torch.manual_seed(seed)
             return cls(chunk, action_spec, vocabulary, config.temperature).to(device)
 
-    def _logits(self, observation: Observation) -> Tensor:
-        """float32 [B, C, A, BINS], already divided by the temperature."""
+    def _logprob(self, observation: Observation, temperature: float | None = None) -> Tensor:
+        """float32 [B, 1, C, A, BINS]; the second dimension is that of several samples for a row."""
         device = self.head[0].weight.device
         pixels = observation.images[:, 0].to(device).movedim(-1, 1).float() / 127.5 - 1
         number = {word: index for index, word in enumerate(self.vocabulary)}
@@ -84,31 +83,49 @@ class SmallPolicy(nn.Module):
         flat = torch.tensor([number.get(word, len(number)) for text in texts for word in text])
         starts = torch.tensor([0, *map(len, texts[:-1])]).cumsum(0)
         words = self.words(flat.to(device), starts.to(device))
-        logits = self.head(torch.cat([self.eyes(pixels), words], 1)) / self.temperature
-        return logits.view(-1, self.chunk, self.action_spec.dim, BINS)
+        logits = self.head(torch.cat([self.eyes(pixels), words], 1)) / (temperature or self.temperature)
+        return logits.view(-1, 1, self.chunk, self.action_spec.dim, BINS).log_softmax(-1)
 
-    def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
-        logprob = self._logits(observation).log_softmax(-1)
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
+        count = samples or 1
+        logprob = self._logprob(observation).expand(-1, count, -1, -1, -1)
         if mode == "greedy":
             tokens = logprob.argmax(-1)
         else:
             assert noise is not None
-            uniform = noise.uniform(self.chunk * self.action_spec.dim).to(logprob.device)
+            uniform = noise.uniform(count * self.chunk * self.action_spec.dim).to(logprob.device)
             cumulative = logprob.double().exp().cumsum(-1)
-            threshold = uniform.view(*logprob.shape[:3], 1) * cumulative[..., -1:]
+            threshold = uniform.view(*logprob.shape[:-1], 1) * cumulative[..., -1:]
             tokens = (cumulative < threshold).sum(-1).clamp(max=BINS - 1)
         taken = logprob.gather(-1, tokens[..., None]).squeeze(-1)
+        if samples is None:
+            tokens, taken = tokens.squeeze(1), taken.squeeze(1)
         return ActionChunk(self._detokenize(tokens), tokens, taken, None)
 
-    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
-        logprob = self._logits(observation).log_softmax(-1)
+    def evaluate(
+        self,
+        observation: Observation,
+        tokens: Tensor,
+        temperature: float | None = None,
+        smoothing: float = 0.0,
+    ) -> PolicyOutput:
+        logprob = self._logprob(observation, temperature)
+        if tokens.ndim == 3:
+            logprob = logprob.squeeze(1)
+        column = tokens.to(logprob.device)[..., None]
+        logprob = logprob.expand(*column.shape[:-1], BINS)
         entropy = -(logprob.exp() * logprob).sum(-1)
-        return PolicyOutput(
-            logprob.gather(-1, tokens.to(logprob.device)[..., None]).squeeze(-1), entropy, None
-        )
-
-    def value(self, observation: Observation) -> Tensor:
-        raise ValueError("SmallPolicy has no critic: train it with GRPO")
+        if smoothing:
+            distance = torch.arange(BINS, device=logprob.device) - column
+            weight = (-0.5 * (distance / smoothing) ** 2).softmax(-1)
+            return PolicyOutput((weight * logprob).sum(-1), entropy, None)
+        return PolicyOutput(logprob.gather(-1, column).squeeze(-1), entropy, None)
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """int64 [N, C, A]: the bin of each action."""
@@ -137,14 +154,14 @@ class SmallPolicy(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, directory: Path | str) -> SmallPolicy:
+    def from_pretrained(cls, directory: Path | str, *, device: torch.device | str = "cpu") -> SmallPolicy:
         """Read what `save_pretrained` wrote."""
         directory = Path(directory)
         about = json.loads((directory / "config.json").read_text())
         spec = {k: tuple(v) if isinstance(v, list) else v for k, v in about["action_spec"].items()}
         policy = cls(about["chunk"], ActionSpec(**spec), about["vocabulary"], about["temperature"])
         policy.load_state_dict(load_file(directory / "model.safetensors"))
-        return policy
+        return policy.to(device)
 
 
 registry.register("small", f"{__name__}:SmallPolicy")
@@ -154,4 +171,18 @@ registry.register("small", f"{__name__}:SmallPolicy")
 def tabletop_small() -> Run:
     """GRPO on the eight demo tasks with the small convolutional policy."""
     base = tabletop_grpo()
-    return replace(base, name="tabletop_small", policy=replace(base.policy, kind="small"))
+    return replace(
+        base,
+        name="tabletop_small",
+        policy=PolicyConfig(kind="small"),
+        # It has nothing that points in images, and no parameters to freeze once it has learned to.
+        sft=SFTConfig(
+            episodes=1000,
+            noise=0.3,
+            smoothing=1.0,
+            color_jitter=0.3,
+            steps=3000,
+            optim=OptimConfig(lr=1e-3, warmup=50, schedule="cosine", weight_decay=0.01),
+        ),
+        training=replace(base.training, freeze=()),
+    )

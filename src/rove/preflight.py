@@ -14,7 +14,6 @@ from rove.envs.base import TaskSuite
 from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
-from rove.policies.base import examine
 from rove.types import ActionSpec, Conventions, EpisodeSpec
 
 
@@ -31,12 +30,15 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
         settings["center_crop"] = settings["center_crop"] == "true"
     if "dtype" in settings:
         settings["dtype"] = getattr(torch, settings["dtype"])
-    return examine(policies.load(path, device=host.device("auto"), **settings), wanted, rl=False)
+    return policies.load(path, device=host.device("auto"), **settings).preflight(wanted, rl=False)
 
 
 def before_loading(run: Run) -> str:
-    """What a user wants to know of a run before anything is loaded, or "". Raises RoveError where RL cannot
-    train its policy."""
+    """Check a run before anything is loaded; return what its user wants to know of it, or "".
+
+    Raises RoveError where the run's policy cannot do what is asked of it, or RL cannot train it.
+    """
+    policies.check(run)
     if run.policy.head == "l1":
         raise RoveError(
             "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."

@@ -237,7 +237,7 @@ def test_doctor_prints_the_table_and_fails_where_a_check_does(tmp_path: Path, ca
 
 def asking(policy: OpenVLA) -> Callable[[Conventions], list[Finding]]:
     """How a run asks it."""
-    return partial(preflight.examine, policy, rl=True)
+    return partial(policy.preflight, rl=True)
 
 
 def test_a_run_is_stopped_before_it_starts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rove.evaluation.evaluate import episodes, evaluate, make_env
 from rove.evaluation.journal import Journal
 from rove.evaluation.report import save
 from rove.policies import registry as policies
-from rove.policies.base import Actor, examine
+from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
@@ -66,7 +67,9 @@ def evaluate_checkpoint(
     chunk, placed = _policy(path, run, trained is not None, settings)
     with closing(make_env(run, chunk=chunk)) as env:
         policy = placed(env.action_spec)
-        say(before_run(lambda wanted: examine(policy, wanted, rl=False), env.suite, env.action_spec))
+        if isinstance(policy, Policy):
+            ask = partial(policy.preflight, rl=False)
+            say(before_run(ask, env.suite, env.action_spec))
         # Task by task, so that few scenes have to be in memory at once.
         order = {task: i for i, task in enumerate(env.suite.tasks)}
         specs.sort(key=lambda spec: order[spec.task])
@@ -132,7 +135,7 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
 
 def _policy(
     path: Path, run: Run, trained: bool, settings: Sequence[str]
-) -> tuple[int, Callable[[ActionSpec], Actor]]:
+) -> tuple[int, Callable[[ActionSpec], ActingPolicy]]:
     """Its chunk C, and what makes it for environments of an action spec.
 
     A checkpoint of a run is read as its run did; another one as it was saved, but for "--policy." `settings`.

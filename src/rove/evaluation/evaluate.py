@@ -14,7 +14,7 @@ from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import Diverging, TaskSuite, VectorEnv
 from rove.errors import RoveError
-from rove.policies.base import Actor
+from rove.policies.base import ActingPolicy
 from rove.rollout.collect import act_rows, running, scatter
 from rove.types import EpisodeRecord, EpisodeSpec, EvalReport, Mode, Split
 
@@ -51,7 +51,7 @@ def make_env(run: Run, *, chunk: int, gpu: int | None = None) -> VectorEnv:
 
 def evaluate(
     env: VectorEnv,
-    policy: Actor,
+    policy: ActingPolicy,
     specs: Sequence[EpisodeSpec],
     *,
     decoding: Mode = "greedy",

@@ -30,7 +30,7 @@ from rove.placement.broadcast import Broadcast, Member
 from rove.placement.plan import Plan, UnitPlan
 from rove.placement.weights import Layout, Weights
 from rove.policies import registry as policies
-from rove.policies.base import Policy, examine
+from rove.policies.base import Policy
 from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import Position, StagePlan
 from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
@@ -150,8 +150,8 @@ class SeatWorker:
         return self._spec
 
     def preflight(self, wanted: Conventions) -> list[Finding]:
-        """See `policies.base.examine`."""
-        return examine(self.policy, wanted, rl=True)
+        """See `Policy.preflight`."""
+        return self.policy.preflight(wanted, rl=True)
 
     # --- rollout ----------------------------------------------------------------------------------
 

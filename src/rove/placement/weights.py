@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rove import transfer
 from rove.policies.base import Policy
@@ -65,7 +65,6 @@ def publish(version: int, tensors: Mapping[str, Tensor]) -> Weights:
 
 def room(policy: Policy, layout: Layout) -> tuple[Tensor, ...]:
     """Flat tensors for weights to come, on the policy's device."""
-    assert isinstance(policy, nn.Module)
     own = dict(policy.named_parameters())
     sizes = (sum(shape.numel() for _, shape in block) for block in layout)
     return tuple(own[block[0][0]].new_empty(size) for size, block in zip(sizes, layout, strict=True))
@@ -74,7 +73,6 @@ def room(policy: Policy, layout: Layout) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def load(policy: Policy, weights: Weights) -> None:
     """Write them into `policy`. Raises KeyError on a name that it does not have."""
-    assert isinstance(policy, nn.Module)
     own = dict(policy.named_parameters())
     for flat, block in zip(weights.flat, weights.layout, strict=True):
         there = transfer.to(flat, own[block[0][0]].device)

@@ -6,14 +6,19 @@ log-probabilities to float tolerance, whatever the batch around a row.
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rove.config.schema import PolicyConfig, Run
+from rove.errors import RoveError
 from rove.findings import Finding
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
@@ -78,15 +83,103 @@ def through(block: nn.Module, *args: Any) -> Tensor:
     return block(*args)
 
 
-@runtime_checkable
-class Actor(Protocol):
-    """What acts: all of a policy that an evaluation needs."""
+class ActingPolicy(Protocol):
+    """The part of a policy that acts, which is all that an evaluation needs."""
 
     chunk: int
-    """C."""
+    """C, the number of actions in a chunk."""
     action_spec: ActionSpec
     """The convention of `ActionChunk.actions`."""
 
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
+        """See `Policy.act`."""
+        ...
+
+
+def _refuse_signature(cls: type, name: str, base: type) -> None:
+    """Raise RoveError where a method of `cls` does not take the parameters of the one in `base`, by name.
+
+    Parameters that are positional in `base` may have any name.
+    """
+    own = inspect.signature(getattr(cls, name)).parameters
+    contract = inspect.signature(getattr(base, name))
+    named = [n for n, p in contract.parameters.items() if p.kind is not p.POSITIONAL_ONLY]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in own.values())
+    lacking = [] if takes_any else [name for name in named if name not in own]
+    rest = list(own.values())[len(contract.parameters) - len(named) :]
+    fixed = (p for p in rest if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    surplus = [p.name for p in fixed if p.name not in contract.parameters and p.default is p.empty]
+    problems = [f"lacks {', '.join(lacking)}, which Rove passes"] if lacking else []
+    problems += [f"needs {', '.join(surplus)}, which Rove does not pass"] if surplus else []
+    if problems:
+        plain = [p.replace(annotation=p.empty) for p in contract.parameters.values()]
+        expected = contract.replace(parameters=plain, return_annotation=contract.empty)
+        raise RoveError(
+            f"{cls.__name__}.{name} {' and '.join(problems)}: write it as def {name}{expected}, which "
+            f"{base.__module__}.{base.__name__} describes."
+        )
+
+
+class Policy(nn.Module, ABC):
+    """Base class of all policies that Rove trains; implement the abstract methods with these parameters.
+
+    A class whose methods do not take the parameters that Rove passes is refused when it is defined, and one
+    that lacks a method when the registry first looks it up. A subclass with a critic also overrides `value`.
+    """
+
+    chunk: int
+    """C, the number of actions in a chunk."""
+    action_spec: ActionSpec
+    """The convention of `ActionChunk.actions`."""
+    value_head: nn.Module | None
+    """The critic; None without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value_head = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[1:]:
+            if base.__module__ == __name__:
+                for name in vars(base):
+                    if not name.startswith("_") and callable(getattr(base, name)):
+                        _refuse_signature(cls, name, base)
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls,
+        config: PolicyConfig,
+        *,
+        chunk: int,
+        action_spec: ActionSpec,
+        image_size: int,
+        vocabulary: Sequence[str],
+        statistics: Mapping[str, Any] | None,
+        seed: int,
+        device: torch.device,
+    ) -> Self:
+        """Make a policy on `device`: new, or read from `config.checkpoint` and run as `config` says.
+
+        The parameters are those of `policies.registry.build`.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, path: Path | str, /, *, device: torch.device | str = "cpu") -> Self:
+        """Read a checkpoint directory as `save_pretrained` wrote it, on `device`.
+
+        A subclass may take more settings, which then differ from those that were saved.
+        """
+
+    @abstractmethod
     def act(
         self,
         observation: Observation,
@@ -98,16 +191,8 @@ class Actor(Protocol):
 
         With `samples` = G that many for each row, [B, G, C, A]; the first is the one drawn without.
         """
-        ...
 
-
-@runtime_checkable
-class Policy(Actor, Protocol):
-    """A torch module that also answers these."""
-
-    value_head: nn.Module | None
-    """The critic; None without one."""
-
+    @abstractmethod
     def evaluate(
         self,
         observation: Observation,
@@ -121,57 +206,77 @@ class Policy(Actor, Protocol):
         temperature, as `act` reports them, unless another is given. With `smoothing`, a number of bins, the
         log-probability is a Gaussian-weighted mean over the bins around each token, for imitation.
         """
-        ...
 
+    @abstractmethod
     def tokenize(self, actions: Tensor) -> Tensor:
-        """int64 [B, C, A] token ids of actions [B, C, A] in the units of `action_spec`."""
-        ...
+        """Return the int64 [B, C, A] token ids of actions [B, C, A] in the units of `action_spec`."""
 
-    def value(self, observation: Observation) -> Tensor:
-        """Values alone, float32 [B, C] or [B, 1]; raises ValueError without a critic."""
-        ...
-
+    @abstractmethod
     def save_pretrained(self, directory: Path) -> None:
         """Write a self-contained checkpoint directory that the registry can load."""
-        ...
 
-
-@runtime_checkable
-class Preflighted(Protocol):
-    """Optional: a policy that can check whether it fits a suite."""
+    def value(self, observation: Observation) -> Tensor:
+        """Return values alone, float32 [B, C] or [B, 1]; raises RoveError without a critic."""
+        raise RoveError(f"{type(self).__name__} has no critic: train it by GRPO or vine sampling.")
 
     def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
-        """One finding a check: "pass", "warn" or "fail"; `rl`: the policy is to be trained by RL."""
-        ...
+        """Check whether this policy fits a suite: one finding a check, "pass", "warn" or "fail".
+
+        `rl` says that the policy is to be trained by RL. The default checks nothing.
+        """
+        return []
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        """Raise RoveError where a policy of this class cannot do what `run` asks of it.
+
+        It is called before anything is built or collected. A subclass that can do less extends it.
+        """
+        if run.sft is not None and run.sft.grounding and not issubclass(cls, Locator):
+            raise RoveError(
+                f"{cls.__name__} cannot be taught to point: set --sft.grounding 0 --sft.grounding_steps 0, "
+                "or derive it from rove.policies.base.Locator."
+            )
+        if run.policy.value_head is not None and cls.value is Policy.value:
+            raise RoveError(
+                f"{cls.__name__} has no critic: set --policy.value_head none and train it by GRPO or vine "
+                "sampling, or give it one (value_head and value)."
+            )
+
+    @staticmethod
+    def memory(run: Run) -> str | None:
+        """Describe what a run needs on the device that holds its policy; None where that is not known."""
+        return None
+
+    @staticmethod
+    def work(run: Run) -> Work:
+        """Count what acting and training cost a device. Raises RoveError where that is not known."""
+        raise RoveError(
+            f"The policy {run.policy.kind!r} does not say what it costs (a static method work(run) -> Work): "
+            "measure it on such a machine, rove plan RECIPE --save FILE, and plan with --profile FILE."
+        )
 
 
-def examine(policy: Actor, wanted: Conventions, *, rl: bool) -> list[Finding]:
-    """What `policy` finds of a suite, one finding a check; nothing where it cannot check itself."""
-    return policy.preflight(wanted, rl=rl) if isinstance(policy, Preflighted) else []
-
-
-@runtime_checkable
-class Regressor(Protocol):
-    """Optional: a policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head."""
+class Regressor(Policy):
+    """A policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head does."""
 
     @property
+    @abstractmethod
     def regresses(self) -> bool:
         """Whether this one does; then it can act greedily and be imitated, but not trained by RL."""
-        ...
 
+    @abstractmethod
     def regress(self, observation: Observation) -> Tensor:
         """Normalised actions, float32 [B, C, A], differentiable."""
-        ...
 
+    @abstractmethod
     def normalize(self, actions: Tensor) -> Tensor:
-        """float32 [..., A] of actions in the units of `action_spec`, as `regress` gives them."""
-        ...
+        """Normalise actions in the units of `action_spec` as `regress` gives them, float32 [..., A]."""
 
 
-@runtime_checkable
-class Locator(Protocol):
-    """Optional: a policy that points at what an instruction is about before it acts."""
+class Locator(Policy):
+    """A policy that points at what an instruction is about before it acts: it can be grounded in images."""
 
+    @abstractmethod
     def point(self, observation: Observation) -> Tensor:
         """`PolicyOutput.pointing` alone, differentiable; raises RoveError where the policy does not point."""
-        ...

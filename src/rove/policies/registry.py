@@ -23,10 +23,8 @@ _ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
 def register(kind: str, entry_point: str) -> None:
     """Make "module:Class" the policy `kind`, imported when it is first used.
 
-    The class needs `build(config, *, chunk, action_spec, image_size, vocabulary, statistics, seed, device)`,
-    which makes a policy or, where `config.checkpoint` is set, reads one and runs it as `config` says, and
-    `from_pretrained(directory)`, which reads one as it was saved; its checkpoints need a config.json whose
-    "model_type" is `kind`. Raises RoveError where the name is taken.
+    The class derives from `policies.base.Policy`; its checkpoints need a config.json whose "model_type" is
+    `kind`. Raises RoveError where the name is taken.
     """
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
         raise RoveError(f"The policy {kind!r} is already registered as {_ENTRY_POINTS[kind]}.")
@@ -74,9 +72,9 @@ def build(
     )
 
 
-def load(directory: Path | str, **settings: Any) -> Policy:
+def load(directory: Path | str, *, device: torch.device | str = "cpu", **settings: Any) -> Policy:
     """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`."""
-    return _policy_class(_kind(directory)).from_pretrained(directory, **settings)
+    return _policy_class(_kind(directory)).from_pretrained(directory, device=device, **settings)
 
 
 def restore(run: Run, directory: Path, action_spec: ActionSpec, device: torch.device) -> Policy:
@@ -93,24 +91,22 @@ def restore(run: Run, directory: Path, action_spec: ActionSpec, device: torch.de
     )
 
 
+def check(run: Run) -> None:
+    """Raise RoveError where the run's policy lacks a method, or cannot do what the run asks of it."""
+    _class_of(run).check(run)
+
+
 def memory(run: Run) -> str | None:
-    """What the run's policy needs on the device that holds it, in words; None where its class cannot say."""
-    say = getattr(_class_of(run), "memory", None)
-    return None if say is None else say(run)
+    """Describe what the run's policy needs on the device that holds it; None where its class cannot say."""
+    return _class_of(run).memory(run)
 
 
 def work(run: Run) -> Work:
-    """What the run's policy costs a device. Raises RoveError where its class cannot say."""
-    count = getattr(_class_of(run), "work", None)
-    if count is None:
-        raise RoveError(
-            f"The policy {run.policy.kind!r} does not say what it costs (a static method work(run) -> Work): "
-            "measure it on such a machine, rove plan RECIPE --save FILE, and plan with --profile FILE."
-        )
-    return count(run)
+    """Count what the run's policy costs a device. Raises RoveError where its class cannot say."""
+    return _class_of(run).work(run)
 
 
-def _class_of(run: Run) -> Any:
+def _class_of(run: Run) -> type[Policy]:
     """The class of the run's policy, without a look at a checkpoint that may not be here."""
     if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
         return _policy_class(run.policy.kind)
@@ -127,8 +123,19 @@ def _kind(checkpoint: Path | str) -> str:
     return str(json.loads(path.read_text()).get("model_type"))
 
 
-def _policy_class(kind: str) -> Any:
+def _policy_class(kind: str) -> type[Policy]:
+    """Import the class of a kind. Raises RoveError where it is not a `Policy`, or lacks a method."""
     if kind not in _ENTRY_POINTS:
         raise RoveError(f"Unknown policy {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
     module, _, name = _ENTRY_POINTS[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise RoveError(
+            f"The policy {kind!r} ({_ENTRY_POINTS[kind]}): derive it from rove.policies.base.Policy."
+        )
+    if lacking := sorted(found.__abstractmethods__):
+        raise RoveError(
+            f"The policy {kind!r} ({_ENTRY_POINTS[kind]}) lacks {', '.join(lacking)}: write them as "
+            "rove.policies.base.Policy describes them."
+        )
+    return found

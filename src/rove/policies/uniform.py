@@ -11,7 +11,7 @@ from rove.types import ActionChunk, ActionSpec, Mode, Observation
 
 
 class Uniform:
-    """An `Actor` in an environment's own convention."""
+    """An `ActingPolicy` in an environment's own convention."""
 
     def __init__(self, action_spec: ActionSpec, chunk: int) -> None:
         self.action_spec, self.chunk = action_spec, chunk

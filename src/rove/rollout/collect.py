@@ -11,7 +11,7 @@ from torch import Tensor
 from rove import transfer
 from rove.envs.base import VectorEnv
 from rove.policies.actions import ActionConverter
-from rove.policies.base import Actor, SamplingNoise
+from rove.policies.base import ActingPolicy, SamplingNoise
 from rove.types import ActionChunk, ActionSpec, Observation
 
 
@@ -21,7 +21,7 @@ def running(env: VectorEnv) -> Tensor:
 
 
 def act_rows(
-    policy: Actor, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
+    policy: ActingPolicy, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
 ) -> ActionChunk:
     """Act for the running slots only; without a seed, greedily. R rows, in the environment's convention."""
     seen = observation if len(rows) == env.num_envs else observation.select(rows)
@@ -34,7 +34,7 @@ def act_rows(
 
 
 def act(
-    policy: Actor,
+    policy: ActingPolicy,
     action_spec: ActionSpec,
     observation: Observation,
     noise: SamplingNoise | None,
@@ -48,7 +48,7 @@ def act(
         elif samples is None:
             chunk = policy.act(observation, "sample", noise)
         else:  # a policy of which nobody asks for several need not know of them
-            chunk = policy.act(observation, "sample", noise, samples)
+            chunk = policy.act(observation, "sample", noise=noise, samples=samples)
         chunk = transfer.to(chunk, "cpu")
     if policy.action_spec == action_spec:
         return chunk

@@ -48,7 +48,6 @@ class Learner:
         device: torch.device,
         ranks: Ranks = Ranks(),
     ) -> None:
-        assert isinstance(policy, nn.Module)
         self.policy, self.algorithm, self.device = policy, algorithm, device
         self.config = run.algorithm
         self.run, self.training = run, run.training
@@ -160,7 +159,6 @@ class Learner:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name."""
-        assert isinstance(self.policy, nn.Module)
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def trainable(self) -> dict[str, Tensor]:

@@ -96,7 +96,6 @@ class Model:
     """
 
     def __init__(self, policy: Policy, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
-        assert isinstance(policy, nn.Module)
         self.policy, self.ranks = policy, ranks
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         if config.gradient_checkpointing:

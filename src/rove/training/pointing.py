@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rove import transfer
 from rove.config.schema import SFTConfig
@@ -67,7 +67,6 @@ def learn_to_point(
 
     Raises RoveError where these do not say where things are, or where the policy does not point.
     """
-    assert isinstance(policy, nn.Module)
     if pictures.points is None:
         raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
     points, size = pictures.points, pictures.images.shape[-2]

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rove import checkpoint, transfer
 from rove.config.schema import Run, SFTConfig
@@ -52,7 +52,6 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             seed=run.seed,
             device=device,
         )
-        assert isinstance(policy, nn.Module)
         pictures = None
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)
@@ -65,8 +64,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
 
     common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step}
     if pictures is not None:
-        if not isinstance(policy, Locator):
-            raise RoveError(f"A {type(policy).__name__} cannot be taught to point; set sft.grounding to 0.")
+        assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
         progress.phase("point", run.sft.grounding_steps)
         learn_to_point(policy, pictures, run.sft, run.seed, **common)
     freeze(policy, run.sft.freeze, "sft.freeze")
@@ -132,7 +130,6 @@ def fit(
     their tokens or, where the policy regresses, by the mean absolute error of their normalised values. Where
     the policy points and the demonstrations say where at, that counts `config.pointing_weight` times beside.
     """
-    assert isinstance(policy, nn.Module)
     jitter = ColorJitter(config.color_jitter, seed)
     if isinstance(policy, Regressor) and policy.regresses:
         gradient = _l1(policy, demonstrations, config, jitter)

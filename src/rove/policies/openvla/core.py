@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rove import transfer
 from rove.config.schema import LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
+from rove.policies.base import Policy
 from rove.policies.critic import ValueHead
 from rove.policies.openvla import bins, decoding
 from rove.policies.openvla.bins import Normalizer
@@ -29,9 +30,10 @@ Placeholders = Literal["zero", "learned"]
 Head = Literal["discrete", "l1"]
 
 
-class ActionModel(nn.Module):
+class ActionModel(Policy):
     """Token ids and pixels in, logits and values of a chunk of actions out."""
 
+    value_head: ValueHead | None
     mean: Tensor
     std: Tensor
     low: Tensor

@@ -17,7 +17,7 @@ from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
-from rove.policies.base import SamplingNoise, Work
+from rove.policies.base import Locator, Regressor, SamplingNoise, Work
 from rove.policies.openvla import bins, decoding, loading, lora, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel, Head
@@ -43,12 +43,14 @@ class Inputs(NamedTuple):
     """float32 [B, P]; None where it is not read."""
 
 
+NO_POINTERS = "This policy does not point; set policy.pointers, or sft.grounding to 0."
+
 Chosen = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """The fields of an `ActionChunk`."""
 
 
-class OpenVLA(ActionModel):
-    """A policy in the sense of `policies.base.Policy`; made by `build` or `from_pretrained`."""
+class OpenVLA(ActionModel, Locator, Regressor):
+    """A policy of the OpenVLA family, made by `build` or `from_pretrained`."""
 
     @classmethod
     def build(
@@ -159,6 +161,14 @@ class OpenVLA(ActionModel):
         With adapters whose base is a checkpoint, those and the heads alone, and where it is: see `merge`.
         """
         loading.save(self, Path(directory), max_shard_bytes)
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        """See `Policy.check`. A policy from scratch needs pointers to be grounded in images."""
+        super().check(run)
+        grounding = run.sft is not None and run.sft.grounding
+        if grounding and run.policy.checkpoint is None and not run.policy.pointers:
+            raise RoveError(NO_POINTERS)
 
     @staticmethod
     def memory(run: Run) -> str:
@@ -299,11 +309,11 @@ class OpenVLA(ActionModel):
         seen, _ = self._inputs(replace(observation, state=None))
         logits = self.vlm.point(self.vlm.patches(seen.ids, seen.mask, self.process_images(seen.images)))
         if logits is None:
-            raise RoveError("This policy does not point; set policy.pointers, or sft.grounding to 0.")
+            raise RoveError(NO_POINTERS)
         return logits
 
     def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
-        """See `Preflighted`."""
+        """See `Policy.preflight`."""
         return preflight.examine(self, conventions, rl=rl)
 
     @property
