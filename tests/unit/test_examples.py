@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from rove.envs.base import Demonstrator
 from rove.envs.check import check_env
 from rove.errors import RoveError
 from rove.policies import registry as policies
-from rove.policies.base import Policy, SamplingNoise
+from rove.policies.base import SamplingNoise
+from rove.train import train
 from rove.training.demonstrations import collect
 from rove.types import EpisodeSpec, Observation, PolicyOutput, TrainBatch
 
@@ -93,13 +95,77 @@ def small():
 
 
 def test_the_policy_acts_and_evaluates_alike(small, observation):
-    assert isinstance(small, Policy)
     noise = SamplingNoise(0, torch.arange(6), torch.zeros(6, dtype=torch.long))
     for mode in ("sample", "greedy"):
         chunk = small.act(observation, mode, noise)
         torch.testing.assert_close(small.evaluate(observation, chunk.tokens).logprob, chunk.logprob)
         assert torch.equal(small.tokenize(chunk.actions), chunk.tokens)
     assert not torch.equal(small.act(observation, "sample", noise).tokens, chunk.tokens)
+
+
+def test_the_policy_draws_several_chunks_from_a_row(small, observation):
+    noise = SamplingNoise(0, torch.arange(6), torch.zeros(6, dtype=torch.long))
+    several, one = small.act(observation, "sample", noise, samples=3), small.act(observation, "sample", noise)
+    assert several.actions.shape == (6, 3, 4, 2)
+    assert torch.equal(several.tokens[:, 0], one.tokens)
+    evaluated = small.evaluate(observation, several.tokens)
+    torch.testing.assert_close(evaluated.logprob, several.logprob)
+    assert evaluated.entropy.shape == several.tokens.shape
+
+
+def test_the_policy_spreads_a_label_over_neighbouring_bins(small, observation):
+    tokens = torch.full((6, 4, 2), 9)
+    sharp = small.evaluate(observation, tokens, temperature=0.5, smoothing=1e-3).logprob
+    torch.testing.assert_close(sharp, small.evaluate(observation, tokens, temperature=0.5).logprob)
+    wide = small.evaluate(observation, tokens, smoothing=1e6).logprob
+    every = [small.evaluate(observation, torch.full_like(tokens, i)).logprob for i in range(32)]
+    torch.testing.assert_close(wide, torch.stack(every).mean(0))
+
+
+def test_the_policy_trains_by_its_headline_command(tmp_path):
+    text = (ROOT / "examples" / "policy.py").read_text()
+    command = next(line.split() for line in text.splitlines() if line.startswith("    rove "))
+    short = {
+        "output": tmp_path,
+        "sft.episodes": 12,
+        "sft.steps": 60,
+        "rollout.num_envs": 16,
+        "training.iterations": 1,
+        "training.optim.warmup": 0,
+        "evaluation.every": 0,
+        "evaluation.episodes": 8,
+        "evaluation.variant_episodes": 0,
+    }
+    settings = [word for key, value in short.items() for word in (f"--{key}", str(value))]
+    rove = [sys.executable, "-c", "import sys; from rove.cli import main; sys.exit(main())"]
+    ran = subprocess.run(
+        [*rove, *command[1:], *settings], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "tabletop_small" / "report.html").is_file()
+    run, module = example("policy", "tabletop_small")
+    trained = policies.load(tmp_path / "tabletop_small" / "sft")
+    assert isinstance(trained, module.SmallPolicy)
+    assert trained.chunk == run.rollout.chunk
+
+
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [
+        ({"sft.grounding": "100", "sft.grounding_steps": "100"}, "--sft.grounding 0 --sft.grounding_steps 0"),
+        (
+            {"algorithm.kind": "ppo", "policy.value_head.level": "action", "env.reward": "shaped"},
+            "--policy.value_head none",
+        ),
+    ],
+)
+def test_what_the_policy_cannot_do_is_refused_before_anything_is_made(settings, fix, tmp_path):
+    run, _ = example("policy", "tabletop_small")
+    run = load.apply(run, [f"--{key}={value}" for key, value in settings.items()])
+    validate(run)
+    with pytest.raises(RoveError, match=fix):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_policy_survives_its_checkpoint(small, observation, tmp_path):
