@@ -32,6 +32,7 @@ from rove.config.schema import LoraConfig, OptimConfig, ValueHeadConfig
 from rove.policies.base import SamplingNoise
 from rove.policies.openvla import OpenVLA, bins, decoding
 from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.settings import Settings
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.training.optim import make_optimizer
 from rove.training.parallel import recompute
@@ -62,26 +63,19 @@ def make(
     """A policy with random weights and a critic; the prompt is as long as a published one."""
     rove = {"prompt": "{instruction}", "prompt_end": 29871}
     checkpoint = Checkpoint({"model_type": "openvla", "rove": rove} | (TINY if size == "tiny" else {}), {})
-    policy = OpenVLA(
-        checkpoint,
+    made = Settings(
+        checkpoint=checkpoint,
         decoding=decode,
-        attention="causal",
-        head="discrete",
         chunk=8 if decode == "parallel" else 1,
-        temperature=1.0,
-        placeholders="zero",
-        film=False,
-        proprio=False,
-        pointers=0,
         num_images=1,
         center_crop=False,
         action_spec=SPEC,
         statistics=bins.statistics_of_bounds(SPEC),
-        unnorm_key=None,
         value_head=ValueHeadConfig(source="first", hidden=(512, 128)),
         tokenizer=PromptTokenizer(word_tokenizer(INSTRUCTION.split()), checkpoint),
         **settings,
     )
+    policy = OpenVLA(made)
     policy.vlm.to(dtype)
     for part in (policy.vlm, policy.value_head):
         assert part is not None

@@ -38,7 +38,7 @@ def make(run: Run, *, lora: bool = True, critic: bool = True) -> OpenVLA:
     policy = replace(
         policy, lora=policy.lora if lora else None, value_head=policy.value_head if critic else None
     )
-    made = skeleton(replace(run, policy=policy))
+    made = skeleton(replace(run, policy=policy), kind=OpenVLA)
     words = [f"word{i}" for i in range(TOKENS - 2)]
     made.checkpoint = made.checkpoint.with_settings({"prompt": "{instruction}", "prompt_end": 29871})
     made.tokenizer = PromptTokenizer(word_tokenizer(words), made.checkpoint)

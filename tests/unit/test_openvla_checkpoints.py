@@ -18,6 +18,7 @@ from rove.errors import RoveError
 from rove.policies import hub, registry
 from rove.policies.openvla import OpenVLA
 from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.settings import Settings
 from rove.policies.openvla.weights import to_reference
 from rove.types import ActionSpec, Observation
 
@@ -100,25 +101,15 @@ def published_keys() -> set[str]:
 
 def test_the_published_7b_checkpoint_fits_by_key_shape_and_count() -> None:
     """Its index gives 15,082,474,368 bytes of bfloat16."""
-    policy = OpenVLA(
-        Checkpoint({"model_type": "openvla"}, {}),
+    settings = Settings(
+        checkpoint=Checkpoint({"model_type": "openvla"}, {}),
         decoding="autoregressive",
-        attention="causal",
-        head="discrete",
         chunk=1,
-        temperature=1.0,
-        placeholders="zero",
-        film=False,
-        proprio=False,
-        pointers=0,
         num_images=1,
-        center_crop=None,
         action_spec=SPEC,
         statistics=STATISTICS,
-        unnorm_key=None,
-        value_head=None,
-        tokenizer=None,
     )
+    policy = OpenVLA(settings)
     assert all(parameter.is_meta for parameter in policy.parameters())
     state = to_reference(policy.state_dict(), policy.checkpoint.towers)
     assert state.keys() == published_keys()

@@ -7,7 +7,6 @@ defaults where a file leaves a key out. Rove's own settings live under the key "
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import LlamaConfig as HFLlamaConfig
 
 from rove.config.schema import LoraConfig, PolicyConfig, TowerConfig, ValueHeadConfig
 from rove.errors import RoveError, nearest
+from rove.policies.openvla import datasets
 from rove.types import ActionSpec
 
 BINS = 256
@@ -28,7 +28,6 @@ _TIMM_SIZES = {
     "vit_large_patch14_reg4_dinov2.lvd142m": (1024, 24, 16),
     "vit_so400m_patch14_siglip_224": (1152, 27, 16),
 }
-_ARM = ("x", "y", "z", "roll", "pitch", "yaw")
 _MLP_RATIO = {"dinov2": 4.0, "siglip": 3.7362}
 # What a `text_config` written as a diff leaves out: the values of Llama-2 as the published converter
 # instantiated it, not those of the installed library.
@@ -182,23 +181,12 @@ class Checkpoint:
         return saved | {"decoding": decoding, "head": head}
 
     def action_spec(self, key: str | None, dim: int) -> ActionSpec:
-        """The convention of `dim` numbers an action: as saved, or as the data set `key` was published.
-
-        Open X-Embodiment: metres and radians, the gripper 0 closed to 1 open. LIBERO's arm has units of its
-        controller.
-        """
+        """Return the convention of `dim` numbers an action: as saved, or as the data set `key` has it."""
         spec = self.rove.get("action_spec")
-        if spec is not None:
-            lists: dict[str, Any] = {name: tuple(spec[name]) for name in ("names", "units", "low", "high")}
-            return ActionSpec(**{**spec, **lists})
-        if dim != len(_ARM) + 1:
-            names = tuple(f"joint_{i}" for i in range(dim))
-            return ActionSpec(names, ("1",) * dim, (-math.inf,) * dim, (math.inf,) * dim)
-        names = (*_ARM, "gripper")
-        if key is not None and key.startswith("libero"):
-            return ActionSpec(names, ("1",) * 7, (*[-1.0] * 6, 0.0), (1.0,) * 7)
-        low, high = (*[-math.inf] * 6, 0.0), (*[math.inf] * 6, 1.0)
-        return ActionSpec(names, (*["m"] * 3, *["rad"] * 3, "1"), low, high)
+        if spec is None:
+            return datasets.action_spec(key, dim)
+        lists: dict[str, Any] = {name: tuple(spec[name]) for name in ("names", "units", "low", "high")}
+        return ActionSpec(**{**spec, **lists})
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 
 from rove import transfer
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import LoraConfig
 from rove.errors import RoveError
-from rove.policies.base import Policy
 from rove.policies.critic import ValueHead
-from rove.policies.openvla import bins, decoding
+from rove.policies.openvla import bins, decoding, lora
 from rove.policies.openvla.bins import Normalizer
-from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.graphs import Graphs
-from rove.policies.openvla.heads import L1Head, refuse_rl
+from rove.policies.openvla.heads import L1Head
 from rove.policies.openvla.images import process
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.lora import LoraLinear
-from rove.policies.openvla.tokenizer import PromptTokenizer
+from rove.policies.openvla.settings import Settings
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
-from rove.types import ActionSpec
-
-Placeholders = Literal["zero", "learned"]
-Head = Literal["discrete", "l1"]
 
 
-class ActionModel(Policy):
+class ActionModel(nn.Module):
     """Token ids and pixels in, logits and values of a chunk of actions out."""
 
     value_head: ValueHead | None
@@ -39,83 +33,40 @@ class ActionModel(Policy):
     low: Tensor
     high: Tensor
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        decoding: Decoding,
-        attention: Attention,
-        head: Head,
-        chunk: int,
-        temperature: float,
-        placeholders: Placeholders,
-        film: bool,
-        proprio: bool,
-        pointers: int,
-        num_images: int | None,
-        center_crop: bool | None,
-        action_spec: ActionSpec,
-        statistics: Mapping[str, Any],
-        unnorm_key: str | None,
-        value_head: ValueHeadConfig | None,
-        tokenizer: PromptTokenizer | None,
-        compiled: bool = False,
-    ) -> None:
-        """The weights are left on the meta device, for `build` or `from_pretrained` to fill.
-
-        Raises RoveError where the settings do not fit each other.
-        """
+    def __init__(self, settings: Settings) -> None:
+        """The weights are left on the meta device, for `build` or `from_pretrained` to fill."""
         super().__init__()
-        _check_modes(decoding, attention, head, value_head)
+        checkpoint, spec = settings.checkpoint, settings.action_spec
         self.checkpoint = checkpoint
-        self.decoding: Decoding = decoding
-        self.attention: Attention = attention
-        self.chunk = chunk
-        self.temperature = temperature
-        self.num_images = num_images
-        self.center_crop = checkpoint.center_crop if center_crop is None else center_crop
-        self.action_spec = action_spec
-        self.statistics = dict(statistics)
-        self.unnorm_key = bins.choose_key(statistics, unnorm_key)
-        self.tokenizer = tokenizer
+        self.decoding: Decoding = settings.decoding
+        self.attention: Attention = settings.attention
+        self.chunk = settings.chunk
+        self.temperature = settings.temperature
+        self.num_images = settings.num_images
+        self.center_crop = checkpoint.center_crop if settings.center_crop is None else settings.center_crop
+        self.action_spec = spec
+        self.statistics = dict(settings.statistics)
+        self.unnorm_key = bins.choose_key(self.statistics, settings.unnorm_key)
+        self.tokenizer = settings.tokenizer
         self.lora: LoraConfig | None = None
         self.adapters: tuple[LoraLinear, ...] = ()
         self.base: str | None = None
         """The checkpoint that holds the weights which adapters are beside; None: they are only here."""
         self.trainable: frozenset[str] = frozenset()
         """Parameters of `vlm` that are trained where there are no adapters."""
-        chosen = {} if self.unnorm_key is None else statistics[self.unnorm_key]
-        self.normalizer = Normalizer(chosen["action"]) if chosen else None
-        if self.normalizer is not None and self.normalizer.dim != action_spec.dim:
-            raise RoveError(
-                f"The statistics {self.unnorm_key!r} have {self.normalizer.dim} action dimensions, "
-                f"the action spec has {action_spec.dim} ({', '.join(action_spec.names)})."
-            )
-        self.state_normalizer = self._read_state(chosen) if proprio else None
+        self._read_statistics(settings)
         with torch.device("meta"):
-            self.vlm = PrismaticVLM(
-                checkpoint.towers,
-                checkpoint.llama,
-                image_size=checkpoint.image_size,
-                vocab_size=checkpoint.vocab_size,
-                placeholders=chunk * action_spec.dim if placeholders == "learned" else 0,
-                film=film,
-                proprio=self.state_normalizer.dim if self.state_normalizer else 0,
-                pointers=pointers,
-            )
-            width = checkpoint.llama.hidden_size
-            self.value_head = None if value_head is None else ValueHead(value_head, width=width, chunk=chunk)
-            self.action_head = L1Head(width, action_spec.dim) if head == "l1" else None
-        self.compiled = compiled
+            self._make_modules(settings)
+        self.compiled = settings.compiled
         self._graphs: Graphs | None = None
-        if compiled:
+        if self.compiled:
             self._compile_blocks()
         mean, std = zip(*checkpoint.normalization, strict=True)
         for name, values in (
             ("mean", 255 * torch.tensor(mean).flatten()),
             ("std", 255 * torch.tensor(std).flatten()),
-            ("low", torch.tensor(action_spec.low)),
-            ("high", torch.tensor(action_spec.high)),
+            ("low", torch.tensor(spec.low)),
+            ("high", torch.tensor(spec.high)),
         ):
             self.register_buffer(name, values, persistent=False)
 
@@ -206,7 +157,49 @@ class ActionModel(Policy):
         """float64 [B, C, A] in the units of the statistics; raises RoveError where none are chosen."""
         return self._statistics().unnormalize(normalized)
 
+    def adapt(self, config: LoraConfig, generator: torch.Generator) -> None:
+        """Put new adapters beside the weights, which are frozen; see `lora.inject`."""
+        lora.inject(self.vlm, config, generator)
+        self.lora, self.adapters = config, tuple(lora.adapted(self.vlm).values())
+
+    def merge(self) -> Self:
+        """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
+        if self.lora is not None:
+            lora.merge(self.vlm)
+            for name, parameter in self.vlm.named_parameters():
+                parameter.requires_grad_(name in self.trainable)
+            self.lora, self.adapters, self.base = None, (), None
+        return self
+
     # --- inside -----------------------------------------------------------------------------------
+
+    def _read_statistics(self, settings: Settings) -> None:
+        """Make the normalizers of actions and state from the chosen data set's statistics."""
+        chosen = {} if self.unnorm_key is None else self.statistics[self.unnorm_key]
+        self.normalizer = Normalizer(chosen["action"]) if chosen else None
+        if self.normalizer is not None and self.normalizer.dim != self.action_spec.dim:
+            raise RoveError(
+                f"The statistics {self.unnorm_key!r} have {self.normalizer.dim} action dimensions, "
+                f"the action spec has {self.action_spec.dim} ({', '.join(self.action_spec.names)})."
+            )
+        self.state_normalizer = self._read_state(chosen) if settings.proprio else None
+
+    def _make_modules(self, settings: Settings) -> None:
+        """Make the model and its heads, in the order that a state dict lists them."""
+        checkpoint, spec = settings.checkpoint, settings.action_spec
+        self.vlm = PrismaticVLM(
+            checkpoint.towers,
+            checkpoint.llama,
+            image_size=checkpoint.image_size,
+            vocab_size=checkpoint.vocab_size,
+            placeholders=settings.chunk * spec.dim if settings.placeholders == "learned" else 0,
+            film=settings.film,
+            proprio=self.state_normalizer.dim if self.state_normalizer else 0,
+            pointers=settings.pointers,
+        )
+        width, head = checkpoint.llama.hidden_size, settings.value_head
+        self.value_head = None if head is None else ValueHead(head, width=width, chunk=settings.chunk)
+        self.action_head = L1Head(width, spec.dim) if settings.head == "l1" else None
 
     def _compile_blocks(self) -> None:
         """Have every block of towers and language model run through torch.compile, one piece each: blocks of
@@ -251,17 +244,3 @@ class ActionModel(Policy):
     def _chunked(self, x: Tensor) -> Tensor:
         """[B, C·A, ...] -> [B, C, A, ...]."""
         return x.unflatten(1, (self.chunk, self.action_spec.dim))
-
-
-def _check_modes(
-    decoding: Decoding, attention: Attention, head: Head, value_head: ValueHeadConfig | None
-) -> None:
-    if decoding == "autoregressive" and attention == "bidirectional":
-        raise RoveError(
-            "Autoregressive decoding needs attention='causal', or a token would see itself; "
-            "bidirectional attention goes with decoding='parallel'."
-        )
-    if head == "l1" and decoding == "autoregressive":
-        raise RoveError("The L1 head reads all actions at once: it goes with decoding='parallel'.")
-    if head == "l1" and value_head is not None:
-        refuse_rl(nn.Identity())

@@ -8,97 +8,113 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rove.config.schema import LoraConfig, PolicyConfig
+from rove.config.schema import LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
 from rove.policies import hub
 from rove.policies.openvla import bins, files, lora
 from rove.policies.openvla.config import Checkpoint
+from rove.policies.openvla.core import ActionModel
+from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.files import Weights
 from rove.policies.openvla.heads import NO_LIKELIHOOD
+from rove.policies.openvla.language import Attention
+from rove.policies.openvla.settings import Head, Settings
 from rove.policies.openvla.tokenizer import PromptTokenizer, read_tokenizer
 from rove.policies.openvla.weights import check_weights, from_reference, to_reference, units
-
-if TYPE_CHECKING:
-    from rove.policies.openvla.model import OpenVLA
-    from rove.types import ActionSpec
+from rove.types import ActionSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def from_config(
-    cls: type[OpenVLA],
-    config: PolicyConfig,
-    chunk: int,
-    action_spec: ActionSpec,
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a checkpoint directory holds, before any weight is read."""
+
+    settings: Settings
+    """How to build and run the policy: as asked for, as saved, or as published."""
+    directory: Path
+    weights: Weights
+    new_heads: tuple[str, ...]
+    """Beginnings of the names of heads that are not taken from the checkpoint, "value_head." for one."""
+    base: str | None
+    """How to name the place of the weights in checkpoints of adapters alone; None: they hold them too."""
+    published: lora.PublishedAdapter | None
+    """The adapter of somebody else's that is to be merged into the weights."""
+    saved_lora: LoraConfig | None
+    """The adapters whose weights are in the checkpoint."""
+    lora: LoraConfig | None
+    """The adapters that the policy is to have."""
+
+
+def read(
+    path: Path | str,
+    *,
+    decoding: Decoding | None,
+    attention: Attention | None,
+    unnorm_key: str | None,
+    value_head: ValueHeadConfig | Literal["saved"] | None,
+    lora: LoraConfig | Literal["saved"] | None,
+    head: Head | None,
+    temperature: float | None,
+    chunk: int | None,
+    action_spec: ActionSpec | None,
     statistics: Mapping[str, Any] | None,
-    seed: int,
-    device: torch.device | str,
-) -> Any:
-    """The checkpoint that `config` names, run as it says; see `OpenVLA.build`."""
-    assert config.checkpoint is not None
-    return cls.from_pretrained(
-        config.checkpoint,
-        decoding=config.decoding,
-        attention=config.attention,
-        unnorm_key=config.unnorm_key if statistics is None else None,
-        value_head=config.value_head,
-        lora=config.lora,
-        head=config.head,
-        temperature=config.temperature,
-        chunk=chunk,
-        action_spec=None if statistics is None else action_spec,
-        statistics=statistics,
-        center_crop=config.center_crop,
-        compiled=config.compile,
-        seed=seed,
-        dtype=DTYPES[config.dtype],
-        device=device,
-    )
-
-
-def load(cls: type[OpenVLA], path: Path | str, **wanted: Any) -> Any:
-    """See `OpenVLA.from_pretrained`."""
+    center_crop: bool | None,
+    compiled: bool,
+) -> Parts:
+    """Read everything but the weights of a checkpoint; see `OpenVLA.from_pretrained`."""
     directory = hub.locate(path)
     base, origin, published = _base(path, directory)
     checkpoint = Checkpoint.read(base if published else directory)
-    settings = _settings(checkpoint, base, wanted)
-    head = checkpoint.value_head if wanted["value_head"] == "saved" else wanted["value_head"]
-    given, asked = wanted["statistics"], settings.pop("unnorm_key")
+    stored = _stored(checkpoint, base, decoding, head)
+    critic = checkpoint.value_head if value_head == "saved" else value_head
     own = directory if (directory / "dataset_statistics.json").is_file() else base
-    statistics = given or bins.read_statistics(own, checkpoint.norm_stats)
-    key = bins.choose_key(statistics, None if given else asked)
-    dim = len(statistics[key]["action"]["q01"]) if key else 7
+    known = statistics or bins.read_statistics(own, checkpoint.norm_stats)
+    asked = None if statistics else unnorm_key or stored["unnorm_key"]
+    key = bins.choose_key(known, asked)
+    dim = len(known[key]["action"]["q01"]) if key else 7
     tokenizer = read_tokenizer(directory) or read_tokenizer(base)
-    policy = cls(
-        checkpoint,
-        **settings,
-        action_spec=wanted["action_spec"] or checkpoint.action_spec(key, dim),
-        statistics=statistics,
-        unnorm_key=key,
-        value_head=head,
+    stored |= {"unnorm_key": key}
+    for name, value in (("attention", attention), ("temperature", temperature), ("chunk", chunk)):
+        stored[name] = value or stored[name]
+    settings = Settings(
+        **stored,
+        checkpoint=checkpoint,
+        action_spec=action_spec or checkpoint.action_spec(key, dim),
+        statistics=known,
+        value_head=critic,
         tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
-        center_crop=wanted["center_crop"],
-        compiled=wanted["compiled"],
+        center_crop=center_crop,
+        compiled=compiled,
     )
     weights = Weights(base, overlay=None if directory == base else directory)
-    new = ["value_head."] if head != checkpoint.value_head else []
-    new += ["action_head."] if not any(k.startswith("action_head.") for k in weights.shapes) else []
-    fill(policy, weights, wanted["dtype"], wanted["device"], skip=new, adapter=published)
-    generator = torch.Generator().manual_seed(wanted["seed"])
+    new = ("value_head.",) if critic != checkpoint.value_head else ()
+    new += ("action_head.",) if not any(k.startswith("action_head.") for k in weights.shapes) else ()
+    saved = checkpoint.lora
+    return Parts(
+        settings, directory, weights, new, origin, published, saved, saved if lora == "saved" else lora
+    )
+
+
+def complete(
+    policy: ActionModel, parts: Parts, *, seed: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill a policy made from `parts.settings` with weights; heads that start anew are drawn from `seed`."""
+    fill(policy, parts.weights, dtype, device, skip=parts.new_heads, adapter=parts.published)
+    generator = torch.Generator().manual_seed(seed)
     for prefix, module in (("value_head.", policy.value_head), ("action_head.", policy.action_head)):
-        if module is not None and prefix in new:
+        if module is not None and prefix in parts.new_heads:
             module.to_empty(device="cpu").initialize(generator)
-    policy.base = origin
-    _adapt(policy, directory, checkpoint.lora, wanted["lora"], generator)
-    return policy.to(wanted["device"])
+    policy.base = parts.base
+    _adapt(policy, parts, generator)
 
 
 def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.PublishedAdapter | None]:
@@ -127,27 +143,25 @@ def _stands_alone(directory: Path) -> bool:
     return has_config and bool(Checkpoint.read(directory).rove or any(directory.glob("model*.safetensors")))
 
 
-def _settings(checkpoint: Checkpoint, base: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the policy's constructor takes, as asked for, as saved, or as published."""
+def _stored(
+    checkpoint: Checkpoint, base: Path, decoding: Decoding | None, head: Head | None
+) -> dict[str, Any]:
+    """Return fields of `Settings` as saved, or as published; decoding and head as asked for."""
     has_l1 = files.part_file(base, "action_head") is not None
     stored = "l1" if has_l1 or checkpoint.rove.get("head") == "l1" else "discrete"
-    head = wanted["head"] or stored
     if stored == "l1" and head == "discrete":
         raise RoveError(f"{base} was trained with an L1 head, and not with discrete tokens. {NO_LIKELIHOOD}")
     proprio = files.part_file(base, "proprio_projector") is not None
-    settings = checkpoint.settings(wanted["decoding"], head=head, proprio=proprio)
-    for name in ("attention", "unnorm_key", "temperature", "chunk"):
-        settings[name] = wanted[name] or settings[name]
-    return settings
+    return checkpoint.settings(decoding, head=head or stored, proprio=proprio)
 
 
 def fill(
-    policy: OpenVLA,
+    policy: ActionModel,
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
     *,
-    skip: list[str],
+    skip: Sequence[str],
     adapter: lora.PublishedAdapter | None = None,
 ) -> None:
     """Take the weights over, converted and moved one by one; keys that begin as in `skip` are left out.
@@ -179,37 +193,22 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
-def _adapt(
-    policy: OpenVLA,
-    directory: Path,
-    saved: LoraConfig | None,
-    wanted: LoraConfig | str | None,
-    generator: torch.Generator,
-) -> None:
+def _adapt(policy: ActionModel, parts: Parts, generator: torch.Generator) -> None:
     """Put adapters beside the weights: the saved ones, or new ones after those are merged."""
-    keep = wanted in ("saved", saved)
+    saved, wanted = parts.saved_lora, parts.lora
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)
     if saved is not None:
         policy.adapt(saved, generator)
-        lora.read(directory, policy.vlm)
-        if not keep:
-            merge(policy)
-    if not keep and isinstance(wanted, LoraConfig):
+        lora.read(parts.directory, policy.vlm)
+        if wanted != saved:
+            policy.merge()
+    if wanted is not None and wanted != saved:
         origin = None if saved is not None else policy.base
         policy.adapt(wanted, generator)
         policy.base = origin
 
 
-def merge(policy: OpenVLA) -> None:
-    """See `OpenVLA.merge`."""
-    if policy.lora is not None:
-        lora.merge(policy.vlm)
-        for name, parameter in policy.vlm.named_parameters():
-            parameter.requires_grad_(name in policy.trainable)
-        policy.lora, policy.adapters, policy.base = None, (), None
-
-
-def save(policy: OpenVLA, directory: Path, max_shard_bytes: int) -> None:
+def save(policy: ActionModel, directory: Path, max_shard_bytes: int) -> None:
     """See `OpenVLA.save_pretrained`."""
     base = policy.base if policy.lora is not None else None
     if base is not None and Path(base).resolve() == directory.resolve():
@@ -230,7 +229,7 @@ def save(policy: OpenVLA, directory: Path, max_shard_bytes: int) -> None:
         policy.tokenizer.save(directory)
 
 
-def _saved_settings(policy: OpenVLA) -> dict[str, Any]:
+def _saved_settings(policy: ActionModel) -> dict[str, Any]:
     vlm = policy.vlm
     return {
         "decoding": policy.decoding,

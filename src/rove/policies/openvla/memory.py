@@ -7,8 +7,8 @@ widths whose factors were measured with autograd's saved tensors; a test holds t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,8 +19,9 @@ from rove.errors import RoveError
 from rove.policies import hub
 from rove.policies.openvla import bins
 from rove.policies.openvla.config import Checkpoint, describe
+from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.loading import DTYPES
-from rove.policies.openvla.model import OpenVLA
+from rove.policies.openvla.settings import Settings
 from rove.types import ActionSpec
 
 GIB = 2**30
@@ -85,34 +86,26 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
     )
 
 
-def skeleton(run: Run, action_dim: int = 7) -> OpenVLA:
-    """The policy of `run` on the meta device: every shape and dtype, and no memory."""
+Model = TypeVar("Model", bound=ActionModel)
+
+
+def skeleton(run: Run, action_dim: int = 7, kind: type[Model] = ActionModel) -> Model:
+    """Make the policy of `run` on the meta device: every shape and dtype, and no memory."""
     config = run.policy
-    checkpoint = _checkpoint(run)
     names = tuple(f"joint_{i}" for i in range(action_dim))
     spec = ActionSpec(names, ("1",) * action_dim, (-1.0,) * action_dim, (1.0,) * action_dim)
     statistics: dict[str, Any] = bins.statistics_of_bounds(spec)
     statistics["bounds"]["proprio"] = {"q01": [0.0] * 8, "q99": [1.0] * 8}
-    new = config.checkpoint is None
-    policy = OpenVLA(
-        checkpoint,
-        decoding=config.decoding,
-        attention=config.attention,
-        head=config.head,
+    settings = Settings.from_scratch(
+        replace(config, temperature=1.0, center_crop=None, compile=False),
+        _checkpoint(run),
         chunk=run.rollout.chunk,
-        temperature=1.0,
-        placeholders=config.placeholders if new else "zero",
-        film=config.film and new,
-        proprio=config.proprio and new,
-        pointers=config.pointers if new else 0,
-        num_images=None,
-        center_crop=None,
         action_spec=spec,
         statistics=statistics,
-        unnorm_key=None,
-        value_head=config.value_head,
-        tokenizer=None,
     )
+    if config.checkpoint is not None:
+        settings = replace(settings, placeholders="zero", film=False, proprio=False, pointers=0)
+    policy = kind(settings)
     policy.vlm.to(DTYPES[config.dtype])
     if config.lora is not None:
         policy.adapt(config.lora, torch.Generator())
@@ -139,7 +132,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> float:
 class Sample:
     """What one chunk takes, in bytes."""
 
-    policy: OpenVLA
+    policy: ActionModel
     views: int
     """Pictures, n."""
     half: bool

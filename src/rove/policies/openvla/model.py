@@ -20,13 +20,16 @@ from rove.findings import Finding
 from rove.policies.base import Locator, Regressor, SamplingNoise, Work
 from rove.policies.openvla import bins, decoding, loading, lora, preflight
 from rove.policies.openvla.config import BINS, describe
-from rove.policies.openvla.core import ActionModel, Head
+from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.graphs import PROMPT_MULTIPLE, Graphs, padded
 from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
+from rove.policies.openvla.memory import estimate
+from rove.policies.openvla.settings import Head, Settings
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
+from rove.policies.openvla.work import count
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
@@ -75,29 +78,35 @@ class OpenVLA(ActionModel, Locator, Regressor):
         fit.
         """
         if config.checkpoint is not None:
-            return loading.from_config(cls, config, chunk, action_spec, statistics, seed, device)
+            return cls.from_pretrained(
+                config.checkpoint,
+                decoding=config.decoding,
+                attention=config.attention,
+                unnorm_key=config.unnorm_key if statistics is None else None,
+                value_head=config.value_head,
+                lora=config.lora,
+                head=config.head,
+                temperature=config.temperature,
+                chunk=chunk,
+                action_spec=None if statistics is None else action_spec,
+                statistics=statistics,
+                center_crop=config.center_crop,
+                compiled=config.compile,
+                seed=seed,
+                dtype=loading.DTYPES[config.dtype],
+                device=device,
+            )
         tokenizer = word_tokenizer(vocabulary)
         checkpoint = describe(config, image_size=image_size, words=tokenizer.get_vocab_size())
-        policy = cls(
+        settings = Settings.from_scratch(
+            config,
             checkpoint,
-            decoding=config.decoding,
-            attention=config.attention,
-            head=config.head,
             chunk=chunk,
-            temperature=config.temperature,
-            placeholders=config.placeholders,
-            film=config.film,
-            proprio=config.proprio,
-            pointers=config.pointers,
-            num_images=None,
-            center_crop=config.center_crop,
             action_spec=action_spec,
             statistics=bins.statistics_of_bounds(action_spec) if statistics is None else statistics,
-            unnorm_key=None,
-            value_head=config.value_head,
             tokenizer=PromptTokenizer(tokenizer, checkpoint),
-            compiled=config.compile,
         )
+        policy = cls(settings)
         generator = torch.Generator().manual_seed(seed)
         initialize(policy.vlm.to_empty(device="cpu"), generator)
         for head in (policy.value_head, policy.action_head):
@@ -135,8 +144,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         `device` one by one. Raises RoveError, naming the key or the file, where weights are missing, left
         over, misshapen, unreadable, or would execute code.
         """
-        return loading.load(
-            cls,
+        parts = loading.read(
             path,
             decoding=decoding,
             attention=attention,
@@ -150,10 +158,10 @@ class OpenVLA(ActionModel, Locator, Regressor):
             statistics=statistics,
             center_crop=center_crop,
             compiled=compiled,
-            seed=seed,
-            dtype=dtype,
-            device=torch.device(device),
         )
+        policy = cls(parts.settings)
+        loading.complete(policy, parts, seed=seed, dtype=dtype, device=torch.device(device))
+        return policy.to(device)
 
     def save_pretrained(self, directory: Path | str, *, max_shard_bytes: int = 5 * 10**9) -> None:
         """Write a checkpoint directory: config, weights in the published layout, tokenizer, statistics.
@@ -173,26 +181,12 @@ class OpenVLA(ActionModel, Locator, Regressor):
     @staticmethod
     def memory(run: Run) -> str:
         """What a run of this policy needs on the device that holds it, before anything is loaded."""
-        from rove.policies.openvla.memory import estimate
-
         return str(estimate(run))
 
     @staticmethod
     def work(run: Run) -> Work:
         """What acting and training cost a device, before anything is loaded."""
-        from rove.policies.openvla.work import count
-
         return count(run)
-
-    def adapt(self, config: LoraConfig, generator: torch.Generator) -> None:
-        """Put new adapters beside the weights, which are frozen; see `lora.inject`."""
-        lora.inject(self.vlm, config, generator)
-        self.lora, self.adapters = config, tuple(lora.adapted(self.vlm).values())
-
-    def merge(self) -> Self:
-        """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
-        loading.merge(self)
-        return self
 
     # --- the Policy contract ----------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,20 +17,18 @@ from rove.findings import Finding
 from rove.policies.actions import ActionConverter
 from rove.policies.openvla import decoding, lora
 from rove.policies.openvla.config import BINS
+from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.vlm import Prefix
 from rove.types import Conventions
-
-if TYPE_CHECKING:
-    from rove.policies.openvla.model import OpenVLA
 
 MASS = 0.5
 """Share of probability that a trained policy gives the action tokens, at least."""
 _BOS = 1
 
 
-def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Finding]:
+def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[Finding]:
     """Every check; none changes the policy."""
     # What learned from this suite's own demonstrations learned from what it is given here: conventions of
     # published checkpoints, and words of suites that it knows a part of, are nothing to it.
@@ -59,7 +56,7 @@ def examine(policy: OpenVLA, conventions: Conventions, *, rl: bool) -> list[Find
 # --- what the files say, beside what the suite needs ----------------------------------------------
 
 
-def statistics(policy: OpenVLA, conventions: Conventions) -> Finding:
+def statistics(policy: ActionModel, conventions: Conventions) -> Finding:
     """Un-normalisation by another data set's percentiles scales and shifts every action."""
     key, names = policy.unnorm_key, ", ".join(sorted(policy.statistics)) or "none"
     if key is None:
@@ -78,7 +75,7 @@ def statistics(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("statistics", "fail", detail, fix)
 
 
-def images(policy: OpenVLA, conventions: Conventions) -> Finding:
+def images(policy: ActionModel, conventions: Conventions) -> Finding:
     """A policy that was trained on two pictures reads its prompt elsewhere when it is given one."""
     wanted, given = policy.num_images, conventions.images
     if wanted is None or not given:
@@ -98,7 +95,7 @@ def images(policy: OpenVLA, conventions: Conventions) -> Finding:
     )
 
 
-def actions(policy: OpenVLA, conventions: Conventions) -> Finding:
+def actions(policy: ActionModel, conventions: Conventions) -> Finding:
     """Every dimension that the suite expects has to come out of the policy, in a unit that converts."""
     try:
         ActionConverter(policy.action_spec, conventions.action_spec)
@@ -109,7 +106,7 @@ def actions(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("actions", "pass", f"{ours} dimensions onto {theirs}")
 
 
-def gripper(policy: OpenVLA, conventions: Conventions) -> Finding:
+def gripper(policy: ActionModel, conventions: Conventions) -> Finding:
     """Statistics of the gripper tell its range, and so whether the sign was turned before training."""
     spec, normalizer = policy.action_spec, policy.normalizer
     if "gripper" not in spec.names or "gripper" not in conventions.action_spec.names:
@@ -127,7 +124,7 @@ def gripper(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("gripper", "pass", f"{spec.gripper}, {'mirrored' if turned else 'as it is'} for the suite")
 
 
-def state(policy: OpenVLA, conventions: Conventions) -> Finding:
+def state(policy: ActionModel, conventions: Conventions) -> Finding:
     """A projector of the robot's state needs one of the size that it was trained on."""
     wanted = 0 if policy.state_normalizer is None else policy.state_normalizer.dim
     if not wanted:
@@ -138,7 +135,7 @@ def state(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("state", "fail", detail, "use a checkpoint without proprio, or one of this suite")
 
 
-def crop(policy: OpenVLA, conventions: Conventions) -> Finding:
+def crop(policy: ActionModel, conventions: Conventions) -> Finding:
     """Without the crop that training ended on, everything in the picture is 5 % smaller than it was."""
     usual, chosen = conventions.center_crop, policy.center_crop
     if usual is None or usual == bool(chosen):
@@ -155,7 +152,7 @@ def crop(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("crop", "warn", detail, f"unless you know better: center_crop {str(usual).lower()}")
 
 
-def prompt(policy: OpenVLA, conventions: Conventions) -> Finding:
+def prompt(policy: ActionModel, conventions: Conventions) -> Finding:
     """The words around an instruction, and whether the tokenizer knows those inside."""
     if policy.tokenizer is None:
         fix = "put the checkpoint's tokenizer.json beside its config.json"
@@ -179,7 +176,7 @@ def prompt(policy: OpenVLA, conventions: Conventions) -> Finding:
     return Finding("prompt", "pass", repr(template))
 
 
-def likelihood(policy: OpenVLA, rl: bool) -> Finding:
+def likelihood(policy: ActionModel, rl: bool) -> Finding:
     """RL weighs actions by their probability."""
     if policy.action_head is None:
         return Finding("likelihood", "pass", "256 tokens a dimension")
@@ -190,7 +187,7 @@ def likelihood(policy: OpenVLA, rl: bool) -> Finding:
 # --- what the model does --------------------------------------------------------------------------
 
 
-def attention(policy: OpenVLA, prefix: Prefix) -> Finding:
+def attention(policy: ActionModel, prefix: Prefix) -> Finding:
     """Disturb the last action position: the first may notice if, and only if, attention is bidirectional."""
     looks = looks_ahead(policy, prefix)
     wanted = policy.attention == "bidirectional"
@@ -201,7 +198,7 @@ def attention(policy: OpenVLA, prefix: Prefix) -> Finding:
     return Finding("attention", "fail", detail, fix)
 
 
-def looks_ahead(policy: OpenVLA, prefix: Prefix) -> bool:
+def looks_ahead(policy: ActionModel, prefix: Prefix) -> bool:
     """Whether the hidden state that predicts the first token changes with the input of the last."""
     vlm, width = policy.vlm, prefix.embeddings.shape[2]
     loud = prefix.embeddings.float().std().to(prefix.embeddings.dtype)
@@ -216,7 +213,7 @@ def looks_ahead(policy: OpenVLA, prefix: Prefix) -> bool:
     return float((after - before).norm() / before.norm()) > 1e-6
 
 
-def action_tokens(policy: OpenVLA, prefix: Prefix) -> Finding:
+def action_tokens(policy: ActionModel, prefix: Prefix) -> Finding:
     """Probability over the whole vocabulary has to lie on the action tokens, where it was trained to."""
     mass, elsewhere, _ = _logits_fall(policy, prefix, policy.attention)
     if mass >= MASS:
@@ -233,7 +230,7 @@ def action_tokens(policy: OpenVLA, prefix: Prefix) -> Finding:
     return Finding("action tokens", "warn", detail, "fine-tune it first, unless it is new on purpose")
 
 
-def trained_attention(policy: OpenVLA, prefix: Prefix) -> Finding:
+def trained_attention(policy: ActionModel, prefix: Prefix) -> Finding:
     """Weights that were trained with the other attention fall apart under this one, and say so."""
     if policy.decoding == "autoregressive":
         return Finding("trained for", "pass", "autoregressive decoding, which is causal")
@@ -250,7 +247,7 @@ def trained_attention(policy: OpenVLA, prefix: Prefix) -> Finding:
     return Finding("trained for", "pass", f"{policy.attention} attention, or for neither more than the other")
 
 
-def _logits_fall(policy: OpenVLA, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
+def _logits_fall(policy: ActionModel, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
     """Probability of the action tokens, of the likeliest other token, and entropy, means over positions."""
     vlm, count = policy.vlm, policy.chunk * policy.action_spec.dim
     if policy.decoding == "parallel":
@@ -266,7 +263,7 @@ def _logits_fall(policy: OpenVLA, prefix: Prefix, attention: Attention) -> tuple
     return float(inside.mean()), float(others.amax(-1).mean()), float(entropy.mean())
 
 
-def _example(policy: OpenVLA, conventions: Conventions) -> Prefix:
+def _example(policy: ActionModel, conventions: Conventions) -> Prefix:
     """One prompt with pictures of noise; ids of no meaning where there is no tokenizer."""
     device, size = policy.device, policy.checkpoint.image_size
     count = policy.num_images or min(conventions.images, default=1)
