@@ -50,6 +50,18 @@ def test_a_parameter_that_rove_does_not_pass_is_refused_without_a_default():
         def act(self, *args, **settings): ...
 
 
+def test_a_checkpoint_is_read_from_a_path_of_any_name_onto_a_device():
+    class Placed(Policy):
+        @classmethod
+        def from_pretrained(cls, directory, device="cpu"): ...
+
+    with pytest.raises(RoveError, match="from_pretrained lacks device, which Rove passes"):
+
+        class Fixed(Policy):
+            @classmethod
+            def from_pretrained(cls, directory): ...
+
+
 def test_the_signatures_of_abilities_are_checked_too():
     with pytest.raises(RoveError, match=r"point lacks observation.*def point\(self, observation\)"):
 
