@@ -13,7 +13,7 @@ from rove.envs.tabletop.layout import RGB
 from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.training.demonstrations import collect, ground, load, save
-from rove.training.pointing import learn_to_point, pointing_loss, present, spread
+from rove.training.pointing import bilinear_targets, learn_to_point, pointing_loss, present
 from rove.types import Observation
 
 SMALL = PolicyConfig(
@@ -92,7 +92,7 @@ def test_demonstrations_know_their_points_and_keep_them_on_disk(env, tmp_path):
 
 def test_spread_weights_give_the_point_back():
     points = 4 + 56 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
-    weight = spread(points, size=64, side=8)
+    weight = bilinear_targets(points, size=64, side=8)
     centres = (torch.arange(8) + 0.5) * 8
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).flatten(0, 1)
     torch.testing.assert_close(weight.sum(-1), torch.ones(50))

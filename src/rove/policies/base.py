@@ -67,12 +67,12 @@ class Work:
     """Bytes of what training changes."""
 
 
-def through(block: nn.Module, *args: Any) -> Tensor:
+def maybe_checkpoint(block: nn.Module, *args: Any) -> Tensor:
     """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
     computed again in the backward pass. Nothing inside may draw numbers, as dropout does: `act` and
     `evaluate` would not agree either.
 
-    A policy that calls its repeated blocks through here can be trained with
+    A policy that calls its repeated blocks by this can be trained with
     `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():

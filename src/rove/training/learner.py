@@ -18,7 +18,7 @@ from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
 from rove.training.deal import Share, Step, deal, schedule
 from rove.training.optim import Optimizer
-from rove.training.parallel import Model, Ranks, whole
+from rove.training.parallel import Model, Ranks, gather_full
 from rove.training.reference import Reference
 from rove.types import PolicyOutput, TrainBatch
 
@@ -155,7 +155,7 @@ class Learner:
     def state_dict(self) -> dict:
         """Optimizer state, and the reference where there is one; every rank has to call it."""
         reference = None if self.reference is None else self.reference.state_dict()
-        return {"optimizer": whole(self.optimizer.state_dict()), "reference": reference}
+        return {"optimizer": gather_full(self.optimizer.state_dict()), "reference": reference}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name."""
@@ -163,7 +163,7 @@ class Learner:
 
     def trainable(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, by name; every rank has to call it."""
-        return {name: whole(p).detach() for name, p in self.parameters().items()}
+        return {name: gather_full(p).detach() for name, p in self.parameters().items()}
 
     def offload(self) -> None:
         """Move the optimizer's moments to host memory, until `update` needs them."""

@@ -158,7 +158,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 
 def recompute(policy: nn.Module) -> None:
     """From now on every block computes its activations again in the backward pass instead of keeping them;
-    see `policies.base.through`."""
+    see `policies.base.maybe_checkpoint`."""
     for module in policy.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
@@ -169,8 +169,8 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
     """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
 
     Gathering begins when a module is called: a policy calls its blocks as modules (see
-    `policies.base.through`), and may read whatever else it holds without calling it. The critic, which is
-    small and computes in float32, keeps that precision.
+    `policies.base.maybe_checkpoint`), and may read whatever else it holds without calling it. The critic,
+    which is small and computes in float32, keeps that precision.
     """
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     options: dict[str, Any] = {
@@ -204,14 +204,14 @@ def _trained(policy: nn.Module) -> list[FSDPModule]:
 # --- whole tensors of sharded ones ------------------------------------------------------------------
 
 
-def whole(value: Any) -> Any:
+def gather_full(value: Any) -> Any:
     """`value` with every sharded tensor in it gathered, on the CPU; every rank has to call it."""
     if isinstance(value, DTensor):
         return value.full_tensor().detach().cpu()
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gather_full(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
+        return type(value)(gather_full(item) for item in value)
     return value
 
 

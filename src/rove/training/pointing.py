@@ -33,7 +33,9 @@ def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -
             f"set policy.pointers to {points.shape[1]}."
         )
     # A point that is not there has a target of zeros: an index by a mask would make the host wait.
-    target = spread(points.nan_to_num(), size, math.isqrt(logits.shape[-1])) * present(points)[..., None]
+    target = (
+        bilinear_targets(points.nan_to_num(), size, math.isqrt(logits.shape[-1])) * present(points)[..., None]
+    )
     return -(transfer.to(target, logits.device) * logits.log_softmax(-1)).sum() / denominator
 
 
@@ -42,7 +44,7 @@ def present(points: Tensor) -> Tensor:
     return ~points.isnan().any(-1)
 
 
-def spread(points: Tensor, size: int, side: int) -> Tensor:
+def bilinear_targets(points: Tensor, size: int, side: int) -> Tensor:
     """How points [..., 2], in pixels of a picture `size` wide, lie on a grid of side x side patches.
 
     Returns [..., side²]: bilinear weights of the four nearest patch centres, so that the weighted mean of

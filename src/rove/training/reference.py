@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rove.training.parallel import like, whole
+from rove.training.parallel import gather_full, like
 
 
 class Reference:
@@ -47,7 +47,7 @@ class Reference:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The copy, whole; every rank has to call it."""
-        return whole(self._kept)
+        return gather_full(self._kept)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from rove.policies.base import through
+from rove.policies.base import maybe_checkpoint
 from rove.policies.openvla import lora
 
 Attention = Literal["causal", "bidirectional"]
@@ -192,7 +192,9 @@ class Llama(LlamaModel):
         x, last = embeddings, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             buffers = None if cache is None else cache[index]
-            x = through(layer, x, rope, mask, attention == "causal", read if index == last else None, buffers)
+            x = maybe_checkpoint(
+                layer, x, rope, mask, attention == "causal", read if index == last else None, buffers
+            )
         return rms_norm(self.norm, x)
 
     def step(

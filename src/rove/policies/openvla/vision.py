@@ -21,7 +21,7 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
-from rove.policies.base import through
+from rove.policies.base import maybe_checkpoint
 from rove.policies.openvla import lora
 
 
@@ -128,7 +128,7 @@ class DinoTower(Dinov2WithRegistersModel):
         prefix = torch.cat((cls, parts.register_tokens), dim=1)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)
         for index, block in enumerate(self.computed):
-            x = through(block, x, None if film is None else film[index], text)
+            x = maybe_checkpoint(block, x, None if film is None else film[index], text)
         return x[:, prefix.shape[1] :]
 
 
@@ -171,7 +171,7 @@ class SiglipTower(SiglipVisionModel):
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
         for index, block in enumerate(self.computed):
-            x = through(block, x, None if film is None else film[index], text)
+            x = maybe_checkpoint(block, x, None if film is None else film[index], text)
         return x
 
 
