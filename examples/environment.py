@@ -31,6 +31,7 @@ from rove.config.schema import (
     TrainingConfig,
 )
 from rove.envs import registry
+from rove.envs.base import TaskSuite
 from rove.envs.slots import EpisodeSlots
 from rove.errors import RoveError, nearest
 from rove.recipes import recipe
@@ -59,7 +60,7 @@ class ReachConfig:
     horizon: int = 6
 
 
-class ReachSuite:
+class ReachSuite(TaskSuite):
     """Two tasks that look alike: only the instruction tells them apart."""
 
     name = "reach"

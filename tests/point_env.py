@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rove.envs.base import TaskSuite
 from rove.types import (
     ActionSpec,
     Autoreset,
@@ -27,7 +28,7 @@ from rove.types import (
 GOAL, CLIFF, STEP = 0.35, -0.6, 0.1
 
 
-class PointSuite:
+class PointSuite(TaskSuite):
     """Two tasks, which differ in the direction that an action pushes."""
 
     name = "point"

@@ -126,7 +126,11 @@ def _run_of_suite(name: str, settings: list[str]) -> Run | None:
     kind, _, tasks = name.partition(":")
     if kind not in registry.kinds() or name in {recipe.name for recipe in recipes.all()}:
         return None
-    given = {"kind": kind, **({"tasks": tasks} if tasks else {}), **registry.published(kind, tasks or None)}
+    given = {
+        "kind": kind,
+        **({"tasks": tasks} if tasks else {}),
+        **registry.published_settings(kind, tasks or None),
+    }
     base = Run(
         name.replace(":", "_").replace("/", "_").replace(",", "_"),
         PPO(),

@@ -22,6 +22,13 @@ class VariantCalledNone(PointEnv):
         self.suite.variants = {"none": "vision"}
 
 
+class PublishedIsAFlag(PointEnv):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.suite = PointSuite()
+        self.suite.published_success = True
+
+
 class OverlappingSplits(PointEnv):
     def __init__(self, *args):
         super().__init__(*args)
@@ -248,6 +255,7 @@ class ClosesOnce(PointEnv):
 
 BREACHES = {
     VariantCalledNone: "suite",
+    PublishedIsAFlag: "suite",
     OverlappingSplits: "splits",
     HeldOutLooksLikeTrain: "splits",
     DoubleRewards: "shapes",

@@ -56,6 +56,9 @@ class TaskSuite(Protocol):
     """Every word that an instruction can contain; a policy made from scratch reads no others."""
     variants: Mapping[str, str]
     """Shifted variants: name -> axis ("vision", "semantics", "execution"). "none" is not among them."""
+    published_success: Mapping[str, Mapping[str, float]] = {}
+    """Success rates that others have published for this suite, in percent: name of the result -> row of the
+    table (a variant, an axis, "in distribution", "shifted") -> percent. Empty where there are none."""
 
     def instruction(self, episode: EpisodeSpec) -> str:
         """The instruction the policy is given in this episode."""
@@ -64,14 +67,6 @@ class TaskSuite(Protocol):
     def initial_states(self, task: str, split: Split) -> range:
         """Initial-state ids of one split; the splits are disjoint. Raises ValueError on an unknown task."""
         ...
-
-
-@runtime_checkable
-class Published(Protocol):
-    """Optional: a suite of which others have published success rates, to be printed beside ours."""
-
-    published_success: Mapping[str, Mapping[str, float]]
-    """Title of a column -> row of the table ("in distribution", a variant or an axis) -> percent."""
 
 
 @runtime_checkable

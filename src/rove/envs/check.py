@@ -88,7 +88,7 @@ def _require_same(
 
 
 def suite(envs: Envs) -> None:
-    """Tasks are unique; unknown ones are refused; variants name a known axis."""
+    """Tasks are unique; unknown ones are refused; variants name a known axis; published numbers a row."""
     suite = envs.suite
     require(
         len(suite.tasks) > 0 and len(set(suite.tasks)) == len(suite.tasks),
@@ -101,6 +101,11 @@ def suite(envs: Envs) -> None:
     axes = {"vision", "semantics", "execution"}
     require("none" not in suite.variants, "'none' is not a variant")
     require(set(suite.variants.values()) <= axes, f"the axis of a variant must be one of {sorted(axes)}")
+    require(
+        isinstance(getattr(suite, "published_success", None), Mapping)
+        and all(isinstance(column, Mapping) for column in suite.published_success.values()),
+        "published_success must map names to rows of percent; derive from TaskSuite for an empty one",
+    )
 
 
 def splits(envs: Envs) -> None:

@@ -80,9 +80,9 @@ def resources(config: EnvConfig, gpus: bool) -> Resources:
     return Resources() if say is None else say(config, gpus)
 
 
-def published(kind: str, tasks: str | None) -> dict[str, Any]:
+def published_settings(kind: str, tasks: str | None) -> dict[str, Any]:
     """Settings that published results of these tasks were obtained with, where tasks differ in them."""
-    say = getattr(_module(kind), "published", None)
+    say = getattr(_module(kind), "published_settings", None)
     return {} if say is None else say(tasks)
 
 

@@ -15,7 +15,7 @@ from rove import host, rundir
 from rove.config import load
 from rove.config.schema import PPO, EvaluationConfig, Run
 from rove.envs import registry as envs
-from rove.envs.base import Published, TaskSuite
+from rove.envs.base import TaskSuite
 from rove.errors import RoveError, nearest
 from rove.evaluation.evaluate import episodes, evaluate, make_env
 from rove.evaluation.journal import Journal
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
             "chunk": chunk,
             "versions": rundir.versions(),
         }
-        if isinstance(env.suite, Published):
+        if env.suite.published_success:
             about["published"] = {name: dict(rows) for name, rows in env.suite.published_success.items()}
         listed = [astuple(spec) for spec in specs]
         own = {word: value for word, value in load.leaves(run.policy, "policy.") if trained}
@@ -127,7 +127,7 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
         config = run.env if tasks is None else replace(run.env, tasks=tasks)
     else:
         given = {} if tasks is None else {"tasks": tasks}
-        config = load.section("env", {"kind": kind, **given, **envs.published(kind, tasks)})
+        config = load.section("env", {"kind": kind, **given, **envs.published_settings(kind, tasks)})
     run = Run("evaluation", PPO(), env=config) if run is None else replace(run, env=config)
     # Where the run was trained says nothing of this machine.
     return load.apply(replace(run, placement=replace(run.placement, device="auto")), settings)

@@ -30,6 +30,6 @@ def suite(config: LiberoConfig) -> TaskSuite:
     return LiberoSuite(config)
 
 
-def published(tasks: str | None) -> dict[str, int]:
-    """The entry point of `rove.envs.registry.published`."""
+def published_settings(tasks: str | None) -> dict[str, int]:
+    """The entry point of `rove.envs.registry.published_settings`."""
     return {"horizon": horizon(tasks or LiberoConfig().tasks)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rove.config.schema import LiberoConfig
+from rove.envs.base import TaskSuite
 from rove.envs.libero import package
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
@@ -52,7 +53,7 @@ def _exists(task: str) -> bool:
     return folder in package.folders() and task in package.tasks(folder)
 
 
-class LiberoSuite:
+class LiberoSuite(TaskSuite):
     """The tasks of a configuration; see `rove.envs.base.TaskSuite`."""
 
     def __init__(self, config: LiberoConfig) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import ManiSkillConfig
+from rove.envs.base import TaskSuite
 from rove.envs.maniskill import simulator
 from rove.envs.maniskill.world import Outcome, begin
 from rove.errors import RoveError, nearest
@@ -58,7 +59,7 @@ def instruction(task: str) -> str:
     return " ".join(words).lower()
 
 
-class StockSuite:
+class StockSuite(TaskSuite):
     """Tasks of ManiSkill's; an initial state is a seed."""
 
     name = "maniskill"

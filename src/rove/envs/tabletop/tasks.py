@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rove.config.schema import TabletopConfig
+from rove.envs.base import TaskSuite
 from rove.envs.tabletop.scene import HALF_HEIGHT
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
@@ -263,7 +264,7 @@ def _vocabulary() -> tuple[str, ...]:
     return tuple(sorted(words))
 
 
-class TabletopSuite:
+class TabletopSuite(TaskSuite):
     """The tasks that a `TabletopConfig` selects; see `rove.envs.base.TaskSuite`."""
 
     name = "tabletop"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from rove.config.schema import PutOnPlateConfig
+from rove.envs.base import TaskSuite
 from rove.envs.maniskill.put_on_plate import catalog
 from rove.envs.maniskill.put_on_plate.families import Scene, Space, family_of
 from rove.errors import RoveError, nearest
@@ -33,7 +34,7 @@ tables too. Of the published runs the sixteenth, "Carrot-v1:train", is "Main-v3:
 
 _HELD_OUT = 8192
 
-PUBLISHED: dict[str, dict[str, float]] = {
+PUBLISHED_SUCCESS: dict[str, dict[str, float]] = {
     "RL4VLA SFT": {
         "in distribution": 78.1,
         "unseen_table": 71.9,
@@ -78,7 +79,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 at the end of an episode; RLinf-VLA (2025): at any time; the latter gives the mean of the axes."""
 
 
-class PutOnPlateSuite:
+class PutOnPlateSuite(TaskSuite):
     """Tasks are published environments, e.g. "PutOnPlateInScene25Main-v3"; variants replace the environment.
 
     An initial state is a place in the seeded order of an environment's ids (`Space`).
@@ -86,7 +87,7 @@ class PutOnPlateSuite:
 
     name = "maniskill_put_on_plate"
     variants: Mapping[str, str] = {name: axis for name, (axis, _) in VARIANTS.items()}
-    published_success = PUBLISHED
+    published_success = PUBLISHED_SUCCESS
 
     def __init__(
         self,
