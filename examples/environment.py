@@ -9,9 +9,9 @@ Three things make it known to Rove: a config (`register` in `rove.config.load`),
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,16 +32,14 @@ from rove.config.schema import (
 )
 from rove.envs import registry
 from rove.envs.base import TaskSuite
-from rove.envs.slots import EpisodeSlots
+from rove.envs.chunked import ChunkedEnv, Outcome
 from rove.errors import RoveError, nearest
 from rove.recipes import recipe
 from rove.types import (
     ActionSpec,
     Autoreset,
     ChunkResult,
-    EpisodeRecord,
     EpisodeSpec,
-    Observation,
     Split,
 )
 
@@ -89,129 +87,56 @@ class ReachSuite(TaskSuite):
         return range(100) if split == "train" else range(1000, 1050)
 
 
-class ReachEnv(EpisodeSlots):
-    """B dots. Everything is a tensor over slots; the rules are those of `rove.envs.base`.
-
-    `EpisodeSlots` keeps the queue and checks what comes in; a world of your own is all that is added.
-    """
+class ReachEnv(ChunkedEnv):
+    """B dots. `ChunkedEnv` keeps the rules of `rove.envs.base`; the worlds are all that is added."""
 
     action_spec = ActionSpec(("x",), ("m",), (-0.5,), (0.5,))
 
     def __init__(self, config: ReachConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
         suite = ReachSuite(config.tasks)
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
-        self._pixels = config.image_size
-        self._x = torch.zeros(num_envs)
-        self._elapsed = torch.zeros(num_envs, dtype=torch.long)
+        self.image_shape = (1, config.image_size, config.image_size, 3)
+        self._x = np.zeros(num_envs)
 
-    @property
-    def elapsed(self) -> Tensor:
-        return self._elapsed.clone()
+    def start(self, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None:
+        for row, episode in zip(rows, episodes, strict=True):
+            self._x[row] = 0.3 * math.sin(episode.initial_state)
 
-    def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
-        slots = self._named(episodes, where)
-        if where is None:
-            self._specs = [None] * self.num_envs
-        for slot, episode in zip(slots, episodes, strict=True):
-            self._start(slot, episode)
-        return self._observe(range(self.num_envs))
+    def act(self, rows: np.ndarray, actions: np.ndarray) -> Outcome:
+        """Move the dots of `rows` by `actions` [n, 1]."""
+        self._x[rows] += actions[:, 0]
+        success = self._x[rows] * self._side(rows) >= GOAL
+        return Outcome(reward=success.astype(float), success=success, terminated=success)
 
-    def _start(self, slot: int, episode: EpisodeSpec) -> None:
-        self._specs[slot] = episode
-        self._x[slot] = 0.3 * math.sin(episode.initial_state)
-        self._elapsed[slot] = 0
-
-    def step_chunk(self, actions: Tensor) -> ChunkResult:
-        values = torch.from_numpy(self._checked(actions)).float()
-        return self._run(lambda t: values[:, t, 0])
+    def observe(self, rows: np.ndarray) -> tuple[Tensor, None]:
+        """uint8 [n, 1, H, W, 3]: a bright column where the dot is. The robot has no state of its own."""
+        position = ((self._x[rows] / GOAL + 1.5) / 3).clip(0, 1)
+        column = np.linspace(0, 1, self.image_shape[1])
+        bright = 255 * (1 - 8 * np.abs(column - position[:, None])).clip(0, 1)
+        dark = [(spec := self.specs[row]) is not None and spec.variant == "dark" for row in rows]
+        bright[dark] /= 2
+        images = np.broadcast_to(bright[:, None, None, :, None], (len(rows), *self.image_shape))
+        return torch.from_numpy(images.astype(np.uint8)), None
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
-        actions = torch.zeros(self.num_envs, self.chunk, 1)
+        """Optional: the scripted expert, which goes to the side that the instruction names."""
 
-        def choose(t: int) -> Tensor:
-            disturbance = 0.5 * noise * torch.from_numpy(generator.normal(size=self.num_envs))
-            actions[:, t, 0] = (0.5 * self._side() + disturbance).clamp(-0.5, 0.5)
-            return actions[:, t, 0]
+        def expert(rows: np.ndarray, last: bool) -> tuple[np.ndarray, np.ndarray]:
+            wanted = 0.5 * self._side(rows)[:, None]
+            disturbance = 0.5 * noise * generator.normal(size=wanted.shape) if last else 0.0
+            return wanted, wanted + disturbance
 
-        result = self._run(choose)
-        return actions * result.executed[..., None], result
+        return self._demonstrate(expert)
 
-    def _side(self) -> Tensor:
-        """float32 [B]: the direction of each slot's goal; 0 where the slot idles."""
-        return torch.tensor([0.0 if s is None else -1.0 if s.task == "left" else 1.0 for s in self._specs])
+    def _side(self, rows: np.ndarray) -> np.ndarray:
+        """float64 [n]: the direction of each row's goal."""
+        return np.array([-1.0 if (s := self.specs[row]) and s.task == "left" else 1.0 for row in rows])
 
-    def _run(self, choose: Callable[[int], Tensor]) -> ChunkResult:
-        """Execute one chunk; `choose(t)` gives the t-th action, float32 [B]."""
-        flags = (self.num_envs, self.chunk)
-        terminated, truncated, executed = (torch.zeros(flags, dtype=torch.bool) for _ in range(3))
-        live = torch.tensor([spec is not None for spec in self._specs])
-        side = self._side()
-        frames: dict[int, list[Tensor]] = {slot: [] for slot in self._recorded if live[slot]}
-        for t in range(self.chunk):
-            self._x += torch.where(live, choose(t), 0.0)
-            self._elapsed += live
-            executed[:, t] = live
-            terminated[:, t] = live & (self._x * side >= GOAL)
-            truncated[:, t] = live & ~terminated[:, t] & (self._elapsed >= self.horizon)
-            for slot in frames:
-                if live[slot]:
-                    frames[slot].append(self._draw([slot])[0, 0])
-            live = live & ~terminated[:, t] & ~truncated[:, t]
-        finished = self._records(terminated.any(1), truncated.any(1))
-        cut = torch.from_numpy(self._final_slots(terminated.numpy(), truncated.numpy()))
-        final = self._observe(cut.tolist()) if len(cut) else None
-        for slot, episode in self._successors([record.slot for record in finished]).items():
-            self._start(slot, episode)
-        return ChunkResult(
-            observation=self._observe(range(self.num_envs)),
-            reward=terminated.float(),
-            terminated=terminated,
-            truncated=truncated,
-            success=terminated.clone(),
-            executed=executed,
-            final_slots=cut,
-            final_observation=final,
-            finished=finished,
-            frames={slot: torch.stack(pictures) for slot, pictures in frames.items()},
-        )
+    def save(self) -> dict[str, Tensor]:
+        return {"x": torch.from_numpy(self._x.copy())}
 
-    def _records(self, succeeded: Tensor, truncated: Tensor) -> tuple[EpisodeRecord, ...]:
-        return tuple(
-            EpisodeRecord(
-                spec,
-                slot,
-                bool(succeeded[slot]),
-                int(self._elapsed[slot]),
-                float(succeeded[slot]),
-                bool(truncated[slot]),
-            )
-            for slot, spec in enumerate(self._specs)
-            if spec is not None and (succeeded[slot] or truncated[slot])
-        )
-
-    def _observe(self, slots: Sequence[int]) -> Observation:
-        texts = ("" if (spec := self._specs[s]) is None else self.suite.instruction(spec) for s in slots)
-        return Observation(self._draw(slots), tuple(texts))
-
-    def _draw(self, slots: Sequence[int]) -> Tensor:
-        """uint8 [len(slots), 1, H, W, 3]: a bright column where the dot is."""
-        position = ((self._x[list(slots)] / GOAL + 1.5) / 3).clamp(0, 1)
-        column = torch.arange(self._pixels) / (self._pixels - 1)
-        bright = 255 * (1 - 8 * (column - position[:, None]).abs()).clamp(0, 1)
-        dark = torch.tensor([(spec := self._specs[s]) is not None and spec.variant == "dark" for s in slots])
-        bright = torch.where(dark[:, None], bright / 2, bright).to(torch.uint8)
-        return bright[:, None, None, :, None].expand(-1, 1, self._pixels, -1, 3).contiguous()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self._saved_slots(), "x": self._x.clone(), "elapsed": self._elapsed.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        self._load_slots(state)
-        self._x, self._elapsed = state["x"].clone(), state["elapsed"].clone()
-        return self._observe(range(self.num_envs))
-
-    def close(self) -> None:
-        """Nothing to free."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self._x[...] = state["x"].numpy()
 
 
 def make(config: ReachConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> ReachEnv:

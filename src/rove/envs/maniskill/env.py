@@ -17,26 +17,21 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
+from rove.envs.chunked import Actions, ChunkedEnv, Frames, Played
 from rove.envs.maniskill import tasks
 from rove.envs.maniskill.fleet import Answer, Begin, Call, Hello, Play, Seen
 from rove.envs.maniskill.members import Died, Local, Member, Remote
-from rove.envs.slots import EpisodeSlots
 from rove.errors import RoveError
-from rove.types import (
-    Autoreset,
-    ChunkResult,
-    Demonstrations,
-    EpisodeRecord,
-    EpisodeSpec,
-    Observation,
-)
+from rove.types import Autoreset, ChunkResult, Demonstrations, EpisodeSpec, Observation
 
 MAX_RESTARTS = 3
 """Replacements of one worker in a row, without an answer in between."""
 
 
-class ManiSkillEnv(EpisodeSlots):
+class ManiSkillEnv(ChunkedEnv):
     """B worlds of ManiSkill's."""
+
+    outlives_success = True
 
     def __init__(
         self,
@@ -53,9 +48,6 @@ class ManiSkillEnv(EpisodeSlots):
         self._config, self._gpu = config, gpu
         self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
         """Of each slot's episode, the actions carried out: [k, A] a chunk."""
-        self._total = np.zeros(num_envs)
-        self._won = np.zeros(num_envs, bool)
-        """Whether each slot's episode has been a success at any time."""
         self.restarts = 0
         """Worker processes replaced so far."""
         self._parts = self._divide()
@@ -69,7 +61,7 @@ class ManiSkillEnv(EpisodeSlots):
             self.close()
             raise RoveError(f"The simulation does not start: {error}") from error
         hello = hellos[0]
-        self.action_spec = hello.action_spec
+        self.action_spec, self.image_shape, self.state_size = hello.action_spec, hello.image, hello.state
         self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
         self._state = torch.zeros(num_envs, hello.state)
         self._points = torch.full((num_envs, hello.pointers, 2), torch.nan)
@@ -133,112 +125,57 @@ class ManiSkillEnv(EpisodeSlots):
 
     # --- the slots ----------------------------------------------------------------------------------
 
-    @property
-    def elapsed(self) -> Tensor:
-        return torch.tensor([sum(map(len, past)) for past in self._history], dtype=torch.int64)
+    def start(self, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None:
+        for slot in rows:
+            self._history[slot] = []
+        self._catch_up(rows)
 
-    def reset(self, episodes: Sequence[EpisodeSpec], where: Sequence[int] | None = None) -> Observation:
-        slots = self._named(episodes, where)
-        if where is None:
-            self._idle([slot for slot in self._running().tolist() if slot not in slots])
-        self._start(dict(zip(slots, episodes, strict=True)))
-        return self._observation(range(self.num_envs))
-
-    def _start(self, episodes: Mapping[int, EpisodeSpec]) -> None:
-        for slot, episode in episodes.items():
-            self._specs[slot], self._history[slot] = episode, []
-            self._total[slot], self._won[slot] = 0.0, False
-        self._begin(list(episodes))
-
-    def _begin(self, slots: Sequence[int]) -> None:
-        """Have the workers start what these slots hold, and look at it."""
+    def _catch_up(self, slots: Sequence[int]) -> None:
+        """Have the workers start what these slots hold, carry out its history, and look at it."""
         orders = {n: self._beginning(part) for n, part in self._by_worker(slots).items()}
         for seen in self._ask("begin", orders).values():
             self._take(seen)
 
-    def _idle(self, slots: Sequence[int]) -> None:
-        self._ask("idle", self._by_worker(slots))
-        for slot in slots:
-            self._clear(slot)
-
-    def _clear(self, slot: int) -> None:
-        self._specs[slot], self._history[slot] = None, []
-        self._images[slot], self._state[slot], self._points[slot] = 0, 0.0, torch.nan
+    def release(self, rows: Sequence[int]) -> None:
+        self._ask("idle", self._by_worker(rows))
+        for slot in rows:
+            self._history[slot], self._elapsed[slot] = [], 0
+            self._images[slot], self._state[slot], self._points[slot] = 0, 0.0, torch.nan
 
     # --- stepping -----------------------------------------------------------------------------------
 
-    def step_chunk(self, actions: Tensor) -> ChunkResult:
-        return self._run(torch.from_numpy(self._checked(actions)).float(), expert=False)[1]
+    def play(self, rows: np.ndarray, actions: Actions) -> tuple[Played, Frames]:
+        chosen = np.stack([actions(c, rows) for c in range(self.chunk)], axis=1)
+        return self._play(rows, torch.from_numpy(chosen).float(), expert=False)[1:]
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """See `rove.envs.base.Demonstrator`; the noise is a fraction of the expert's own longest step."""
-        shape = (self.num_envs, 1, self.action_spec.dim)
+        shape, rows = (self.num_envs, 1, self.action_spec.dim), self._running()
         pushed = torch.from_numpy(noise * generator.normal(size=shape).astype(np.float32))
-        return self._run(pushed.expand(-1, self.chunk, -1), expert=True)
+        wanted, played, films = self._play(rows, pushed[rows].expand(-1, self.chunk, -1), expert=True)
+        return self._spread(rows, wanted), self._result(rows, played, films)
 
-    def _run(self, actions: Tensor, expert: bool) -> tuple[Tensor, ChunkResult]:
+    def _play(self, rows: np.ndarray, actions: Tensor, expert: bool) -> tuple[Tensor, Played, Frames]:
+        """A chunk of `actions` [n, C, A], or of the expert's, in running rows; first what it wanted."""
+        place = {slot: i for i, slot in enumerate(rows.tolist())}
         orders = {
-            n: Play(tuple(part), actions[part], expert, self.finals, self._recorded)
-            for n, part in self._by_worker(self._running().tolist()).items()
+            n: Play(tuple(part), actions[[place[slot] for slot in part]], expert, self.finals, self._recorded)
+            for n, part in self._by_worker(list(place)).items()
         }
         answers: list[Answer] = list(self._ask("play", orders).values())
-        shape = (self.num_envs, self.chunk)
-        reward = torch.zeros(shape)
-        terminated, truncated, success, executed = (torch.zeros(shape, dtype=torch.bool) for _ in range(4))
-        wanted = torch.zeros(*shape, self.action_spec.dim)
-        films: dict[int, Tensor] = {}
+        whole, wanted = Played.nothing(len(rows), self.chunk), torch.zeros_like(actions)
+        films: Frames = {}
         for answer in answers:
-            rows = list(answer.slots)
-            reward[rows], terminated[rows], truncated[rows], success[rows], executed[rows] = answer.played
-            wanted[rows] = answer.wanted
+            index = [place[slot] for slot in answer.slots]
+            wanted[index] = answer.wanted
+            for column, part in zip(whole, answer.played, strict=True):
+                column[index] = part
             films |= answer.films
             self._take(answer.seen)
-            for i, slot in enumerate(rows):
-                self._history[slot].append(answer.done[i, executed[slot]])
-                self._total[slot] += float(reward[slot].sum())
-                self._won[slot] |= bool(success[slot].any())
-        ended = (terminated | truncated).any(1)
-        final_slots = torch.from_numpy(self._final_slots(terminated.numpy(), truncated.numpy()))
-        final = self._observation(final_slots.tolist()) if len(final_slots) else None
-        finished = self._finish(ended, truncated, success, executed)
-        result = ChunkResult(
-            observation=self._observation(range(self.num_envs)),
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            success=success,
-            executed=executed,
-            final_slots=final_slots,
-            final_observation=final,
-            finished=finished,
-            frames=films,
-        )
-        return wanted, result
-
-    def _finish(
-        self, ended: Tensor, truncated: Tensor, success: Tensor, executed: Tensor
-    ) -> tuple[EpisodeRecord, ...]:
-        """Records of the episodes that ended, and the next ones in their slots."""
-        records, slots = [], ended.nonzero().flatten().tolist()
-        for slot in slots:
-            spec = self._specs[slot]
-            assert spec is not None
-            last = int(executed[slot].sum()) - 1
-            records.append(
-                EpisodeRecord(
-                    spec=spec,
-                    slot=slot,
-                    success=bool(self._won[slot]),
-                    length=int(self.elapsed[slot]),
-                    total_reward=float(self._total[slot]),
-                    truncated=bool(truncated[slot].any()),
-                    success_at_end=bool(success[slot, last]),
-                )
-            )
-            self._clear(slot)
-        if successors := self._successors(slots):
-            self._start(successors)
-        return tuple(records)
+            for i, slot in enumerate(answer.slots):
+                self._history[slot].append(answer.done[i, answer.played.executed[i]])
+        self._elapsed[rows] += whole.executed.numpy().sum(1)
+        return wanted, whole, films
 
     # --- pictures -----------------------------------------------------------------------------------
 
@@ -248,31 +185,18 @@ class ManiSkillEnv(EpisodeSlots):
             self._images[rows], self._state[rows] = seen.images, seen.state
             self._points[rows] = seen.points
 
-    def _observation(self, rows: Sequence[int]) -> Observation:
-        """Copies of the rows named; black and without an instruction where one idles."""
-        specs = [self._specs[row] for row in rows]
-        text = tuple("" if spec is None else self.suite.instruction(spec) for spec in specs)
-        index = list(rows)
-        return Observation(self._images[index], text, self._state[index])
+    def observe(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Copies of the rows named, as their workers saw them last."""
+        return self._images[rows], self._state[rows]
 
     # --- saving -------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            **self._saved_slots(),
-            "history": [self._past(slot) for slot in range(self.num_envs)],
-            "total_reward": torch.from_numpy(self._total.copy()),
-            "won": torch.from_numpy(self._won.copy()),
-        }
+    def save(self) -> dict[str, list[Tensor]]:
+        return {"history": [self._past(slot) for slot in range(self.num_envs)]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Observation:
-        self._check_saved(state)
-        self._idle(self._running().tolist())
-        self._load_slots(state)
+    def load(self, state: Mapping[str, list[Tensor]]) -> None:
         self._history = [[past] for past in state["history"]]
-        self._total, self._won = state["total_reward"].numpy().copy(), state["won"].numpy().copy()
-        self._begin(self._running().tolist())
-        return self._observation(range(self.num_envs))
+        self._catch_up(self._running().tolist())
 
     def close(self) -> None:
         for member in self._members:
@@ -301,4 +225,4 @@ class PutOnPlateEnv(ManiSkillEnv):
         seen.append(result.observation.select(running))
         where.append(self.points()[running])
         pictures = Observation.cat(seen)
-        return self._pointed(pictures.images, range(len(pictures)), pictures.instruction, torch.cat(where))
+        return self._grounding(pictures.images, range(len(pictures)), pictures.instruction, torch.cat(where))

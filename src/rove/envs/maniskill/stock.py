@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rove.config.schema import ManiSkillConfig
 from rove.envs.base import TaskSuite
+from rove.envs.chunked import Outcome
 from rove.envs.maniskill import simulator
-from rove.envs.maniskill.world import Outcome, begin
+from rove.envs.maniskill.world import begin
 from rove.errors import RoveError, nearest
 from rove.types import ActionSpec, EpisodeSpec, Split
 

@@ -7,23 +7,15 @@ one simulation holds all rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rove.envs.chunked import Outcome, Played, carry_out
 from rove.envs.maniskill import simulator
 from rove.types import ActionSpec, EpisodeSpec
-
-
-class Outcome(NamedTuple):
-    """Of one action, [n] each."""
-
-    reward: np.ndarray
-    success: np.ndarray
-    ended: np.ndarray
-    """Success that ends the episode, or a failure that cannot be undone."""
 
 
 class Task(Protocol):
@@ -53,16 +45,6 @@ class Task(Protocol):
     def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
         """The scripted expert's next action [A], and how far noise may push it [A], in the same units."""
         ...
-
-
-class Played(NamedTuple):
-    """A chunk in n rows, [n, C] each; see `ChunkResult`."""
-
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    success: Tensor
-    executed: Tensor
 
 
 Choose = Callable[[int, int], np.ndarray]
@@ -114,30 +96,23 @@ class World:
         self, rows: Sequence[int], chunk: int, choose: Choose, film: Callable[[int], None] = lambda row: None
     ) -> Played:
         """One chunk in these rows; one whose episode ends stays as it ended; `film` is told of actions."""
-        shape = (self.num_envs, chunk)
-        reward = np.zeros(shape, np.float32)
-        terminated, truncated, success, executed = (np.zeros(shape, bool) for _ in range(4))
         running, frozen = list(rows), []
-        for c in range(chunk):
-            if not running:
-                break
+
+        def act(c: int, now: np.ndarray) -> Outcome:
+            nonlocal running
+            frozen.extend(self._freeze([row for row in running if row not in now]))
+            running = now.tolist()
             actions = self._idle()
             for row in running:
                 actions[row] = torch.from_numpy(np.asarray(choose(row, c), np.float32))
             outcome = self._step(actions)
-            self.elapsed[running] += 1
-            executed[running, c] = True
-            reward[running, c], success[running, c] = outcome.reward[running], outcome.success[running]
-            terminated[running, c] = outcome.ended[running]
-            truncated[running, c] = (self.elapsed[running] >= self.horizon) & ~outcome.ended[running]
             for row in running:
                 film(row)
-            over = [row for row in running if terminated[row, c] or truncated[row, c]]
-            frozen += self._freeze(over) if c < chunk - 1 else []
-            running = [row for row in running if row not in over]
+            return Outcome(*(column[now] for column in outcome[:3]))
+
+        played = carry_out(np.array(rows, np.int64), chunk, act, self.elapsed, self.horizon)
         self._thaw(frozen)
-        columns = (reward, terminated, truncated, success, executed)
-        return Played(*(torch.from_numpy(column[list(rows)]) for column in columns))
+        return played
 
     def frames(self, rows: Sequence[int]) -> Tensor:
         """uint8 [rows, cameras, H, W, 3]."""

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rove.config.schema import PutOnPlateConfig
 from rove.envs import conventions
+from rove.envs.chunked import Outcome
 from rove.envs.maniskill import assets, simulator
 from rove.envs.maniskill.put_on_plate import overlay, progress
 from rove.envs.maniskill.put_on_plate.suite import PutOnPlateSuite
-from rove.envs.maniskill.world import Outcome, begin
+from rove.envs.maniskill.world import begin
 from rove.errors import RoveError
 from rove.types import ActionSpec, EpisodeSpec
 
