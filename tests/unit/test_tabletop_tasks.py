@@ -9,6 +9,7 @@ from rove.config.schema import TabletopConfig
 from rove.envs import registry
 from rove.envs.tabletop import layout, robot
 from rove.envs.tabletop.scene import ZONE_HALF
+from rove.envs.tabletop.suite import TabletopSuite
 from rove.envs.tabletop.tasks import (
     DEMO_TASKS,
     FAMILIES,
@@ -19,7 +20,6 @@ from rove.envs.tabletop.tasks import (
     UNSEEN_TASKS,
     UNSEEN_TEMPLATES,
     VARIANTS,
-    TabletopSuite,
     parse,
 )
 from rove.envs.tabletop.worlds import HELD_ABOVE, Worlds

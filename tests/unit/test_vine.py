@@ -18,7 +18,7 @@ from rove.config.schema import RolloutConfig, Run, TabletopConfig, Vine
 from rove.envs import registry
 from rove.envs.sampler import EpisodeSampler
 from rove.envs.tabletop.env import TabletopEnv
-from rove.envs.tabletop.tasks import TabletopSuite
+from rove.envs.tabletop.suite import TabletopSuite
 from rove.errors import RoveError
 from rove.ipc import Setup
 from rove.policies.openvla import OpenVLA

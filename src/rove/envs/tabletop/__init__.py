@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rove.config.schema import TabletopConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
-from rove.envs.tabletop.tasks import TabletopSuite
+from rove.envs.tabletop.suite import TabletopSuite
 from rove.types import Autoreset
 
 

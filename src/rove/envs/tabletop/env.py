@@ -16,7 +16,7 @@ from rove.envs.tabletop import progress, robot
 from rove.envs.tabletop.expert import SLIP, expert_action, mistaken
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
-from rove.envs.tabletop.tasks import TabletopSuite
+from rove.envs.tabletop.suite import TabletopSuite
 from rove.envs.tabletop.worlds import Worlds, background
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
 

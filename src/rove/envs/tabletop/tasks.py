@@ -1,4 +1,4 @@
-"""Tasks, their instructions, and the suite that enumerates them.
+"""Tasks and their instructions.
 
 A task id names its family and what it is about: `pick/red_cube`, `put/green_cylinder/white_plate`,
 `stack/purple_cube/yellow_cylinder`, `push/yellow_cube/cyan_zone`.
@@ -12,18 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rove.config.schema import TabletopConfig
-from rove.envs.base import TaskSuite
-from rove.envs.tabletop.scene import HALF_HEIGHT
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
-
-if TYPE_CHECKING:
-    from rove.envs.tabletop.layout import Layout
 
 FAMILIES = ("pick", "put", "stack", "push")
 
@@ -177,7 +168,7 @@ def _things(names: tuple[str, ...], colors: tuple[str, ...]) -> dict[str, Thing]
 
 
 _OBJECTS = _things(TRAINED_SHAPES, OBJECT_COLORS)
-_DESTINATIONS: Mapping[str, dict[str, Thing]] = {
+DESTINATIONS: Mapping[str, dict[str, Thing]] = {
     "put": _things(("plate", "tray"), RECEPTACLE_COLORS),
     "push": _things(("zone",), RECEPTACLE_COLORS),
     # A brick is too narrow to stand on.
@@ -199,7 +190,7 @@ def parse(task: str) -> Task:
         raise RoveError(f"Unknown object {parts[0]!r} in task {task!r}. {nearest(parts[0], _OBJECTS)}")
     if expected == 1:
         return Task(task, family, _OBJECTS[parts[0]], None)
-    valid = _DESTINATIONS[family]
+    valid = DESTINATIONS[family]
     if parts[1] not in valid:
         raise RoveError(f"Unknown destination {parts[1]!r} in task {task!r}. {nearest(parts[1], valid)}")
     target, destination = _OBJECTS[parts[0]], valid[parts[1]]
@@ -236,7 +227,7 @@ def target_of(episode: EpisodeSpec) -> Thing:
 
 
 @functools.lru_cache(maxsize=65536)
-def _instruction(task_id: str, initial_state: int, variant: str) -> str:
+def instruction_of(task_id: str, initial_state: int, variant: str) -> str:
     episode = EpisodeSpec(task_id, initial_state, variant)
     _validate(episode)
     task, target = parse(task_id), target_of(episode)
@@ -246,10 +237,10 @@ def _instruction(task_id: str, initial_state: int, variant: str) -> str:
     # unseen shape, whose name was never trained, can be asked for.
     noun = _choose(8, task_id, initial_state, "noun")
     generic = GENERIC_NOUNS[noun % 2] if noun < 4 or target.kind not in TRAINED_SHAPES else target.kind
-    return _sentence(template, target, generic, task.destination)
+    return sentence(template, target, generic, task.destination)
 
 
-def _sentence(template: str, target: Thing, noun: str, destination: Thing | None) -> str:
+def sentence(template: str, target: Thing, noun: str, destination: Thing | None) -> str:
     words = {"o": f"{target.color} {noun}"}
     if destination is not None:
         preposition = "in" if destination.kind == "tray" else "on"
@@ -257,85 +248,8 @@ def _sentence(template: str, target: Thing, noun: str, destination: Thing | None
     return template.format(**words)
 
 
-def _vocabulary() -> tuple[str, ...]:
+def vocabulary_words() -> tuple[str, ...]:
     texts = [text for group in (TEMPLATES, UNSEEN_TEMPLATES) for family in group.values() for text in family]
     words = {word for text in texts for word in text.split() if not word.startswith("{")}
     words |= {"in", *OBJECT_COLORS, *RECEPTACLE_COLORS, *TRAINED_SHAPES, *RECEPTACLE_KINDS, *GENERIC_NOUNS}
     return tuple(sorted(words))
-
-
-class TabletopSuite(TaskSuite):
-    """The tasks that a `TabletopConfig` selects; see `rove.envs.base.TaskSuite`."""
-
-    name = "tabletop"
-    variants: Mapping[str, str] = VARIANTS
-    vocabulary: tuple[str, ...] = _vocabulary()
-    """Every word that an instruction of the suite can contain, sorted."""
-
-    def __init__(self, tasks: tuple[str, ...]) -> None:
-        self.tasks = tasks
-
-    @classmethod
-    def from_config(cls, config: TabletopConfig) -> TabletopSuite:
-        """Tasks of a named set, or of task ids separated by commas; ValueError where one does not exist."""
-        if config.tasks in TASK_SETS:
-            return cls(TASK_SETS[config.tasks])
-        names = tuple(name.strip() for name in config.tasks.split(","))
-        for name in names:
-            if "/" not in name:
-                known = (*TASK_SETS, *TRAIN_TASKS, *UNSEEN_TASKS)
-                raise RoveError(f"Unknown task or task set {name!r}. {nearest(name, known)}")
-            parse(name)
-        return cls(tuple(dict.fromkeys(names)))
-
-    def instruction(self, episode: EpisodeSpec) -> str:
-        """The instruction of an episode, a function of its task, initial state and variant."""
-        return _instruction(episode.task, episode.initial_state, episode.variant)
-
-    def requests(
-        self,
-        scene: Layout,
-        places: np.ndarray,
-        count: int,
-        rng: np.random.Generator,
-        carried: tuple[int, int] | None = None,
-    ) -> list[tuple[str, np.ndarray]]:
-        """Things that could be asked for in a scene whose objects have come to `places` [OBJECTS, 3]: `count`
-        random instructions, of all families alike, and where the object and its destination (NaN without
-        one) are, [2, 3] metres. No held-out tasks.
-
-        `carried`: see `Worlds.catch_in_the_act`. Half of the instructions then are to put it there: it is
-        then that an episode shows such a picture.
-        """
-        objects = list(zip(scene.objects, places, strict=True))
-        receptacles = [
-            (thing, np.array([*xy, 0.0]))
-            for thing, xy in zip(scene.receptacles, scene.receptacle_xy, strict=True)
-        ]
-        supports = [(thing, at + np.array([0.0, 0.0, HALF_HEIGHT])) for thing, at in objects]
-        found: list[tuple[str, np.ndarray]] = []
-        while len(found) < count:
-            family = FAMILIES[rng.integers(len(FAMILIES))]
-            target, at = objects[rng.integers(len(objects))]
-            around = supports if family == "stack" else receptacles
-            if carried and rng.random() < 0.5:
-                target, at = objects[carried[0]]
-                family = "stack" if carried[1] < len(supports) else "put"
-                around = [(supports + receptacles)[carried[1]]]
-            valid = _DESTINATIONS.get(family, {}).values()
-            goals = [(d, p) for d, p in around if d in valid and d != target]
-            goal, there = goals[rng.integers(len(goals))] if goals else (None, np.full(3, np.nan))
-            names = [family, *(f"{thing.color}_{thing.kind}" for thing in (target, goal) if thing)]
-            if (goal is None) != (family == "pick") or "/".join(names) in UNSEEN_TASKS:
-                continue
-            template = TEMPLATES[family][rng.integers(len(TEMPLATES[family]))]
-            noun = (*GENERIC_NOUNS, target.kind, target.kind)[rng.integers(4)]
-            found.append((_sentence(template, target, noun, goal), np.stack([at, there])))
-        return found
-
-    def initial_states(self, task: str, split: Split) -> range:
-        """4,096 train states, 256 held-out ones, the same ids for every task."""
-        parse(task)
-        if split not in INITIAL_STATES:
-            raise RoveError(f"Unknown split {split!r}. {nearest(split, INITIAL_STATES)}")
-        return INITIAL_STATES[split]
