@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from _standins import StandInConfig, StandInPolicy
 from rove import host
 from rove.config.schema import PPO, RolloutConfig, Run
 from rove.envs import registry as envs
-from rove.ipc import Setup
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.recipes import get
 from rove.rollout.pipeline import Pipeline, Service
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import EnvWorker, Slots
+from rove.rollout.workers import Environments, EnvironmentWorker, Slots
+from rove.runtime.local import InChild
 from rove.timing import Stopwatch
 from rove.training import demonstrations
 
@@ -51,13 +52,10 @@ RATIOS = {"1:4": (1, 4), "1:2": (1, 2), "1:1": (1, 1), "2:1": (2, 1), "4:1": (4,
 def pipeline(run: Run, policy: Policy, stages: int, service: Service, cores: tuple[int, ...]) -> Pipeline:
     """One worker with `stages` stages on `cores`, served by this process."""
     b = run.rollout.num_envs // stages
-    worker = EnvWorker(
-        "env 0",
-        [StagePlan(run, index, stages, b) for index in range(stages)],
+    make = partial(EnvironmentWorker, [StagePlan(run, index, stages, b) for index in range(stages)])
+    worker = Environments(
+        partial(InChild, "env 0", make, deadline=120, cores=cores),
         [Slots(i * b, (i + 1) * b) for i in range(stages)],
-        setup=Setup.here(),
-        deadline=120,
-        cores=cores,
     )
     critic = policy.value_head is not None
     return Pipeline([worker], policy, chunks=CHUNKS, seed=1, critic=critic, service=service)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rove import algorithms, recipes, transfer
 from rove.config.schema import PPO, EvaluationConfig, LoggingConfig, LoraConfig, PolicyConfig, Run
-from rove.ipc import Channel, Child, Crash, Setup
 from rove.policies.openvla import OpenVLA
 from rove.rollout.collect import act
+from rove.runtime.channel import Channel
+from rove.runtime.process import Child, Crash
 from rove.train import train
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
@@ -176,9 +177,7 @@ def rank(channel: Channel, number: int, address: str, parallel: str) -> None:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_cards_train_as_one_cpu(parallel: str) -> None:
     address = free_address()
-    children = [
-        Child("tests.gpu.test_gpu:rank", (n, address, parallel), setup=Setup.here()) for n in range(2)
-    ]
+    children = [Child(rank, n, address, parallel) for n in range(2)]
     answers = [child.channel.recv() for child in children]
     for answer in answers:
         assert not isinstance(answer, Crash), answer.trace

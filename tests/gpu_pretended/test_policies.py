@@ -13,10 +13,10 @@ import torch  # isort: skip
 
 from rove import algorithms
 from rove.config.schema import GRPO, PPO, AlgorithmConfig, OptimConfig, Run, SFTConfig, TrainingConfig, Vine
-from rove.ipc import pack, unpack
 from rove.placement import weights
 from rove.policies.openvla import OpenVLA
 from rove.rollout.collect import act
+from rove.runtime.channel import pack, unpack
 from rove.training.deal import take
 from rove.training.learner import Learner
 from rove.training.pointing import learn_to_point

@@ -20,11 +20,11 @@ from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.check import check_env
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
-from rove.envs.maniskill.members import Remote
 from rove.envs.maniskill.put_on_plate import families, progress
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS
 from rove.errors import RoveError
+from rove.runtime.local import InChild
 from rove.types import EpisodeSpec
 
 MAIN = PREFIX + "Main-v3"
@@ -46,7 +46,7 @@ def env() -> Iterator[ManiSkillEnv]:
 
 
 def world(env: ManiSkillEnv, slot: int):
-    return env._members[0].fleet._at[slot][0].env  # type: ignore[attr-defined]
+    return env._members[0].worker._at[slot][0].env  # type: ignore[attr-defined]
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -281,11 +281,12 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost():
         for t, chunk in enumerate(actions):
             if kill and t == 2:
                 member = made._members[1]
-                assert isinstance(member, Remote)
+                assert isinstance(member, InChild)
                 os.kill(member.child.process.pid, signal.SIGKILL)
             result = made.step_chunk(chunk)
         outcomes.append((result.observation.images, result.observation.state, result.reward))
-        assert made.restarts == kill
+        faults = made.supervisor.take_faults()
+        assert len(faults) == kill and all("simulator 1 was killed by signal 9" in one for one in faults)
         made.close()
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 

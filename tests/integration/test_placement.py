@@ -88,8 +88,8 @@ def test_a_unit_that_is_killed_is_replaced(call, ahead, started, tmp_path, monke
 
     def kill_and_ask(self, *args, **kwargs):
         if self.version == 1 and not killed:
-            unit = next(seat for seat in self._seats if hasattr(seat, "_child"))
-            os.kill(unit._child.process.pid, signal.SIGKILL)
+            unit = next(seat for seat in self._seats if hasattr(seat, "child"))
+            os.kill(unit.child.process.pid, signal.SIGKILL)
             killed.append(unit)
         return asked(self, *args, **kwargs)
 
@@ -135,7 +135,7 @@ def test_a_unit_that_dies_leaves_the_broadcast_and_weights_go_through_the_host(
     def kill_and_collect(self, on_chunk):
         if self.version == 1 and not killed:
             killed.append(unit := self._seats[self.plan.apart[0]])
-            os.kill(unit._child.process.pid, signal.SIGKILL)
+            os.kill(unit.child.process.pid, signal.SIGKILL)
         members.append(len(self._members))
         return collect(self, on_chunk)
 

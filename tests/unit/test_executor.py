@@ -13,28 +13,33 @@ from tests.unit.test_plan import NODE
 
 from rove.config.schema import PPO, LoraConfig, PlacementConfig, RolloutConfig, Run
 from rove.envs import conventions
-from rove.ipc import Channel, Packed, pack
 from rove.placement import weights
-from rove.placement.executor import Done, Executor
+from rove.placement.executor import Executor
 from rove.placement.plan import make_plan
-from rove.placement.seat import SeatPlan, Updated
+from rove.placement.seat import SeatPlan, SeatWorker, Updated
 from rove.policies import registry as policies
 from rove.policies.openvla import loading
+from rove.runtime.actor import Actor, Done, Given
+from rove.runtime.channel import Channel, pack
+from rove.runtime.local import Packed
 from rove.training.deal import Share
 from rove.types import Observation, TrainBatch
 
 
-class Seat:
+class Seat(Actor[SeatWorker]):
     """Takes note of what it is asked for."""
+
+    here = False
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
 
-    def call(self, method: str, *args: Any) -> Done:
-        self.asked.append((method, *args))
-        return Done(Updated({}, {}, []) if method == "update" else None)
+    def call(self, method: Any, *args: Any) -> Done[Any]:
+        self.asked.append((method.__name__, *args))
+        return Done(Updated({}, {}, []) if method is SeatWorker.update else None)
 
     def close(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class Noted(Executor):
@@ -47,6 +52,9 @@ class Noted(Executor):
 
     def _put(self, seat: SeatPlan) -> Seat:
         return Seat()
+
+    def _share(self, value: Any) -> Given[Any]:
+        return Given(value)
 
     def asked(self) -> list[list[tuple[Any, ...]]]:
         return [seat.asked for seat in self._seats]
@@ -126,12 +134,11 @@ def test_what_several_are_sent_is_packed_once():
     given["a"].zero_()  # it is a copy
     for _ in range(2):
         ours, theirs = map(Channel, socket.socketpair())
-        ours.send(("load", (packed,)), segment=packed.segment)
-        (method, (read,)), fd = theirs.recv_segment()
-        assert method == "load" and fd is not None and packed.segment is not None
-        assert os.path.sameopenfile(fd, packed.segment.fd)
-        value = read.unpack(fd)
-        assert torch.equal(value["a"], torch.arange(1 << 16)) and value["b"].shape == (3, 5)
+        ours.send(("load", (packed,)))
+        method, (read,) = theirs.recv()
+        assert method == "load" and packed.segment is not None
+        assert os.path.sameopenfile(read.segment.fd, packed.segment.fd)
+        assert torch.equal(read.value["a"], torch.arange(1 << 16)) and read.value["b"].shape == (3, 5)
 
 
 def test_weights_are_read_onto_the_device_they_are_for(monkeypatch, tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # What a room may import, by prefix, besides itself and BASE.
-BASE = ("types", "errors", "findings", "config", "timing", "transfer", "interrupt", "ipc")
+BASE = ("types", "errors", "findings", "config", "timing", "transfer", "interrupt", "runtime")
 CONTRACTS = (
     "envs.base",
     "envs.registry",
@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "interrupt": (),
     "transfer": (),
     "host": ("errors",),
-    "ipc": ("recipes", "envs.registry", "policies.registry"),
+    "runtime": ("errors",),
     "config": ("errors",),
     "algorithms": ("types", "config.load"),
     "envs": BASE,

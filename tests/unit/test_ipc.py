@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from rove.ipc import Segment
+from rove.runtime.channel import Segment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no anonymous files")
 
@@ -32,7 +32,7 @@ def test_a_segment_may_be_larger_than_dev_shm_is():
     if not shutil.which("unshare") or subprocess.run([*alone, *mount], capture_output=True).returncode:
         pytest.skip("this user may not mount a small /dev/shm")
     code = (
-        "import torch; from rove.ipc import Segment; "
+        "import torch; from rove.runtime.channel import Segment; "
         "print(int(Segment(1 << 20).tensor(0, (1 << 20,), torch.uint8).fill_(1).sum()))"
     )
     script = f"{' '.join(mount)} && exec {sys.executable} -c '{code}'"

@@ -24,12 +24,13 @@ from rove.config.schema import (
     TrainingConfig,
     ValueHeadConfig,
 )
-from rove.ipc import Channel, ChannelClosed, Child, Crash, Setup
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
 from rove.placement.seat import SeatPlan, SeatWorker
 from rove.policies import registry as policies
 from rove.policies.base import Policy
+from rove.runtime.channel import Channel, ChannelClosed
+from rove.runtime.process import Child, Crash
 from rove.training.deal import deal, schedule, take
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
@@ -96,7 +97,7 @@ def rank(channel: Channel, number: int, address: str) -> None:
 def two_learners() -> Iterator[Callable[..., list[tuple]]]:
     """Trains on two ranks; the answers of both."""
     address = free_address()
-    children = [Child("tests.unit.test_parallel:rank", (n, address), setup=Setup.here()) for n in range(2)]
+    children = [Child(rank, n, address) for n in range(2)]
 
     def train(
         training: TrainingConfig, config: PolicyConfig | None, algorithm: PPO | GRPO = PPO()
@@ -205,7 +206,7 @@ def test_a_seat_makes_its_gpu_its_own_before_all_else(monkeypatch):
     plan = make_plan(Run("t", PPO()), Inventory.of(gpus=8, cores=64))
     number = next(n for n, seat in enumerate(plan.seats) if seat.rank == 3)
     with pytest.raises(Chosen, match="cuda:3"):
-        SeatWorker(SeatPlan(Run("t", PPO()), plan, number, Path("nowhere"), Setup.here(), ""))
+        SeatWorker(SeatPlan(Run("t", PPO()), plan, number, Path("nowhere"), ""))
 
 
 @pytest.mark.parametrize(

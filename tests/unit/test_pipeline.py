@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from torch import nn
 from rove.config.schema import GRPO, PPO, RolloutConfig, Run
 from rove.envs import registry
 from rove.errors import RoveError
-from rove.ipc import Setup
 from rove.rollout.pipeline import Pipeline, Service
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
+from rove.rollout.workers import Environments, EnvironmentWorker, Slots
+from rove.runtime.actor import Supervisor
+from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, Trajectory
 
@@ -55,23 +57,22 @@ def run_of(algorithm=PPO(), **fault) -> Run:
     )
 
 
-def hosts_of(run: Run, workers: int, stages: int, inside: bool, deadline: float = 60) -> list[Host]:
+def hosts_of(run: Run, workers: int, stages: int, inside: bool, deadline: float = 60) -> list[Environments]:
     count, hosts = workers * stages, []
     b = B // count
     for w in range(workers):
         plans = [StagePlan(run, w * stages + i, count, b) for i in range(stages)]
         slots = [Slots((w * stages + i) * b, (w * stages + i + 1) * b) for i in range(stages)]
-        if inside:
-            hosts.append(InProcess(plans, slots))
-        else:
-            hosts.append(EnvWorker(f"worker {w}", plans, slots, setup=Setup.here(), deadline=deadline))
+        make = partial(EnvironmentWorker, plans)
+        kind = InProcess if inside else partial(InChild, deadline=deadline)
+        hosts.append(Environments(partial(kind, f"worker {w}", make), slots))
     return hosts
 
 
 def collect(
     run: Run, workers=1, stages=1, inside=False, rollouts=2, service: Service = "fixed", **options
 ) -> tuple[list[Trajectory], list[str]]:
-    faults: list[str] = []
+    supervisor = Supervisor(options.pop("max_restarts", 3))
     deadline = options.pop("deadline", 60)
     pipeline = Pipeline(
         hosts_of(run, workers, stages, inside, deadline),
@@ -80,11 +81,12 @@ def collect(
         seed=3,
         critic=isinstance(run.algorithm, PPO),
         service=service,
-        on_fault=faults.append,
+        supervisor=supervisor,
         **options,
     )
     with closing(pipeline):
-        return [pipeline.collect(version, Stopwatch()) for version in range(rollouts)], faults
+        trajectories = [pipeline.collect(version, Stopwatch()) for version in range(rollouts)]
+    return trajectories, supervisor.take_faults()
 
 
 def assert_equal(a: Trajectory, b: Trajectory) -> None:

@@ -237,22 +237,22 @@ def test_a_gpu_that_is_not_visible_is_named() -> None:
 class Started:
     """Stands in for an environment worker, or for stages in this process."""
 
-    def __init__(self, *args: Any, environment: dict[str, str] | None = None, **_: Any) -> None:
+    def __init__(self, name: str, make: Any, environment: dict[str, str] | None = None, **_: Any) -> None:
         self.environment = environment
-        (plans,) = (arg for arg in args if isinstance(arg, list) and hasattr(arg[0], "num_envs"))
+        (plans,) = make.args
         self.gpus = [plan.gpu for plan in plans]
 
 
 def started(run: Run, count: int, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
     """What the seats of a run would start on a machine with so many GPUs."""
-    monkeypatch.setattr(seat, "EnvWorker", Started)
+    monkeypatch.setattr(seat, "InChild", Started)
     monkeypatch.setattr(seat, "InProcess", Started)
     plan = make_plan(run, node(count))
     return [
-        host
+        environments.actor  # type: ignore[misc]
         for number, own in enumerate(plan.seats)
         if own.unit is not None
-        for host in seat._hosts(SeatPlan(run, plan, number, None, None, ""), own.unit)  # type: ignore[arg-type]
+        for environments in seat._environments(SeatPlan(run, plan, number, None, ""), own.unit)  # type: ignore[arg-type]
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from rove.envs.sampler import EpisodeSampler
 from rove.envs.tabletop.env import TabletopEnv
 from rove.envs.tabletop.suite import TabletopSuite
 from rove.errors import RoveError
-from rove.ipc import Setup
 from rove.policies.openvla import OpenVLA
 from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
+from rove.rollout.workers import Environments, EnvironmentWorker, Slots
+from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
 from rove.types import ActionSpec, PolicyOutput, Trajectory
 
@@ -36,10 +37,11 @@ RUN = Run(
 )
 
 
-def host_of(run: Run) -> InProcess:
+def host_of(run: Run) -> Environments:
     """All slots of a run in this process."""
     slots = run.rollout.num_envs
-    return InProcess([StagePlan(run, 0, 1, slots)], [Slots(0, slots)])
+    make = partial(EnvironmentWorker, [StagePlan(run, 0, 1, slots)])
+    return Environments(partial(InProcess, "environments", make), [Slots(0, slots)])
 
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -73,12 +75,12 @@ def rollouts() -> dict[int, tuple[Trajectory, dict]]:
     made = {}
     for branches in (1, 4):
         host = host_of(RUN)
-        env = host.stages[0].env
+        env = host.actor.worker.stages[0].env  # type: ignore[attr-defined]
         made[branches] = collect(host, env.action_spec, env.suite.vocabulary, branches), env.state_dict()
     return made
 
 
-def collect(host: Host, spec: ActionSpec, vocabulary: Sequence[str], branches: int) -> Trajectory:
+def collect(host: Environments, spec: ActionSpec, vocabulary: Sequence[str], branches: int) -> Trajectory:
     policy = OpenVLA.build(
         replace(CONFIG, value_head=None),
         chunk=4,
@@ -94,7 +96,8 @@ def collect(host: Host, spec: ActionSpec, vocabulary: Sequence[str], branches: i
 
 def test_a_worker_process_tries_as_this_one_does(rollouts) -> None:
     suite = TabletopSuite.from_config(TabletopConfig())
-    worker = EnvWorker("worker", [StagePlan(RUN, 0, 1, 6)], [Slots(0, 6)], setup=Setup.here(), deadline=60)
+    make = partial(EnvironmentWorker, [StagePlan(RUN, 0, 1, 6)])
+    worker = Environments(partial(InChild, "worker", make, deadline=60), [Slots(0, 6)])
     there, (here, _) = collect(worker, TabletopEnv.action_spec, suite.vocabulary, 4), rollouts[4]
     for name in ("tokens", "logprob", "reward", "executed"):
         assert torch.equal(getattr(there.branches, name), getattr(here.branches, name)), name

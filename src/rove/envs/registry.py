@@ -8,6 +8,7 @@ from typing import Any
 from rove.config.schema import EnvConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
+from rove.runtime.setup import repeat
 from rove.types import Autoreset
 
 _ENTRY_POINTS = {
@@ -37,16 +38,12 @@ def register(kind: str, entry_point: str) -> None:
             f"Environment {kind!r} is already registered as {_ENTRY_POINTS[kind]!r}; use another name."
         )
     _ENTRY_POINTS[kind] = entry_point
+    repeat(register, kind, entry_point)
 
 
 def kinds() -> tuple[str, ...]:
     """The registered environments."""
     return tuple(_ENTRY_POINTS)
-
-
-def entry_points() -> dict[str, str]:
-    """Kind -> entry point, for a worker process to register the same."""
-    return dict(_ENTRY_POINTS)
 
 
 def _module(kind: str) -> Any:

@@ -23,13 +23,13 @@ from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
 from rove.errors import RoveError
-from rove.ipc import Packed
 from rove.placement import weights
 from rove.placement.cards import Card
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
 from rove.rollout.stage import StagePlan
+from rove.runtime.local import Packed
 from rove.training import demonstrations
 from rove.training.deal import take
 from rove.training.learner import Learner

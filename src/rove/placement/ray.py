@@ -14,23 +14,28 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple
 
 import numpy as np
 import torch
 
 from rove.config.schema import Run
 from rove.errors import RoveError
-from rove.ipc import Crash, crash, pack, unpack
 from rove.placement import gpus, weights
-from rove.placement.executor import Answer, Executor, Seated, SeatLost
+from rove.placement.executor import Executor, V
 from rove.placement.inventory import Inventory, Node
 from rove.placement.plan import Plan
 from rove.placement.seat import SeatPlan, SeatWorker
 from rove.policies import registry as policies
 from rove.policies.base import Policy
+from rove.runtime.actor import Actor, Future, Given, Lost, P, R, Shared, T, V_co
+from rove.runtime.channel import pack, unpack
+from rove.runtime.process import Crash, crash
+from rove.runtime.setup import Setup
 from rove.training import parallel
 
 _NODE = "ray.io/node-id"
@@ -145,14 +150,21 @@ class RayExecutor(Executor):
         find = ray.remote(num_cpus=0, scheduling_strategy=there)(parallel.free_address)
         return ray.get(find.remote())
 
-    def _put(self, seat: SeatPlan) -> Seated:
-        return InActor(seat, self._group, self._bundles[seat.number])
+    def _put(self, seat: SeatPlan) -> Actor[SeatWorker]:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    def _share(self, value: Any) -> Any:
-        import ray
+        own, bundle = self.plan.seats[seat.number], self._bundles[seat.number]
+        options: dict[str, Any] = {
+            "num_cpus": own.cores,
+            "num_gpus": own.gpu_share if own.gpu is not None else 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=bundle
+            ),
+        }
+        return InActor(seat.name, partial(SeatWorker, seat), options)
 
-        # One object for all readers; what is given here is not packed again by `call`.
-        return ray.put(_packed(value))
+    def _share(self, value: V) -> Shared[V]:
+        return Stored(value)
 
     def save_policy(self, directory: Path) -> None:
         """Written here, from a copy: the first rank may be on a node that cannot reach the directory."""
@@ -227,85 +239,104 @@ def _own_gpu() -> int:
     return gpus.index_of(name, os.environ.get(gpus.VISIBLE))
 
 
-class InActor:
-    """A seat in an actor; Ray carries out an actor's calls in order."""
+class InActor(Actor[T]):
+    """A worker in a Ray actor, which carries out its calls in order."""
 
-    gone = False
-    """Ray says so with the next answer."""
+    here = False
 
-    def __init__(self, seat: SeatPlan, group: Any, number: int) -> None:
-        """`number` is that of its bundle in the group."""
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        own = seat.plan.seats[seat.number]
-        self.name = f"policy {own.unit}" if own.rank is None else f"learner {own.rank}"
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-        path = os.pathsep.join(filter(None, seat.setup.path))
-        options: dict[str, Any] = {
-            "num_cpus": own.cores,
-            "num_gpus": own.gpu_share if own.gpu is not None else 0,
-            "scheduling_strategy": strategy,
-            "runtime_env": {"env_vars": _RENUMBERS_NOTHING | {"PYTHONPATH": path}},
-        }
-        self._actor = ray.remote(_Actor).options(**options).remote(_packed(seat))
-
-    def call(self, method: str, *args: Any) -> Answer:
+    def __init__(self, name: str, make: Callable[[], T], options: dict[str, Any]) -> None:
+        """`make` has to be picklable; `options` are Ray's."""
         import ray
 
-        given = [arg if isinstance(arg, ray.ObjectRef) else _packed(arg) for arg in args]
-        return _Ref(self.name, self._actor.call.remote(method, *given))
+        self.name, setup = name, Setup.here()
+        path = os.pathsep.join(filter(None, setup.path))
+        variables = {"env_vars": _RENUMBERS_NOTHING | {"PYTHONPATH": path}}
+        remote = ray.remote(_Served).options(**options, runtime_env=variables)
+        self._actor = remote.remote(_packed(setup), _packed(make))
+
+    def call(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        given = [arg.ref if isinstance(arg, Stored) else _packed(arg) for arg in args]
+        return _Call(self.name, self._actor.call.remote(_packed((method, kwargs)), *given))
 
     def close(self) -> None:
         import ray
 
         # If it is gone, or busy, it is ended all the same.
         with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            ray.get(self._actor.call.remote("close"), timeout=10)
+            ray.get(self._actor.close.remote(), timeout=10)
+        self.kill()
+
+    def kill(self) -> None:
+        import ray
+
         ray.kill(self._actor)
 
 
-class _Ref:
+class Stored(Shared[V_co]):
+    """A shared argument in Ray's object store: one object for all readers of a node."""
+
+    def __init__(self, value: V_co) -> None:
+        import ray
+
+        self.ref = ray.put(_packed(Given(value)))
+
+    @property
+    def value(self) -> V_co:
+        import ray
+
+        return unpack(*ray.get(self.ref)).value
+
+
+class _Call(Future[R]):
     """A call of an actor."""
 
     def __init__(self, name: str, ref: Any) -> None:
         self._name, self._ref = name, ref
 
-    def result(self) -> Any:
+    def result(self) -> R:
         import ray
 
         try:
             answer = unpack(*ray.get(self._ref))
         except ray.exceptions.RayActorError as error:
-            raise SeatLost(f"{self._name} is gone: {error}") from error
+            raise Lost(self._name, f"is gone: {error}") from error
         if isinstance(answer, Crash):
-            if isinstance(answer.error, RoveError):
-                raise answer.error
-            raise SeatLost(f"{self._name} failed:\n{answer.trace.rstrip()}") from answer.error
+            raise Lost(self._name, f"failed:\n{answer.trace.rstrip()}", answer.error)
         return answer[0]
 
+    def ready(self) -> bool:
+        import ray
 
-class _Actor:
-    """A SeatWorker behind Ray; every value is packed on its way."""
+        return bool(ray.wait([self._ref], timeout=0)[0])
 
-    def __init__(self, seat: Packed) -> None:
-        plan: SeatPlan = unpack(*seat)
-        plan.setup.apply()
+    def fileno(self) -> int:
+        raise AssertionError("Ray's answers do not come through a descriptor")
+
+
+class _Served:
+    """A worker behind Ray; every value is packed on its way."""
+
+    def __init__(self, setup: Packed, make: Packed) -> None:
         self._failed: Crash | None = None
         try:
-            self._worker = SeatWorker(plan)
+            unpack(*setup).apply()
+            self._worker = unpack(*make)()
         except Exception as error:  # noqa: BLE001 - whatever it was, the first call hands it on
             self._failed = crash(error)
 
-    def call(self, method: str, *args: Packed) -> Packed:
+    def call(self, what: Packed, *args: Packed) -> Packed:
         """What the method returned, in a tuple; or why it, or an earlier call, did not."""
-        if self._failed is not None:
-            return _packed(self._failed)
-        try:
-            return _packed((getattr(self._worker, method)(*(unpack(*arg) for arg in args)),))
-        except Exception as error:  # noqa: BLE001 - likewise
-            self._failed = crash(error)
-            return _packed(self._failed)
+        if self._failed is None:
+            try:
+                method, kwargs = unpack(*what)
+                return _packed((method(self._worker, *(unpack(*arg) for arg in args), **kwargs),))
+            except Exception as error:  # noqa: BLE001 - likewise
+                self._failed = crash(error)
+        return _packed(self._failed)
+
+    def close(self) -> None:
+        if self._failed is None:
+            self._worker.close()
 
 
 def _packed(value: Any) -> Packed:

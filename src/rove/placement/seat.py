@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +25,17 @@ from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.evaluation.evaluate import evaluate, make_env
 from rove.findings import Finding
-from rove.ipc import Setup
 from rove.placement import gpus, weights
 from rove.placement.broadcast import Broadcast, Member
-from rove.placement.plan import Plan, UnitPlan
+from rove.placement.plan import Plan, UnitPlan, WorkerPlan
 from rove.placement.weights import Layout, Weights
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import Position, StagePlan
-from rove.rollout.workers import EnvWorker, Host, InProcess, Slots
+from rove.rollout.workers import Environments, EnvironmentWorker, Slots
+from rove.runtime.actor import Actor, Shared, Supervisor
+from rove.runtime.local import InChild, InProcess
 from rove.timing import Span, Stopwatch
 from rove.training import parallel
 from rove.training.deal import Share
@@ -51,13 +53,18 @@ class SeatPlan:
     """Of the seat in the plan."""
     start: Path
     """The checkpoint directory that every process reads."""
-    setup: Setup
     rendezvous: str
     """"host:port" where learner ranks meet; not read with one rank."""
     spans: bool = False
     """Keep a timeline."""
     member: Member | None = None
     """Of the group in which weights are broadcast; None where they come through the host."""
+
+    @property
+    def name(self) -> str:
+        """Said of it in errors."""
+        own = self.plan.seats[self.number]
+        return f"policy {own.unit}" if own.rank is None else f"learner {own.rank}"
 
 
 class Collected(NamedTuple):
@@ -88,8 +95,8 @@ class Judged(NamedTuple):
     """With `frames`: uint8 [n, H, W, 3] of each episode."""
 
 
-def nothing(*_: Any) -> None:
-    """A callback for those who do not ask."""
+def noop(*_: object) -> None:
+    """No-op callback."""
 
 
 class SeatWorker:
@@ -112,17 +119,17 @@ class SeatWorker:
             if number is not None
         )
         self.watch = Stopwatch(name, spans=seat.spans)
-        self.faults: list[str] = []
+        self.supervisor = Supervisor(seat.run.placement.max_restarts)
         self.unit = None if own.unit is None else seat.plan.units[own.unit]
-        hosts = [] if own.unit is None else _hosts(seat, own.unit)
-        spec = hosts[0].hello().action_spec if hosts else _action_spec(seat.run, own.gpu)
+        workers = [] if own.unit is None else _environments(seat, own.unit)
+        spec = workers[0].hello().action_spec if workers else _action_spec(seat.run, own.gpu)
         self._spec = spec
         self.policy = policies.restore(seat.run, seat.start, spec, self.device)
         self.learner: Learner | None = None
         trained = self.policy
         if own.rank is not None:
             ranks = parallel.join(own.rank, seat.plan.ranks, seat.rendezvous, self.device)
-            if hosts and ranks.world > 1 and seat.run.training.parallel == "fsdp":
+            if workers and ranks.world > 1 and seat.run.training.parallel == "fsdp":
                 # The learner's weights are in pieces: the rollout acts on whole ones of its own.
                 trained = policies.restore(seat.run, seat.start, spec, self.device)
             algorithm = algorithms.get(seat.run.algorithm.kind)
@@ -130,17 +137,16 @@ class SeatWorker:
         self.shares = trained is self.policy
         """Whether the rollout acts on the learner's own weights."""
         self.pipeline: Pipeline | None = None
-        if hosts:
+        if workers:
             self.pipeline = Pipeline(
-                hosts,
+                workers,
                 self.policy,
                 chunks=seat.run.rollout.chunks,
                 seed=seat.run.seed,
                 critic=needs(seat.run.algorithm).critic,
                 branches=needs(seat.run.algorithm).branches,
                 service="fixed" if seat.plan.deterministic else "first_ready",
-                max_restarts=seat.run.placement.max_restarts,
-                on_fault=self.faults.append,
+                supervisor=self.supervisor,
             )
         self._evaluation_env: VectorEnv | None = None
         self._copy: Policy | None = None
@@ -155,7 +161,7 @@ class SeatWorker:
 
     # --- rollout ----------------------------------------------------------------------------------
 
-    def collect(self, version: int, on_chunk: Callable[[], None] = nothing) -> Collected:
+    def collect(self, version: int, on_chunk: Callable[[], None] = noop) -> Collected:
         """One rollout of T chunks in this unit's slots."""
         assert self.pipeline is not None
         assert self.unit is not None
@@ -163,14 +169,13 @@ class SeatWorker:
             self.learner.offload()
         with host.bound(self.unit.cores, self.unit.threads):
             trajectory = self.pipeline.collect(version, self.watch, on_chunk)
-        faults = list(self.faults)
-        self.faults.clear()
+        faults = self.supervisor.take_faults()
         positions = self.pipeline.positions
         return Collected(trajectory, self.watch.take(), self.watch.take_spans(), faults, positions)
 
-    def load_weights(self, new: Weights) -> None:
+    def load_weights(self, new: Shared[Weights]) -> None:
         """Act on these from now on."""
-        weights.load(self.policy, new)
+        weights.load(self.policy, new.value)
 
     def receive_weights(self, layout: Layout) -> int:
         """Take part in the learner's `send_weights`, and act on what it sends. Returns its bytes."""
@@ -185,7 +190,7 @@ class SeatWorker:
         name: str,
         about: dict[str, Any],
         frames: bool = False,
-        on_episode: Callable[..., None] = nothing,
+        on_episode: Callable[..., None] = noop,
     ) -> Judged:
         """Run the episodes given, in an environment kept for that."""
         if self._evaluation_env is None:
@@ -208,7 +213,7 @@ class SeatWorker:
 
     # --- learner ----------------------------------------------------------------------------------
 
-    def update(self, share: Share, iteration: int, on_step: Callable[[], None] = nothing) -> Updated:
+    def update(self, share: Share, iteration: int, on_step: Callable[[], None] = noop) -> Updated:
         """The iteration's optimizer steps, on this rank's share of the batch."""
         assert self.learner is not None
         with self.watch("training"):
@@ -295,13 +300,13 @@ def _action_spec(run: Run, gpu: int | None) -> ActionSpec:
         return env.action_spec
 
 
-def _hosts(seat: SeatPlan, unit: int) -> list[Host]:
-    """Where the stages of a unit run. Slots count from the unit's first, stages over the whole run."""
+def _environments(seat: SeatPlan, unit: int) -> list[Environments]:
+    """The environment workers of a unit. Slots count from the unit's first, stages over the whole run."""
     plan, run = seat.plan, seat.run
     own: UnitPlan = plan.units[unit]
     count = sum(worker.stages for u in plan.units for worker in u.workers)
     index = sum(worker.stages for u in plan.units[:unit] for worker in u.workers)
-    hosts: list[Host] = []
+    workers: list[Environments] = []
     first = 0
     for number, worker in enumerate(own.workers):
         # A worker sees the GPU that the plan gives it, and no other; this process sees all.
@@ -310,20 +315,23 @@ def _hosts(seat: SeatPlan, unit: int) -> list[Host]:
         slots = [
             Slots(first + i * worker.slots, first + (i + 1) * worker.slots) for i in range(worker.stages)
         ]
-        if own.in_process:
-            hosts.append(InProcess(stages, slots))
-        else:
-            hosts.append(
-                EnvWorker(
-                    f"environment worker {number} of policy {unit}",
-                    stages,
-                    slots,
-                    setup=seat.setup,
-                    deadline=run.placement.deadline,
-                    cores=worker.cores,
-                    environment={gpus.VISIBLE: gpus.visible(worker.gpu, os.environ.get(gpus.VISIBLE))},
-                )
-            )
+        name = f"environment worker {number} of policy {unit}"
+        workers.append(Environments(partial(_start, name, stages, worker, own.in_process, run), slots))
         index += worker.stages
         first += worker.stages * worker.slots
-    return hosts
+    return workers
+
+
+def _start(
+    name: str, stages: Sequence[StagePlan], plan: WorkerPlan, in_process: bool, run: Run
+) -> Actor[EnvironmentWorker]:
+    make = partial(EnvironmentWorker, stages)
+    if in_process:
+        return InProcess("environments", make)
+    return InChild(
+        name,
+        make,
+        deadline=run.placement.deadline,
+        cores=plan.cores,
+        environment={gpus.VISIBLE: gpus.visible(plan.gpu, os.environ.get(gpus.VISIBLE))},
+    )

@@ -15,6 +15,7 @@ from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
 from rove.policies import hub
 from rove.policies.base import Policy, Work
+from rove.runtime.setup import repeat
 from rove.types import ActionSpec
 
 _ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
@@ -29,16 +30,12 @@ def register(kind: str, entry_point: str) -> None:
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
         raise RoveError(f"The policy {kind!r} is already registered as {_ENTRY_POINTS[kind]}.")
     _ENTRY_POINTS[kind] = entry_point
+    repeat(register, kind, entry_point)
 
 
 def kinds() -> tuple[str, ...]:
     """The registered names."""
     return tuple(sorted(_ENTRY_POINTS))
-
-
-def entry_points() -> dict[str, str]:
-    """Kind -> entry point, for a worker process to register the same."""
-    return dict(_ENTRY_POINTS)
 
 
 def build(

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rove.config.schema import Run
 from rove.errors import RoveError, nearest
+from rove.runtime.setup import repeat
 
 _recipes: dict[str, Recipe] = {}
-_files: list[Path] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,4 @@ def import_file(path: Path) -> None:
     assert spec is not None and spec.loader is not None  # it is a .py file
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    _files.append(path.resolve())
-
-
-def imported_files() -> tuple[Path, ...]:
-    """The files that `import_file` imported, in order: a worker process imports them too."""
-    return tuple(_files)
+    repeat(import_file, path.resolve())

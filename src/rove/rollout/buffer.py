@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rove.ipc import Segment, aligned
+from rove.runtime.channel import Segment, aligned
 from rove.types import ActionChunk, Branches, EpisodeRecord, Observation, Trajectory
 
 
@@ -99,6 +99,19 @@ class Exchange:
             tried_reward=self.tried_reward[:, first:last],
             tried_executed=self.tried_executed[:, first:last],
         )
+
+
+class Memory:
+    """The part of a rollout that environments write. Sent to another process it is the same memory there."""
+
+    def __init__(self, layout: Layout, segment: Segment | None) -> None:
+        """Without a segment it is this process's own, and cannot be sent."""
+        self.layout, self._segment = layout, segment
+        self.exchange = layout.allocate() if segment is None else layout.map(segment)
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[Layout, Segment]]:
+        assert self._segment is not None, "memory of this process's own cannot be sent"
+        return Memory, (self.layout, self._segment)
 
 
 class RolloutBuffer:

@@ -9,7 +9,7 @@ The policy's loop (`Pipeline.collect`)
     produces        actions of stage s, in the shared rollout, and the request to execute them as chunk t
     waits for       the next report, only while no stage is waiting for actions
     is unblocked by a worker's report; or a worker's end, or its deadline: then the worker is replaced
-An environment worker's loop (`workers.serve`)
+An environment worker's loop (`workers.EnvironmentWorker`)
     consumes        requests (s, t) in the order in which they came
     produces        reward, ends and next observation in the rows of stage s, then a report
     waits for       the next request; until it comes, resets the stages whose rollout is over
@@ -35,20 +35,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rove import transfer
-from rove.errors import RoveError
-from rove.ipc import Segment
 from rove.policies.base import Policy, SamplingNoise
-from rove.rollout.buffer import Layout, RolloutBuffer
+from rove.rollout.buffer import Layout, Memory, RolloutBuffer
 from rove.rollout.collect import act
 from rove.rollout.stage import Position, Report
-from rove.rollout.workers import Host, WorkerFault
+from rove.rollout.workers import Environments
+from rove.runtime.actor import Future, Lost, Supervisor, wait
+from rove.runtime.channel import Segment
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 
@@ -80,12 +79,14 @@ class _Unvalued:
 class _Lane:
     """A stage's way through one rollout."""
 
-    host: Host
+    worker: Environments
     number: int
-    """Of the stage in its host."""
+    """Number of the stage in its worker."""
     first: int
     last: int
     """Its slots of the rollout: from `first` up to `last`."""
+    asked: Future[Report] | None = None
+    """The report that it is working on."""
     report: Report | None = None
     """The newest."""
     position: Position | None = None
@@ -100,11 +101,11 @@ class _Lane:
 
 
 class Pipeline:
-    """Collects rollouts of T chunks in all slots of its hosts; an episode in flight goes on in the next."""
+    """Collects rollouts of T chunks in all slots of its workers; an episode in flight goes on in the next."""
 
     def __init__(
         self,
-        hosts: Sequence[Host],
+        workers: Sequence[Environments],
         policy: Policy,
         *,
         chunks: int,
@@ -112,20 +113,18 @@ class Pipeline:
         critic: bool,
         branches: int = 1,
         service: Service = "first_ready",
-        max_restarts: int = 3,
-        on_fault: Callable[[str], None] = lambda text: None,
+        supervisor: Supervisor | None = None,
     ) -> None:
-        """`branches` chunks are tried in each state, and the first carried on. `max_restarts`: of one worker,
-        without a completed rollout in between; `on_fault` is told each."""
-        self.hosts, self.policy = hosts, policy
+        """`branches` chunks are tried in each state, and the first carried on. `supervisor` counts workers
+        that are replaced, without a completed rollout in between."""
+        self.workers, self.policy = workers, policy
         self.chunks, self.seed, self.critic = chunks, seed, critic
         self.branches = branches
         self.service: Service = service
-        self.max_restarts, self.on_fault = max_restarts, on_fault
+        self.supervisor = supervisor or Supervisor(3)
         self.positions: list[Position | None] = []
         """What each stage will begin its next rollout with."""
         self._placed = False
-        self._failures: dict[str, int] = {}
 
     def collect(
         self, version: int, watch: Stopwatch, on_chunk: Callable[[], None] = lambda: None
@@ -134,15 +133,17 @@ class Pipeline:
         began, before = time.perf_counter(), dict(watch.seconds)
         self._watch = watch
         self._lanes = [
-            _Lane(host, number, *slots) for host in self.hosts for number, slots in enumerate(host.slots)
+            _Lane(worker, number, *slots)
+            for worker in self.workers
+            for number, slots in enumerate(worker.slots)
         ]
         self._open, self._waiting = list(self._lanes), deque[_Lane]()
         self._turn = 0
         self._pause = max(1, min(lane.last - lane.first for lane in self._lanes) // 4)
         """Rows that are valued at once while every stage is being simulated."""
-        layout, segment = self._allocate()
-        for host in self.hosts:
-            self._guarded(host, lambda host=host: self._begin(host, layout, segment))
+        self._memory = self._allocate()
+        for worker in self.workers:
+            self._ask(worker, worker.begin(self._memory, self._first_positions(worker)))
         self._placed = False
         advanced = 0
         while self._open:
@@ -154,18 +155,24 @@ class Pipeline:
                 on_chunk()
             advanced = max(advanced, done)
         self._bootstrap(self._owed())
-        self._failures.clear()
+        self.supervisor.works()
         self.positions = [lane.report.position if lane.report else None for lane in self._lanes]
         self._count_idle(time.perf_counter() - began, before)
         return self._buffer.trajectory(version, self._finished())
 
-    def _begin(self, host: Host, layout: Layout, segment: Segment | None) -> None:
-        """Its stages go on where they were, unless episodes were given by `place`."""
-        known = [p for p, lane in zip(self.positions, self._lanes, strict=False) if lane.host is host]
-        host.begin(layout, self._buffer.exchange, segment, _all(known) if self._placed else None)
+    def _first_positions(self, worker: Environments) -> list[Position] | None:
+        """None where its stages go on where they were: no episodes were given by `place`."""
+        known = [p for p, lane in zip(self.positions, self._lanes, strict=False) if lane.worker is worker]
+        return _all(known) if self._placed else None
 
-    def _allocate(self) -> tuple[Layout, Segment | None]:
-        hello = self.hosts[0].hello()
+    def _ask(self, worker: Environments, reports: Sequence[Future[Report]]) -> None:
+        """Reports of all stages of a worker are on their way."""
+        for lane in self._lanes:
+            if lane.worker is worker:
+                lane.asked = reports[lane.number]
+
+    def _allocate(self) -> Memory:
+        hello = self.workers[0].hello()
         self._action_spec = hello.action_spec
         layout = Layout(
             chunks=self.chunks,
@@ -176,10 +183,10 @@ class Pipeline:
             state=hello.state,
             branches=self.branches,
         )
-        segment = Segment(layout.size) if any(host.shared for host in self.hosts) else None
-        exchange = layout.map(segment) if segment else layout.allocate()
-        self._buffer = RolloutBuffer(layout, exchange)
-        return layout, segment
+        shared = not all(worker.actor.here for worker in self.workers)
+        memory = Memory(layout, Segment(layout.size) if shared else None)
+        self._buffer = RolloutBuffer(layout, memory.exchange)
+        return memory
 
     # --- reports in -------------------------------------------------------------------------------
 
@@ -208,25 +215,20 @@ class Pipeline:
 
     def _read(self, block: bool) -> None:
         """Accept every report that is there; with `block`, wait for one (or a fault)."""
-        here = [host for host in self.hosts if host.pending]
-        for host in here:
-            while host.pending:
-                self._accept(host, host.read())
-        elsewhere = {host.fileno(): host for host in self.hosts if host.shared}
-        if not elsewhere:
-            return
-        timeout = _WAKE if block and not here else 0
-        # Descriptors, sorted: with `fixed` service nothing may depend on who was heard first.
-        for number in sorted(wait(list(elsewhere), timeout)):  # pyright: ignore[reportArgumentType]
-            host = elsewhere[number]  # pyright: ignore[reportArgumentType]
-            self._guarded(host, lambda host=host: self._accept(host, host.read()))
-        for host in self.hosts:
-            if host.overdue:
-                self._recover(host, WorkerFault(f"{host.name} did not answer before its deadline"))
+        asked = [(lane, lane.asked) for lane in self._lanes if lane.asked is not None]
+        # In the order of the stages: with `fixed` service nothing may depend on who was heard first.
+        for number in wait([future for _, future in asked], _WAKE if block else 0):
+            lane, future = asked[number]
+            if lane.asked is not future:
+                continue  # its worker has just been replaced
+            try:
+                self._accept(lane, future.result())
+            except Lost as lost:
+                self._recover(lane.worker, lost)
 
-    def _accept(self, host: Host, report: Report) -> None:
-        lane = next(x for x in self._lanes if x.host is host and x.number == report.stage)
+    def _accept(self, lane: _Lane, report: Report) -> None:
         self._check(lane, report)
+        lane.asked = None
         if report.t == 0:
             lane.position = report.position
         lane.report = report
@@ -235,20 +237,20 @@ class Pipeline:
             slots = torch.tensor(report.final_slots) + lane.first
             lane.unvalued.append(_Unvalued(report.t - 1, slots, report.final_observation))
         self._buffer.put_texts(report.t, lane.first, report.instruction)
-        self._watch.add("simulation", *report.span, track=host.name)
+        self._watch.add("simulation", *report.span, track=lane.worker.name)
         if report.t == self.chunks or not report.running:
             self._close(lane)
         else:
             self._waiting.append(lane)
 
     def _check(self, lane: _Lane, report: Report) -> None:
-        """Raise WorkerFault on a report that cannot be true."""
+        """Raise Lost on a report that cannot be true."""
         slots, expected = lane.last - lane.first, 0 if lane.report is None else lane.report.t + 1
         lengths = {len(report.instruction), len(report.seeds), len(report.elapsed)}
         if report.t != expected or lengths != {slots}:
-            raise WorkerFault(
-                f"{lane.host.name} reported row {report.t} of {sorted(lengths)} slots, "
-                f"not row {expected} of {slots}"
+            raise Lost(
+                lane.worker.name,
+                f"reported row {report.t} of {sorted(lengths)} slots, not row {expected} of {slots}",
             )
 
     def _close(self, lane: _Lane) -> None:
@@ -284,8 +286,8 @@ class Pipeline:
                 slots = torch.tensor(lane.running()) + lane.first
                 self._buffer.put_action(lane.report.t, slots, part)
         for lane in lanes:
-            t = lane.report.t if lane.report else 0
-            self._guarded(lane.host, lambda lane=lane, t=t: lane.host.step(lane.number, t))
+            assert lane.report is not None
+            lane.asked = lane.worker.step(lane.number, lane.report.t)
 
     def _seen(self, lane: _Lane, rows: Sequence[int]) -> Observation:
         """What these slots of a stage saw last; no frame is copied where that is all of them."""
@@ -324,26 +326,14 @@ class Pipeline:
 
     # --- faults -----------------------------------------------------------------------------------
 
-    def _guarded(self, host: Host, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except WorkerFault as fault:
-            self._recover(host, fault)
-
-    def _recover(self, host: Host, fault: WorkerFault) -> None:
+    def _recover(self, worker: Environments, lost: Lost) -> None:
         """Replace a worker; its stages begin the rollout's episodes again, the others go on.
 
         Episodes that were under way when the rollout began are begun from their first observation.
         """
-        self._failures[host.name] = self._failures.get(host.name, 0) + 1
-        if self._failures[host.name] > self.max_restarts:
-            raise RoveError(
-                f"{host.name} failed {self._failures[host.name]} times in a row, more than "
-                f"placement.max_restarts. The last time: {fault}"
-            ) from fault
-        self.on_fault(str(fault))
-        positions = [self._rewind(lane) for lane in self._lanes if lane.host is host]
-        host.restart(_all(positions))
+        self.supervisor.note(lost)
+        positions = [self._rewind(lane) for lane in self._lanes if lane.worker is worker]
+        self._ask(worker, worker.restart(self._memory, _all(positions)))
 
     def _rewind(self, lane: _Lane) -> Position | None:
         """Forget what the stage did in this rollout; returns what it began with, None where not known."""
@@ -362,18 +352,18 @@ class Pipeline:
         """Seconds in which the policy, and an environment worker on average, had nothing to do."""
         spent = {n: self._watch.seconds.get(n, 0.0) - before.get(n, 0.0) for n in ("simulation", "inference")}
         self._watch.count("policy_idle", max(0.0, seconds - spent["inference"]))
-        self._watch.count("env_idle", max(0.0, seconds - spent["simulation"] / len(self.hosts)))
+        self._watch.count("env_idle", max(0.0, seconds - spent["simulation"] / len(self.workers)))
 
     # --- saving -----------------------------------------------------------------------------------
 
     def state_dict(self) -> list[list[dict]]:
-        """Between rollouts: of every host, of every stage, all that a bit-exact resume needs."""
-        return [host.state_dict() for host in self.hosts]
+        """Between rollouts: of every worker, of every stage, all that a bit-exact resume needs."""
+        return [worker.state_dict() for worker in self.workers]
 
     def load_state_dict(self, state: Sequence[Sequence[dict]]) -> None:
         """Restore what `state_dict` gave."""
-        for host, own in zip(self.hosts, state, strict=True):
-            host.load_state_dict(list(own))
+        for worker, own in zip(self.workers, state, strict=True):
+            worker.load_state_dict(list(own))
 
     def place(self, positions: Sequence[Position | None]) -> None:
         """Before the first rollout: begin it with these episodes, one position a stage."""
@@ -381,8 +371,8 @@ class Pipeline:
 
     def close(self) -> None:
         """End the workers, free the environments."""
-        for host in self.hosts:
-            host.close()
+        for worker in self.workers:
+            worker.close()
 
 
 def _all(positions: Sequence[Position | None]) -> list[Position] | None:

@@ -1,19 +1,17 @@
-"""Where stages run: in this process, or several to an environment worker, a process of its own.
+"""Environment workers: the stages of one process, and the rollout worker's end of it.
 
-Both answer the same calls. `begin` and `step` return at once and are answered by one `Report` for each stage,
-which `read` hands over; in this process the environment has then been stepped already.
+A rollout worker asks an `EnvironmentWorker`, in its own process or in another one, through `Environments`,
+which starts it again where it was lost.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from rove.ipc import Channel, ChannelClosed, Child, Crash, Segment, Setup
-from rove.rollout.buffer import Exchange, Layout
+from rove.rollout.buffer import Memory
 from rove.rollout.stage import Position, Report, Stage, StagePlan
+from rove.runtime.actor import Actor, Future, Lost
 from rove.types import ActionSpec
 
 
@@ -33,290 +31,117 @@ class Slots(NamedTuple):
     last: int
 
 
-class WorkerFault(Exception):
-    """A worker died, hung or answered nonsense; `str` says which, with the original traceback."""
+class EnvironmentWorker:
+    """Steps stages, each when it is asked to. In a process of its own it steps one while the policy serves
+    the others, and resets those whose rollout is over while nothing is asked."""
 
-    def __init__(self, message: str, error: BaseException | None = None) -> None:
-        super().__init__(message)
-        self.error = error
-
-
-class Host(Protocol):
-    """Runs the stages `slots` describes."""
-
-    name: str
-    slots: Sequence[Slots]
-    shared: bool
-    """Whether rollouts have to lie in shared memory."""
-
-    def hello(self) -> Hello: ...
-    def begin(
-        self,
-        layout: Layout,
-        exchange: Exchange,
-        segment: Segment | None,
-        positions: Sequence[Position] | None,
-    ) -> None:
-        """With `positions`, one a stage, those episodes are begun again; else it goes on where it was."""
-        ...
-
-    def step(self, stage: int, t: int) -> None: ...
-    def read(self) -> Report: ...
-    def fileno(self) -> int: ...
-    def restart(self, positions: Sequence[Position] | None) -> None: ...
-    def state_dict(self) -> list[dict[str, Any]]: ...
-    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None: ...
-    def close(self) -> None: ...
-
-    @property
-    def overdue(self) -> bool: ...
-    @property
-    def pending(self) -> int:
-        """Reports that can be read without waiting."""
-        ...
-
-
-class InProcess:
-    """Stages in this process, stepped by the caller."""
-
-    name, shared, overdue = "environments", False, False
-
-    def __init__(self, plans: Sequence[StagePlan], slots: Sequence[Slots]) -> None:
+    def __init__(self, plans: Sequence[StagePlan]) -> None:
         self.stages: list[Stage] = [plan.build(number) for number, plan in enumerate(plans)]
-        self.slots = slots
-        self._reports: deque[Report] = deque()
-        self._hello: Hello | None = None
+        self._over = list(self.stages)
+        """Stages between rollouts."""
+        self._chunks = 0
 
     def hello(self) -> Hello:
-        if self._hello is None:  # asked once: it resets, which belongs to a rollout's simulation
-            self._hello = _hello(self.stages[0])
-        return self._hello
+        """The first stage's shapes; resets it, if need be, to see them."""
+        stage = self.stages[0]
+        observation = stage.ready()
+        state = None if observation.state is None else observation.state.shape[1]
+        return Hello(stage.env.action_spec, tuple(observation.images.shape[1:]), state)
 
-    def begin(
-        self,
-        layout: Layout,
-        exchange: Exchange,
-        segment: Segment | None,
-        positions: Sequence[Position] | None,
-    ) -> None:
-        for number, (stage, slots) in enumerate(zip(self.stages, self.slots, strict=True)):
-            if positions is not None:
-                stage.restart(positions[number])
-            self._reports.append(stage.begin(exchange.slots(*slots)))
+    def begin(self, stage: int, memory: Memory, slots: Slots, position: Position | None) -> Report:
+        """Begin a rollout in `slots` of it: with the episodes of `position`, else where the stage was."""
+        own, self._chunks = self.stages[stage], memory.layout.chunks
+        if own in self._over:
+            self._over.remove(own)
+        if position is not None:
+            own.restart(position)
+        return own.begin(memory.exchange.slots(*slots))
 
-    def step(self, stage: int, t: int) -> None:
-        self._reports.append(self.stages[stage].step(t))
+    def step(self, stage: int, t: int) -> Report:
+        """Execute the actions that are in the memory, as chunk t."""
+        report = self.stages[stage].step(t)
+        if report.t == self._chunks or not report.running:
+            self._over.append(self.stages[stage])
+        return report
 
-    @property
-    def pending(self) -> int:
-        return len(self._reports)
-
-    def read(self) -> Report:
-        return self._reports.popleft()
-
-    def fileno(self) -> int:
-        raise AssertionError("a report is always there already")
-
-    def restart(self, positions: Sequence[Position] | None) -> None:
-        raise AssertionError("an error in this process is the caller's")
+    def rest(self) -> bool:
+        """Reset a stage between two rollouts. Returns whether there was one."""
+        if self._over:
+            self._over.pop(0).ready()
+            return True
+        return False
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """All that a bit-exact resume needs, of each stage."""
         return [stage.state_dict() for stage in self.stages]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """Restore what `state_dict` gave."""
         for stage, own in zip(self.stages, state, strict=True):
             stage.load_state_dict(own)
 
     def close(self) -> None:
+        """Free the environments."""
         for stage in self.stages:
             stage.close()
 
 
-_START = 300.0
-"""Seconds that a process has to start."""
+class Environments:
+    """A rollout worker's end of an environment worker."""
 
-
-class EnvWorker:
-    """Stages in a child process. While it steps one, the policy can serve the others."""
-
-    shared, pending = True, 0
-
-    def __init__(
-        self,
-        name: str,
-        plans: Sequence[StagePlan],
-        slots: Sequence[Slots],
-        *,
-        setup: Setup,
-        deadline: float,
-        cores: Sequence[int] = (),
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        """`deadline`: seconds without an answer, after which it counts as hung. The rest: see `ipc.Child`."""
-        self.name, self.plans, self.slots = name, tuple(plans), slots
-        self._setup, self._cores, self._environment = setup, cores, environment
-        self._deadline = deadline
-        self._rollout: tuple[Layout, Segment] | None = None
-        self._loaded: list[dict[str, Any]] | None = None
-        self._start()
-
-    def _start(self) -> None:
-        target = "rove.rollout.workers:serve"
-        self._child = Child(
-            target, (self.plans,), setup=self._setup, cores=self._cores, environment=self._environment
-        )
+    def __init__(self, start: Callable[[], Actor[EnvironmentWorker]], slots: Sequence[Slots]) -> None:
+        """`slots` are those of each of its stages."""
+        self.slots, self._start = slots, start
+        self.actor = start()
         self._hello: Hello | None = None
-        self._waiting, self._asked = 1, time.monotonic()
+        self._loaded: Sequence[dict[str, Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.actor.name
 
     def hello(self) -> Hello:
-        if self._hello is None:
-            self._answer(Hello)
-        assert self._hello is not None
+        """See `EnvironmentWorker.hello`. Raises RoveError where the worker does not start."""
+        if self._hello is None:  # asked once: it resets, which belongs to a rollout's simulation
+            try:
+                self._hello = self.actor.call(EnvironmentWorker.hello).result()
+            except Lost as lost:
+                raise lost.reason() from lost
         return self._hello
 
-    def begin(
-        self,
-        layout: Layout,
-        exchange: Exchange,
-        segment: Segment | None,
-        positions: Sequence[Position] | None,
-    ) -> None:
-        assert segment is not None
-        self._rollout = (layout, segment)
-        self._begin(positions)
+    def begin(self, memory: Memory, positions: Sequence[Position] | None) -> list[Future[Report]]:
+        """Begin a rollout; with positions, one a stage, those episodes are begun again."""
+        return [
+            self.actor.call(
+                EnvironmentWorker.begin, stage, memory, slots, None if positions is None else positions[stage]
+            )
+            for stage, slots in enumerate(self.slots)
+        ]
 
-    def _begin(self, positions: Sequence[Position] | None) -> None:
-        assert self._rollout is not None
-        layout, segment = self._rollout
-        message = ("begin", layout, tuple(self.slots), positions)
-        self._send(message, answers=len(self.slots), segment=segment)
+    def step(self, stage: int, t: int) -> Future[Report]:
+        """See `EnvironmentWorker.step`."""
+        return self.actor.call(EnvironmentWorker.step, stage, t)
 
-    def step(self, stage: int, t: int) -> None:
-        self._send(("step", stage, t), answers=1)
-
-    def read(self) -> Report:
-        return self._answer(Report)
-
-    def fileno(self) -> int:
-        return self._child.channel.fileno()
-
-    @property
-    def overdue(self) -> bool:
-        return self._waiting > 0 and time.monotonic() - self._asked > self._limit
-
-    @property
-    def _limit(self) -> float:
-        """Seconds that it has for an answer; for the first one it has to import and to compile."""
-        return self._deadline if self._hello is not None else max(self._deadline, _START)
-
-    def restart(self, positions: Sequence[Position] | None) -> None:
-        """A new process in the place of this one, which begins these episodes in the rollout under way.
+    def restart(self, memory: Memory, positions: Sequence[Position] | None) -> list[Future[Report]]:
+        """A new worker in the place of this one, which begins these episodes in the rollout under way.
 
         Without positions it begins as the first one did: with the state that was loaded, or from the start.
         """
-        self._child.kill()
-        self._start()
+        self.actor.kill()
+        self.actor = self._start()
         if positions is None and self._loaded is not None:
-            self._send(("load", self._loaded), answers=1)
-        self._begin(positions)
+            self.actor.call(EnvironmentWorker.load_state_dict, self._loaded)
+        return self.begin(memory, positions)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return self._call("state", None)
+        """See `EnvironmentWorker.state_dict`."""
+        return self.actor.call(EnvironmentWorker.state_dict).result()
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
-        self._loaded = list(state)
-        self._call("load", self._loaded)
+        """Restore what `state_dict` gave."""
+        self._loaded = state
+        self.actor.call(EnvironmentWorker.load_state_dict, state).result()
 
     def close(self) -> None:
-        self._child.join()
-
-    def _call(self, name: str, argument: Any) -> Any:
-        self.hello()
-        self._send((name, argument), answers=1)
-        return self._answer(tuple)[0]
-
-    def _send(self, message: Any, *, answers: int, segment: Segment | None = None) -> None:
-        if self._waiting == 0:
-            self._asked = time.monotonic()
-        self._waiting += answers
-        try:
-            self._child.channel.send(message, segment=segment)
-        except ChannelClosed:
-            raise self._died() from None
-
-    def _answer(self, kind: type) -> Any:
-        """The next message, which has to be a `kind`. Raises WorkerFault where it is not, or none comes."""
-        left = self._limit - (time.monotonic() - self._asked)
-        if not self._child.channel.poll(max(left, 0.0)):
-            raise WorkerFault(f"{self.name} did not answer for {self._limit:g} s")
-        try:
-            message = self._child.channel.recv()
-        except ChannelClosed:
-            raise self._died() from None
-        except Exception as error:  # bytes that are no message fail in any way they like
-            raise WorkerFault(f"{self.name} sent what is no message: {error!r}") from error
-        if isinstance(message, Crash):
-            raise WorkerFault(f"{self.name} failed:\n{message.trace.rstrip()}", message.error)
-        self._waiting, self._asked = self._waiting - 1, time.monotonic()
-        if isinstance(message, Hello):
-            self._hello = message
-            return message if kind is Hello else self._answer(kind)
-        if message == (None,) and kind is Report:  # a state has been loaded
-            return self._answer(kind)
-        if not isinstance(message, kind):
-            raise WorkerFault(f"{self.name} answered {message!r} where a {kind.__name__} was expected")
-        return message
-
-    def _died(self) -> WorkerFault:
-        """The process is gone; if it could still say why, that."""
-        try:
-            while self._child.channel.poll():
-                message = self._child.channel.recv()
-                if isinstance(message, Crash):
-                    return WorkerFault(f"{self.name} failed:\n{message.trace.rstrip()}", message.error)
-        except ChannelClosed:
-            pass
-        code = self._child.process.wait(5)
-        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        return WorkerFault(f"{self.name} {how} (process {self._child.process.pid})")
-
-
-def serve(channel: Channel, plans: Sequence[StagePlan]) -> None:
-    """What an environment worker does until its channel is closed."""
-    stages = [plan.build(number) for number, plan in enumerate(plans)]
-    channel.send(_hello(stages[0]))
-    over = list(stages)
-    """Stages between rollouts: their resets are done while nothing else is asked."""
-    layout: Layout | None = None
-    while True:
-        if over and not channel.poll():
-            over.pop(0).ready()
-            continue
-        message, fd = channel.recv_segment()
-        match message:
-            case ("begin", Layout() as layout, slots, positions):
-                assert fd is not None
-                exchange = layout.map(Segment.attach(fd, layout.size))
-                for number, (stage, own) in enumerate(zip(stages, slots, strict=True)):
-                    if positions is not None:
-                        stage.restart(positions[number])
-                    channel.send(stage.begin(exchange.slots(*own)))
-                over = []
-            case ("step", number, t):
-                assert layout is not None
-                report = stages[number].step(t)
-                channel.send(report)
-                if report.t == layout.chunks or not report.running:
-                    over.append(stages[number])
-            case ("state", None):
-                channel.send(([stage.state_dict() for stage in stages],))
-            case ("load", state):
-                for stage, own in zip(stages, state, strict=True):
-                    stage.load_state_dict(own)
-                channel.send((None,))
-
-
-def _hello(stage: Stage) -> Hello:
-    observation = stage.ready()
-    state = None if observation.state is None else observation.state.shape[1]
-    return Hello(stage.env.action_spec, tuple(observation.images.shape[1:]), state)
+        """End the worker."""
+        self.actor.close()

@@ -1,4 +1,4 @@
-"""Compiles LIBERO's scenes with stock robosuite, in a process of its own: `python -m rove.envs.libero.build`.
+"""Compiles LIBERO's scenes with stock robosuite, in a process of its own.
 
 Here alone is robosuite run. What it answers goes to the cache (`scenes.py`): a model for each scene, and for
 each task its initial states, where each of the published resets puts the fixtures, and its goal, as numbers.
@@ -277,16 +277,19 @@ def without_pictures() -> Iterator[None]:
             os.environ["MUJOCO_GL"] = display
 
 
-def main() -> None:
-    """Read {"folder": …, "tasks": [[task, …] …]} from standard input; print a task's name when it is done."""
-    request = json.load(sys.stdin)
-    answers, sys.stdout = sys.stdout, sys.stderr  # robosuite and LIBERO print
-    with without_pictures():
-        import libero.libero.envs.env_wrapper  # noqa: F401
-    for task in request["tasks"]:
-        build(task, Path(request["folder"]))
-        print(task, file=answers, flush=True)
+class Compiler:
+    """Compiles tasks, in a process of its own, which robosuite and LIBERO may print in unheard."""
 
+    def __init__(self) -> None:
+        unheard = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(unheard, stream)
+        with without_pictures():
+            import libero.libero.envs.env_wrapper  # noqa: F401
 
-if __name__ == "__main__":
-    main()
+    def build(self, task: str, folder: Path) -> None:
+        """See `build`."""
+        build(task, folder)
+
+    def close(self) -> None:
+        """It holds nothing."""

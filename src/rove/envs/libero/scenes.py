@@ -12,8 +12,6 @@ import functools
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import weakref
 import zipfile
@@ -28,6 +26,8 @@ import numpy as np
 from rove.envs.libero import package
 from rove.envs.libero.controller import Arm
 from rove.errors import RoveError
+from rove.runtime.actor import Lost
+from rove.runtime.local import InChild
 
 FORMAT = 2
 """Raised with every change to what the files hold."""
@@ -182,47 +182,36 @@ def prepare(
             fcntl.flock(lock, fcntl.LOCK_EX)
             missing = [task for task in wanted if not _complete(folder / task_file(task))]
             count = min(processes or min(len(os.sched_getaffinity(0)), 4), len(missing))
-            children = [_Child(folder, missing[i::count]) for i in range(count)]
-            for child in children:
-                child.wait(on_task)
+            _compile(missing, folder, count, on_task)
     return files
 
 
-class _Child:
-    """A process that compiles some tasks."""
+def _compile(tasks: Sequence[str], folder: Path, processes: int, on_task: Callable[[str], None]) -> None:
+    from rove.envs.libero.build import Compiler
 
-    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        self.tasks = tasks
-        self.scratch = tempfile.TemporaryDirectory()
+    with tempfile.TemporaryDirectory() as scratch:
         environment = {
-            **os.environ,
             "NUMBA_DISABLE_JIT": "1",
             "OMP_NUM_THREADS": "1",
             # LIBERO would read, or on a terminal ask for, a file of paths in the user's home
-            "LIBERO_CONFIG_PATH": _paths(Path(self.scratch.name)),
-            "MPLCONFIGDIR": self.scratch.name,
+            "LIBERO_CONFIG_PATH": _paths(Path(scratch)),
+            "MPLCONFIGDIR": scratch,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rove.envs.libero.build"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"folder": str(folder), "tasks": list(tasks)}))
-        self.process.stdin.close()
-
-    def wait(self, on_task: Callable[[str], None]) -> None:
-        assert self.process.stdout is not None and self.process.stderr is not None
-        done = 0
-        for line in self.process.stdout:
-            on_task(line.strip())
-            done += 1
-        said = self.process.stderr.read()
-        self.scratch.cleanup()
-        if self.process.wait() or done < len(self.tasks):
-            last = "\n".join(said.strip().splitlines()[-3:])
-            raise RoveError(
-                f"Stock robosuite could not compile the LIBERO task {self.tasks[done]!r}:\n{last}"
-            )
+        compilers = [InChild("compiler", Compiler, environment=environment) for _ in range(processes)]
+        asked = [
+            (task, compilers[number % processes].call(Compiler.build, task, folder))
+            for number, task in enumerate(tasks)
+        ]
+        try:
+            for task, compiled in asked:
+                compiled.result()
+                on_task(task)
+        except Lost as lost:
+            last = "\n".join(str(lost).splitlines()[-3:])
+            raise RoveError(f"Stock robosuite could not compile the LIBERO task {task!r}:\n{last}") from lost
+        finally:
+            for compiler in compilers:
+                compiler.kill()
 
 
 @functools.cache

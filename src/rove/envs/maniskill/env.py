@@ -8,9 +8,10 @@ died, which then goes on where the old one was.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from torch import Tensor
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Played
 from rove.envs.maniskill import tasks
-from rove.envs.maniskill.fleet import Answer, Begin, Call, Hello, Play, Seen
-from rove.envs.maniskill.members import Died, Local, Member, Remote
+from rove.envs.maniskill.fleet import Begin, Fleet, Play, Seen, alone
 from rove.errors import RoveError
+from rove.runtime.actor import Actor, Future, Lost, Supervisor
+from rove.runtime.local import InChild, InProcess
 from rove.types import Autoreset, ChunkResult, Demonstrations, EpisodeSpec, Observation
 
-MAX_RESTARTS = 3
-"""Replacements of one worker in a row, without an answer in between."""
+Order = TypeVar("Order")
+Reply = TypeVar("Reply")
 
 
 class ManiSkillEnv(ChunkedEnv):
@@ -48,18 +50,16 @@ class ManiSkillEnv(ChunkedEnv):
         self._config, self._gpu = config, gpu
         self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
         """Of each slot's episode, the actions carried out: [k, A] a chunk."""
-        self.restarts = 0
-        """Worker processes replaced so far."""
+        self.supervisor = Supervisor(3)
         self._parts = self._divide()
-        self._members: list[Member] = []
+        self._members: list[Actor[Fleet]] = []
         try:
-            self._members = [self._enlist(part) for part in self._parts]
-            for member in self._members:
-                member.send("hello", self.suite.tasks[0])
-            hellos: list[Hello] = [member.recv() for member in self._members]
-        except Died as error:
+            self._members = [self._enlist(number) for number in range(len(self._parts))]
+            asked = [member.call(Fleet.hello, self.suite.tasks[0]) for member in self._members]
+            hellos = [future.result() for future in asked]
+        except Lost as lost:
             self.close()
-            raise RoveError(f"The simulation does not start: {error}") from error
+            raise lost.reason("The simulation does not start: ") from lost
         hello = hellos[0]
         self.action_spec, self.image_shape, self.state_size = hello.action_spec, hello.image, hello.state
         self._images = torch.zeros(num_envs, *hello.image, dtype=torch.uint8)
@@ -77,39 +77,46 @@ class ManiSkillEnv(ChunkedEnv):
         bounds = np.linspace(0, self.num_envs, count + 1).round().astype(int).tolist()
         return [list(range(a, b)) for a, b in pairwise(bounds)]
 
-    def _enlist(self, part: Sequence[int]) -> Member:
+    def _enlist(self, number: int) -> Actor[Fleet]:
+        order = (self._config, tuple(self._parts[number]), self.chunk, self._gpu)
+        name = f"simulator {number}"
         if len(self._parts) == 1:
-            return Local(self._config, part, self.chunk, self._gpu)
-        return Remote(self._config, part, self.chunk, self._gpu, self._threads)
+            return InProcess(name, partial(Fleet, *order))
+        # Mesa's software renderer takes every core unless told otherwise.
+        return InChild(name, partial(alone, *order), environment={"LP_NUM_THREADS": str(self._threads)})
 
-    def _ask(self, call: Call, orders: Mapping[int, Any]) -> dict[int, Any]:
+    def _ask(self, method: Callable[[Fleet, Order], Reply], orders: Mapping[int, Order]) -> dict[int, Reply]:
         """Send each worker its order, and collect the answers; one that dies is replaced and asked again."""
-        for number, order in orders.items():
-            self._members[number].send(call, order)
-        return {number: self._answer(number, call, order) for number, order in orders.items()}
+        asked = {number: self._members[number].call(method, order) for number, order in orders.items()}
+        return {
+            number: self._answer(number, future, method, orders[number]) for number, future in asked.items()
+        }
 
-    def _answer(self, number: int, call: Call, order: Any) -> Any:
-        for attempt in range(MAX_RESTARTS + 1):
+    def _answer(
+        self, number: int, future: Future[Reply], method: Callable[[Fleet, Order], Reply], order: Order
+    ) -> Reply:
+        while True:
             try:
-                if attempt:
-                    self._replace(number, order if call == "begin" else None)
-                    self._members[number].send(call, order)
-                return self._members[number].recv()
-            except Died as died:
-                if attempt == MAX_RESTARTS:
-                    raise RoveError(f"A worker died {attempt + 1} times in a row; the last: {died}") from died
-        raise AssertionError("the loop returns or raises")
+                reply = future.result()
+            except Lost as lost:
+                if isinstance(lost.error, RoveError):
+                    raise lost.error from lost
+                self.supervisor.note(lost)
+                self._replace(number, order if isinstance(order, Begin) else None)
+                future = self._members[number].call(method, order)
+            else:
+                self.supervisor.works(self._members[number].name)
+                return reply
 
     def _replace(self, number: int, beginning: Begin | None) -> None:
         """A new process in the place of a dead one, with its episodes as they were before this order."""
-        self._members[number].close()
-        self._members[number] = self._enlist(self._parts[number])
-        self.restarts += 1
+        self._members[number].kill()
+        self._members[number] = self._enlist(number)
         about_to_begin = () if beginning is None else beginning.slots
         slots = [s for s in self._parts[number] if self._specs[s] is not None and s not in about_to_begin]
         if slots:
-            self._members[number].send("begin", self._beginning(slots))
-            self._members[number].recv()
+            # Should this fail, the order that is sent next says so.
+            self._members[number].call(Fleet.begin, self._beginning(slots))
 
     def _beginning(self, slots: Sequence[int]) -> Begin:
         specs = [self._specs[slot] for slot in slots]
@@ -133,11 +140,11 @@ class ManiSkillEnv(ChunkedEnv):
     def _catch_up(self, slots: Sequence[int]) -> None:
         """Have the workers start what these slots hold, carry out its history, and look at it."""
         orders = {n: self._beginning(part) for n, part in self._by_worker(slots).items()}
-        for seen in self._ask("begin", orders).values():
+        for seen in self._ask(Fleet.begin, orders).values():
             self._take(seen)
 
     def release(self, rows: Sequence[int]) -> None:
-        self._ask("idle", self._by_worker(rows))
+        self._ask(Fleet.idle, self._by_worker(rows))
         for slot in rows:
             self._history[slot], self._elapsed[slot] = [], 0
             self._images[slot], self._state[slot], self._points[slot] = 0, 0.0, torch.nan
@@ -162,7 +169,7 @@ class ManiSkillEnv(ChunkedEnv):
             n: Play(tuple(part), actions[[place[slot] for slot in part]], expert, self.finals, self._recorded)
             for n, part in self._by_worker(list(place)).items()
         }
-        answers: list[Answer] = list(self._ask("play", orders).values())
+        answers = list(self._ask(Fleet.play, orders).values())
         whole, wanted = Played.nothing(len(rows), self.chunk), torch.zeros_like(actions)
         films: Frames = {}
         for answer in answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rove.config.schema import EnvConfig
 from rove.envs.maniskill.world import Played, World
-from rove.ipc import Channel
 from rove.types import ActionSpec, EpisodeSpec, Finals
 
 
@@ -195,13 +194,7 @@ class Fleet:
         self._at.clear()
 
 
-Call = Literal["hello", "begin", "idle", "play"]
-
-
-def serve(channel: Channel, config: EnvConfig, slots: Sequence[int], chunk: int, gpu: int | None) -> None:
-    """What a worker process does until its channel is closed."""
+def alone(config: EnvConfig, slots: Sequence[int], chunk: int, gpu: int | None) -> Fleet:
+    """A fleet that has a process to itself, one of several on a machine."""
     torch.set_num_threads(1)
-    fleet = Fleet(config, slots, chunk, gpu)
-    while True:
-        call, argument = channel.recv()
-        channel.send((getattr(fleet, call)(argument),))
+    return Fleet(config, slots, chunk, gpu)

@@ -1,0 +1,133 @@
+"""Processes that end with the one that started them.
+
+A child ends itself when the other end of its channel is gone: after Ctrl-C, and after `kill -9` of the
+parent, no process is left.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rove.runtime.channel import Channel, ChannelClosed
+from rove.runtime.setup import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """A child's last message: the exception that ended it."""
+
+    error: BaseException
+    trace: str
+
+
+class Child:
+    """A process that runs `function(channel, *args)`, and dies with this one."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        *args: Any,
+        cores: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """The function has to be importable by name. `cores` bind the process, () leaves it everywhere;
+        `environment` holds variables besides those of this process."""
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        command = [
+            sys.executable,
+            "-c",
+            f"from rove.runtime import process; process.child({theirs.fileno()})",
+        ]
+        # `sys.path` may hold what an interpreter does not start with: a checkout, a test's folder.
+        paths = os.pathsep.join(entry for entry in sys.path if entry)
+        self.process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+        )
+        theirs.close()
+        self.channel.send((Setup.here(), tuple(cores)))
+        self.channel.send((function, args))
+
+    def ended(self) -> str:
+        """How the process ended, to be said of it: "was killed by signal 9 (process 123)"."""
+        code = self.process.wait(5)
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        return f"{how} (process {self.process.pid})"
+
+    def kill(self) -> None:
+        """End it now, and reap it."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+    def join(self, seconds: float = 5.0) -> None:
+        """Close the channel, at which it ends itself; kill it if it has not in time."""
+        self.channel.close()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+def child(fd: int) -> None:
+    """Where a `Child` begins."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sock = socket.socket(fileno=fd)
+    channel = Channel(sock)
+    threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
+    try:
+        setup, cores = channel.recv()
+        # A cluster's nodes may be given more cores than there are. What this process inherited says nothing:
+        # its parent may have kept to a core of its own when it started it.
+        if own := set(cores) & set(range(os.cpu_count() or 0)):
+            os.sched_setaffinity(0, own)
+            torch.set_num_threads(len(own))
+        setup.apply()
+        function, args = channel.recv()
+        function(channel, *args)
+    except ChannelClosed:
+        pass
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent is told
+        with suppress(ChannelClosed):
+            channel.send(crash(error))
+    # Threads of simulators and renderers need not be waited for.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def crash(error: BaseException) -> Crash:
+    """The exception being handled, fit to travel: one that cannot be pickled goes as text."""
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - any exception of the user's own making may not survive pickling
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return Crash(error, trace)
+
+
+def _die_with_parent(fd: int) -> None:
+    """End this process when the parent's end of the channel is gone, whatever it is doing."""
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLHUP and POLLERR are always reported
+    poll.poll()
+    os._exit(1)
