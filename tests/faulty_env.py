@@ -15,6 +15,7 @@ import torch
 from tests.point_env import PointEnv, PointSuite
 from torch import Tensor
 
+from rove.runtime.actor import Lost, Supervisor
 from rove.types import Autoreset, ChunkResult
 
 
@@ -24,7 +25,8 @@ class FaultyConfig:
     horizon: int = 12
     image_size: int = 8
     fault: str = "none"
-    """"none", "die", "hang", "raise", "nan", "shape"; "always" raises every time, "slow" takes its time."""
+    """"none", "die", "hang", "raise", "nan", "shape"; "always" raises every time, "slow" takes its
+    time, "replaces" has replaced a process of its own."""
     chunk_number: int = 3
     """The fault strikes when an environment has stepped so many chunks."""
     marker: str = ""
@@ -34,6 +36,7 @@ class FaultyEnv(PointEnv):
     def __init__(self, config: FaultyConfig, num_envs: int, chunk: int, autoreset: Autoreset) -> None:
         super().__init__(num_envs, autoreset, chunk=chunk, horizon=config.horizon)
         self.config, self.count = config, 0
+        self.supervisor = Supervisor(3)
 
     def step_chunk(self, actions: Tensor) -> ChunkResult:
         self.count += 1
@@ -52,6 +55,9 @@ class FaultyEnv(PointEnv):
         match fault:
             case "die":
                 os._exit(11)
+            case "replaces":
+                self.supervisor.note(Lost("simulator 0", "was killed by signal 9 (process 1)"))
+                return super().step_chunk(actions)
             case "hang":
                 time.sleep(3600)
             case "raise":

@@ -8,17 +8,17 @@ from functools import partial
 
 import pytest
 import torch
-from tests.faulty_env import FaultyConfig
+from tests.faulty_env import FaultyConfig, FaultyEnv
 from tests.point_env import PointEnv
 from torch import nn
 
-from rove.config.schema import GRPO, PPO, RolloutConfig, Run
+from rove.config.schema import GRPO, PPO, PlacementConfig, RolloutConfig, Run
 from rove.envs import registry
 from rove.errors import RoveError
 from rove.rollout.pipeline import Pipeline, Service
 from rove.rollout.stage import StagePlan
 from rove.rollout.workers import Environments, EnvironmentWorker, Slots
-from rove.runtime.actor import Supervisor
+from rove.runtime.actor import Lost, Supervisor
 from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, Trajectory
@@ -173,6 +173,27 @@ def test_episodes_under_way_begin_again_and_no_slot_is_lost(tmp_path):
     assert torch.equal(second.reward[:, clean], undisturbed.reward[:, clean]), (
         "the other worker was disturbed"
     )
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in this process", "in a worker's"])
+def test_processes_that_an_environment_replaces_itself_are_counted(inside, tmp_path):
+    """As ManiSkill's, of which each simulates some of a worker's slots."""
+    expected, _ = collect(run_of(), 2, 1)
+    faulty = run_of(fault="replaces", marker=str(tmp_path / "struck"))
+    got, faults = collect(faulty, 2, 1, inside=inside)
+    assert faults == ["simulator 0 was killed by signal 9 (process 1)"]
+    for a, b in zip(expected, got, strict=True):
+        assert_equal(a, b)
+
+
+def test_an_environment_replaces_its_processes_as_often_as_the_run_says():
+    run = dataclasses.replace(run_of(), placement=PlacementConfig(max_restarts=1))
+    with closing(StagePlan(run, 0, 1, B).build(0)) as stage:
+        assert isinstance(stage.env, FaultyEnv)
+        lost = Lost("simulator 0", "is gone")
+        stage.env.supervisor.note(lost)
+        with pytest.raises(RoveError, match=r"simulator 0 failed 2 times in a row.*placement\.max_restarts"):
+            stage.env.supervisor.note(lost)
 
 
 def test_a_worker_that_goes_on_failing_ends_the_run_with_its_own_error():

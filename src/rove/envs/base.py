@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from rove.runtime.actor import Supervisor
 from rove.types import (
     ActionSpec,
     Autoreset,
@@ -155,6 +156,14 @@ class Brancher(VectorEnv, Protocol):
         nothing is rendered, recorded, refilled or counted. Raises as `step_chunk` does.
         """
         ...
+
+
+@runtime_checkable
+class Supervised(VectorEnv, Protocol):
+    """Optional: an environment with processes of its own, which it replaces where they are lost."""
+
+    supervisor: Supervisor
+    """Decides how often, and keeps what was wrong: a run sets its limit, and counts its faults."""
 
 
 @runtime_checkable

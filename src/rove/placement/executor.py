@@ -261,6 +261,8 @@ class Executor(ABC):
 
         calls = {n: ask(n) for n in parts}
         judged = [self._mended(n, calls[n], partial(ask_again, n)) for n in parts]
+        for one in judged:
+            self.supervisor.add(one.faults)
         records = {record.spec: record for one in judged for record in one.report.records}
         for spec in specs:
             if not self._inline:

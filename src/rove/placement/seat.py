@@ -32,7 +32,7 @@ from rove.placement.weights import Layout, Weights
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.rollout.pipeline import Pipeline
-from rove.rollout.stage import Position, StagePlan
+from rove.rollout.stage import Position, StagePlan, supervise, take_faults
 from rove.rollout.workers import Environments, EnvironmentWorker, Slots
 from rove.runtime.actor import Actor, Shared, Supervisor
 from rove.runtime.local import InChild, InProcess
@@ -93,6 +93,8 @@ class Judged(NamedTuple):
     report: EvalReport
     frames: dict[EpisodeSpec, Tensor]
     """With `frames`: uint8 [n, H, W, 3] of each episode."""
+    faults: list[str]
+    """What was wrong with processes that the environment replaced, one text each."""
 
 
 def noop(*_: object) -> None:
@@ -196,6 +198,7 @@ class SeatWorker:
         if self._evaluation_env is None:
             gpu = None if self.unit is None else self.unit.workers[0].gpu
             self._evaluation_env = make_env(self.run, chunk=self.run.rollout.chunk, gpu=gpu)
+            supervise(self._evaluation_env, self.run)
         seen: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
         with self.watch("evaluation"):
             report = evaluate(
@@ -209,7 +212,8 @@ class SeatWorker:
                 on_episode=on_episode,
                 on_frames=(lambda spec, part: seen[spec].append(part)) if frames else None,
             )
-        return Judged(report, {spec: torch.cat(parts) for spec, parts in seen.items()})
+        frames_of = {spec: torch.cat(parts) for spec, parts in seen.items()}
+        return Judged(report, frames_of, take_faults(self._evaluation_env))
 
     # --- learner ----------------------------------------------------------------------------------
 

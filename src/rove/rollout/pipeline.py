@@ -236,6 +236,7 @@ class Pipeline:
         if self.critic and report.final_observation is not None:
             slots = torch.tensor(report.final_slots) + lane.first
             lane.unvalued.append(_Unvalued(report.t - 1, slots, report.final_observation))
+        self.supervisor.add(report.faults)
         self._buffer.put_texts(report.t, lane.first, report.instruction)
         self._watch.add("simulation", *report.span, track=lane.worker.name)
         if report.t == self.chunks or not report.running:

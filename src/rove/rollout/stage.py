@@ -16,13 +16,24 @@ import torch
 from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.envs import registry as envs
-from rove.envs.base import Brancher, VectorEnv
+from rove.envs.base import Brancher, Supervised, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
 from rove.rollout.buffer import Exchange
 from rove.types import EpisodeRecord, EpisodeSpec, Finals, Observation
 
 _FINALS: dict[str | None, Finals] = {None: "none", "truncated": "truncated", "always": "ended"}
+
+
+def supervise(env: VectorEnv, run: Run) -> None:
+    """Have an environment with processes of its own replace them as often as the run says."""
+    if isinstance(env, Supervised):
+        env.supervisor.limit = run.placement.max_restarts
+
+
+def take_faults(env: VectorEnv) -> list[str]:
+    """What was wrong with processes that an environment has replaced since the last call."""
+    return env.supervisor.take_faults() if isinstance(env, Supervised) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class Report:
     """When the environment worked on it, seconds of `time.perf_counter`."""
     position: Position | None = None
     """In a rollout's first report what it began with, in its last what the next one will."""
+    faults: tuple[str, ...] = ()
+    """What was wrong with processes that the environment replaced since the last report."""
 
     @property
     def running(self) -> bool:
@@ -93,6 +106,7 @@ class StagePlan:
                 f"The environment of {env.suite.name!r} cannot try chunks and put everything back, as "
                 f"{run.algorithm.kind!r} does; choose --algorithm.kind ppo or grpo."
             )
+        supervise(env, run)
         share = (self.index, self.count, self.num_envs)
         sampler = EpisodeSampler(
             env.suite, run.seed, wanted.group_size or 1, share=share, emphasis=run.rollout.emphasis
@@ -199,6 +213,7 @@ class Stage:
             final_slots=(),
             final_observation=None,
             span=(began, time.perf_counter()),
+            faults=tuple(take_faults(self.env)),
         )
 
     def _refill(self) -> None:
