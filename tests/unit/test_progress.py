@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -24,7 +26,39 @@ def test_without_a_terminal_an_iteration_is_one_line():
             progress.iteration(iteration, METRICS)
     lines = stream.getvalue().splitlines()
     expected = "success 50.0 % [38.1, 61.9] · 1,934 steps/s · simulation 75% · training 25%"
-    assert lines == ["resumed from [best]", f"19/20 · {expected}", f"20/20 · {expected} · 0:00 left"]
+    assert lines == [
+        "resumed from [best]", "collect: 0/4", f"19/20 · {expected}", f"20/20 · {expected} · 0:00 left",
+    ]  # fmt: skip
+
+
+def test_without_a_terminal_a_long_phase_tells_how_far_it_is(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    stream = io.StringIO()
+    with Progress("demo", 20, console=Console(file=stream, highlight=False)) as progress:
+        progress.phase("sft", 100)
+        for _ in range(100):
+            now += 0.5
+            progress.advance()
+    assert stream.getvalue().splitlines() == [
+        "sft: 0/100", "sft: 30/100 · 0:15", "sft: 60/100 · 0:30", "sft: 90/100 · 0:45",
+    ]  # fmt: skip
+
+
+def test_lines_reach_a_pipe_at_once():
+    """The first line is there while the phase still goes on."""
+    code = (
+        "import time\nfrom rove.reporting.progress import Progress\n"
+        "with Progress('demo', 1) as progress:\n    progress.phase('demonstrate', 8)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "demonstrate: 0/8\n"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

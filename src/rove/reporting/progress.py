@@ -1,4 +1,4 @@
-"""The live view of a training run: bars on a terminal, one line per iteration elsewhere."""
+"""The live view of a training run: bars on a terminal, and lines elsewhere, never silent for long."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _PARTS = {
 }
 """`time/` metrics that are shown, with their colours."""
 _SPARKS = "▁▂▃▄▅▆▇█"
+QUIET_SECONDS = 15.0
+"""Longest time without a line where there is no terminal and a phase goes on."""
 
 
 class Progress:
@@ -51,6 +53,9 @@ class Progress:
         self._metrics: Mapping[str, float] = {}
         self._success: list[float] = []
         self._seconds: Counter[str] = Counter()
+        self._announced: set[str] = set()
+        self._spoke = self._began
+        """When the last line was printed where there is no terminal."""
         self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self) -> Progress:
@@ -66,15 +71,24 @@ class Progress:
             self._live.stop()
 
     def phase(self, name: str, total: int) -> None:
-        """Begin a phase of `total` units ("collect" in chunks, "update" in steps, "evaluate" in episodes)."""
+        """Begin a phase of `total` units ("collect" in chunks, "update" in steps, "evaluate" in episodes).
+
+        Without a terminal, a phase that has not been before is announced, and one that takes its time tells
+        every `QUIET_SECONDS` how far it is.
+        """
         self._phases[name] = (0, total)
         self._phase = name
         self._entered.add(name)
+        if not self._console.is_terminal and name not in self._announced:
+            self._announced.add(name)
+            self._say(f"{name}: 0/{total}")
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more units of the phase that began last."""
         done, total = self._phases[self._phase]
         self._phases[self._phase] = (done + n, total)
+        if not self._console.is_terminal and time.perf_counter() - self._spoke >= QUIET_SECONDS:
+            self._say(f"{self._phase}: {done + n}/{total} · {_clock(time.perf_counter() - self._began)}")
 
     def iteration(self, i: int, metrics: Mapping[str, float]) -> None:
         """Iteration `i` is complete; `metrics` are what was logged for it."""
@@ -86,7 +100,7 @@ class Progress:
         if "rollout/success" in metrics:
             self._success.append(metrics["rollout/success"])
         if not self._console.is_terminal:
-            self._console.print(self._line(metrics), soft_wrap=True, markup=False)
+            self._say(self._line(metrics))
         # The rows of an iteration stay, so that the view does not jump; those of the warm-up go.
         self._phases = {name: (0, self._phases[name][1]) for name in self._phases if name in self._entered}
         self._entered = set()
@@ -94,7 +108,13 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a line above the live view; nothing where there is no text."""
         if text:
-            self._console.print(text, soft_wrap=True, markup=False)
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Print a line at once: a file or a pipe would otherwise hold it back until its buffer is full."""
+        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.file.flush()
+        self._spoke = time.perf_counter()
 
     @property
     def _left(self) -> float:
