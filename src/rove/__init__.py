@@ -1,0 +1,37 @@
+"""Train vision-language-action robot policies by reinforcement learning.
+
+    import rove
+    from rove.recipes.tabletop import tabletop_ppo
+
+    directory = rove.train(tabletop_ppo())
+    report = rove.evaluate(directory / "best", "tabletop", episodes=64)
+
+Names are imported when they are first used, so that `import rove` takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rove.api import evaluate, make_env
+    from rove.config.schema import Run
+    from rove.train import train
+
+    __version__: str
+
+__all__ = ["Run", "train", "evaluate", "make_env", "__version__"]
+_FROM = {"Run": "rove.config.schema", "evaluate": "rove.api", "make_env": "rove.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rove")
+    if name == "train":  # a module that can be called: see its end
+        return importlib.import_module("rove.train")
+    if name in _FROM:
+        return getattr(importlib.import_module(_FROM[name]), name)
+    raise AttributeError(f"module 'rove' has no attribute {name!r}")

@@ -7,9 +7,12 @@ sync ─▶ collect ─▶ prepare (filter, mask, advantages) ─▶ update ─�
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from rove import algorithms, checkpoint, host, rundir
 from rove.config.needs import needs, optimizer_steps
@@ -150,3 +153,13 @@ def _evaluate(run: Run, directory: Path, executor: Executor, name: str, progress
     report.save(judged, directory / "eval" / f"{name}.json")
     videos.record(executor, directory / "videos", name)
     executor.watch.take()
+
+
+class _Callable(ModuleType):
+    """`rove.train(run)` is this module's function, also where the module has the name already."""
+
+    def __call__(self, *args: Any, **options: Any) -> Path:
+        return train(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
