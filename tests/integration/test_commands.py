@@ -18,9 +18,10 @@ from rove import cli
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "--rollout.num_envs 4 --rollout.chunks 2 --training.iterations 1 --training.batch 8 "
-    "--training.micro_batch 8 --training.optim.warmup 0 --sft.episodes 2 --sft.steps 2 --sft.batch 8 --sft.micro_batch 8 "
-    "--sft.optim.warmup 0 --sft.grounding 4 --sft.grounding_steps 1 --evaluation.episodes 2 "
-    "--evaluation.variant_episodes 0 --evaluation.num_envs 2 --logging.tensorboard false"
+    "--training.micro_batch 8 --training.optim.warmup 0 --sft.episodes 2 --sft.steps 2 --sft.batch 8 "
+    "--sft.micro_batch 8 --sft.optim.warmup 0 --sft.grounding 4 --sft.grounding_steps 1 "
+    "--evaluation.episodes 2 --evaluation.variant_episodes 0 --evaluation.num_envs 2 "
+    "--logging.tensorboard false"
 )
 REACH = (
     "--rollout.num_envs 4 --rollout.chunks 2 --training.iterations 1 --sft.episodes 2 --sft.steps 2 "
