@@ -189,3 +189,13 @@ def test_an_evaluation_of_several_tasks(tmp_path: Path) -> None:
         evaluate_checkpoint(
             Path("random"), "libero", STOVE, "none", EvaluationConfig(), seed=1, settings=["--seed", "3"]
         )
+
+
+@pytest.mark.parametrize("tasks", ["goal_lan", "object_task"])
+def test_a_perturbed_set_that_is_the_suite_is_told_its_own_instructions(tasks: str) -> None:
+    suite = LiberoSuite(LiberoConfig(tasks=tasks))
+    for task in suite.tasks:
+        told = suite.instruction(EpisodeSpec(task, suite.initial_states(task, "held_out")[0]))
+        assert told == package.written_instruction(task).lower()
+    told = [suite.instruction(EpisodeSpec(task, 0)) for task in suite.tasks]
+    assert told != [package.published_instruction(task) for task in suite.tasks]

@@ -71,9 +71,11 @@ class LiberoSuite(TaskSuite):
         self.vocabulary = tuple(sorted({word for text in texts for word in text.split()}))
 
     def _text(self, task: str, variant: str) -> str:
-        if variant in REWORDED:
-            return package.written_instruction(perturbed(task, variant)).lower()
-        return package.published_instruction(task)
+        told = perturbed(task, variant)
+        # A perturbed set may also be chosen as the suite itself: "goal_lan", or a task of it.
+        if told.partition("/")[0].partition("_")[2] in REWORDED:
+            return package.written_instruction(told).lower()
+        return package.published_instruction(told)
 
     def instruction(self, episode: EpisodeSpec) -> str:
         if episode.task not in self.tasks:
