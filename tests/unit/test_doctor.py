@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -59,6 +60,14 @@ def test_every_device_is_tried_and_what_draws_there_is_said(monkeypatch):
 def test_this_machine_draws_on_its_cpu():
     cpu, *_ = doctor.renderers()
     assert cpu.status == "ok" and " on cpu in " in cpu.detail
+
+
+def test_the_table_is_all_that_is_printed():
+    command = [sys.executable, "-m", "rove.cli", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stderr == ""
+    line = re.compile(r" *(ok|pass|warn|missing|fail|error)  \S|  +→ ")
+    assert [text for text in done.stdout.splitlines() if not line.match(text)] == []
 
 
 def test_old_python_is_an_error(monkeypatch):
