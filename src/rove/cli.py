@@ -143,24 +143,31 @@ def _run_of_suite(name: str, settings: list[str]) -> Run | None:
 
 
 def _eval(args: argparse.Namespace, settings: list[str]) -> None:
+    from rich.console import Console
+
     from rove.evaluation import report
     from rove.evaluation.checkpoint import evaluate_checkpoint
+    from rove.reporting.progress import Progress
 
     for file in args.files:
         recipes.import_file(file)
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
-    judged = evaluate_checkpoint(
-        args.checkpoint,
-        args.suite,
-        args.tasks,
-        args.variant,
-        config,
-        seed=args.seed,
-        settings=settings,
-        out=args.out,
-        say=lambda text: print(text, file=sys.stderr) if text else None,
-    )
+    # The table is what goes to standard output; how far it is goes where it does not mix with it.
+    with Progress("evaluation", 0, console=Console(stderr=True, highlight=False)) as progress:
+        judged = evaluate_checkpoint(
+            args.checkpoint,
+            args.suite,
+            args.tasks,
+            args.variant,
+            config,
+            seed=args.seed,
+            settings=settings,
+            out=args.out,
+            on_begin=lambda count: progress.phase("evaluate", count),
+            on_episode=lambda record: progress.advance(),
+            say=progress.message,
+        )
     compared = report.once_and_at_end(args.checkpoint.name, judged)
     print(f"{report.task_table(judged)}\n\n{report.table(compared, judged.about.get('published'))}")
 

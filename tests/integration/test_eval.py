@@ -58,7 +58,10 @@ def test_the_statistics_are_chosen_by_a_setting(saved: Path, capsys: pytest.Capt
     assert "unnorm_key" in capsys.readouterr().err
     chosen = ["--policy.unnorm_key", "tabletop"]
     assert evaluated(saved, "--suite", "tabletop", *QUICK.split(), *chosen) == 0
-    assert "in distribution" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "in distribution" in said.out
+    assert "evaluate: 0/2" in said.err
+    assert "evaluate" not in said.out
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_the_first_episode(

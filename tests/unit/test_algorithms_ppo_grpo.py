@@ -106,7 +106,10 @@ def test_ppo_normalises_over_all_rounds_at_once():
     assert counted.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert counted.std().item() == pytest.approx(1.0, abs=1e-3)
     assert metrics["train/advantage_std"] == pytest.approx(raw.advantage[raw.mask].std().item())
-    assert set(metrics) == {"train/advantage_mean", "train/advantage_std", "train/explained_variance"}
+    assert metrics["train/return_mean"] == pytest.approx(raw.returns[raw.mask].mean().item())
+    assert set(metrics) == {
+        "train/advantage_mean", "train/advantage_std", "train/return_mean", "train/explained_variance",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("ratio_level", ["token", "chunk"])

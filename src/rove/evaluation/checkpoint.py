@@ -43,6 +43,7 @@ def evaluate_checkpoint(
     seed: int,
     settings: Sequence[str] = (),
     out: Path | None = None,
+    on_begin: Callable[[int], None] = lambda count: None,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvalReport:
@@ -54,8 +55,9 @@ def evaluate_checkpoint(
     tasks and the checkpoint say. The policy is on a GPU where there is one, or where "--placement.device"
     says. `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
     episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
-    `say` is told what the policy's own check of the suite warns of. Raises RoveError before the first episode
-    on an unknown suite, task set, variant or setting, and where the policy does not fit the suite.
+    `on_begin` is told how many episodes are to be run, `say` what the policy's own check of the suite warns
+    of. Raises RoveError before the first episode on an unknown suite, task set, variant or setting, and where
+    the policy does not fit the suite.
     """
     kind, _, named = suite.partition(":")
     trained = _run_of(path)
@@ -93,6 +95,7 @@ def evaluate_checkpoint(
                 journal.add(record)
             on_episode(record)
 
+        on_begin(len(specs) - (len(journal.done) if journal else 0))
         report = evaluate(
             env,
             policy,

@@ -31,7 +31,7 @@ QUIET_SECONDS = 15.0
 
 
 class Progress:
-    """Shows how a run is doing; iterations count from 1.
+    """Shows how a run is doing; iterations count from 1. An evaluation by itself has none.
 
     Example:
         with Progress("demo", iterations=100) as progress:
@@ -149,8 +149,9 @@ class Progress:
         grid.add_column(ratio=1, no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)
         left = f" · {_clock(self._left)} left" if len(self._ends) > 1 else ""
-        grid.add_row("iteration", _bar(self._done, self._iterations, "green"),
-                     f"{self._done}/{self._iterations} · {_clock(elapsed)}{left}")  # fmt: skip
+        if self._iterations:
+            grid.add_row("iteration", _bar(self._done, self._iterations, "green"),
+                         f"{self._done}/{self._iterations} · {_clock(elapsed)}{left}")  # fmt: skip
         for name, (done, total) in self._phases.items():
             grid.add_row(name, _bar(done, total, "cyan"), f"{done}/{total}")
         if rate := _rate(self._metrics, "rollout"):
