@@ -52,8 +52,11 @@ def world(env: ManiSkillEnv, slot: int):
 # --- the contract ---------------------------------------------------------------------------------
 
 
+LONG = pytest.mark.skipif(not os.environ.get("MANISKILL_FULL"), reason="long: make test-maniskill runs it")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["StackCube-v1", "PushCube-v1"])
+@pytest.mark.parametrize("task", ["StackCube-v1", pytest.param("PushCube-v1", marks=LONG)])
 def test_contract_in_worker_processes(task):
     """`tests/contract` holds PickCube and the put-on-plate task to it, in one process."""
     config = ManiSkillConfig(tasks=task, image_size=48, horizon=6, workers=2)
@@ -63,7 +66,7 @@ def test_contract_in_worker_processes(task):
     assert [f"{result.name}: {result.detail}" for result in results if not result.ok] == []
 
 
-@pytest.mark.skipif(not os.environ.get("MANISKILL_FULL"), reason="long: make test-maniskill runs it")
+@LONG
 @pytest.mark.parametrize("task", [f"{family.id}:{split}" for family, split in SPLITS])
 def test_contract_on_every_put_on_plate_id(task):
     config = PutOnPlateConfig(tasks=task, image_size=48, horizon=6, workers=1)
