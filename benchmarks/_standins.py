@@ -144,7 +144,13 @@ class StandInPolicy(nn.Module):
         super().__init__()
         self.chunk, self.per_row = chunk, per_row
 
-    def act(self, observation: Observation, mode: Mode, noise: SamplingNoise | None = None) -> ActionChunk:
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
         began = time.perf_counter()
         shape = (len(observation), self.chunk, SPEC.dim)
         answer = ActionChunk(
