@@ -110,7 +110,7 @@ def section(name: str, data: dict[str, Any]) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """What a value of this type is, in words: "an integer", "one of 'first', 'mean', or none"."""
+    """Describe in words what a value of this type is: "an integer", "one of 'first', 'mean', or none"."""
     ending = " or none" if _optional(annotation) else ""
     annotation = _required(annotation)
     if get_origin(annotation) is Literal:

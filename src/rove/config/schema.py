@@ -26,7 +26,7 @@ class TabletopConfig:
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
     render: Literal["cpu", "cuda"] = "cpu"
-    """What pictures are drawn on. Physics is always on the CPU."""
+    """Device that renders images. Physics is always on the CPU."""
     threads: int = 0
     """Physics threads; 0 uses every core."""
 
@@ -55,7 +55,7 @@ class LiberoConfig:
     """A rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints were made;
     or black pictures, for who looks at states only."""
     render: Literal["cpu", "cuda"] = "cpu"
-    """What "warp" draws on; "gl" takes a GPU where there is one. Physics is always on the CPU."""
+    """Device on which "warp" renders; "gl" takes a GPU where there is one. Physics is always on the CPU."""
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
     scenes: int = 4
@@ -84,7 +84,7 @@ class ManiSkillConfig:
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
-    """What pictures are drawn on; "auto" is the GPU where there is one, whatever simulates."""
+    """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
@@ -120,7 +120,7 @@ class PutOnPlateConfig:
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
-    """What pictures are drawn on; "auto" is the GPU where there is one, whatever simulates."""
+    """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
@@ -192,14 +192,14 @@ class PolicyConfig:
     center_crop: bool | None = None
     """Cut the centre out of every picture, as after random crops; None: as the checkpoint says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of a checkpoint's weights in memory. Adapters and critic are always float32."""
+    """Number format of a checkpoint's weights in memory. Adapters and critic are always float32."""
     lora: LoraConfig | None = None
     """Train adapters beside a checkpoint's weights; None: the weights. A warm-up from scratch trains all."""
     compile: bool = False
     """Blocks through torch.compile and, on a GPU, rollouts through CUDA graphs. Starts slowly."""
     head: Literal["discrete", "l1"] = "discrete"
-    """What turns hidden states into actions: 256 tokens a dimension, or OpenVLA-OFT's regression head, which
-    is deterministic and so serves inference and SFT only."""
+    """The head that turns hidden states into actions: 256 tokens a dimension, or OpenVLA-OFT's regression
+    head, which is deterministic and so serves inference and SFT only."""
     decoding: Literal["parallel", "autoregressive"] = "parallel"
     attention: Literal["causal", "bidirectional"] = "causal"
     towers: tuple[TowerConfig, ...] = (TowerConfig(),)
@@ -216,7 +216,7 @@ class PolicyConfig:
     trained from scratch tells the positions apart much sooner when it may learn them."""
     value_head: ValueHeadConfig | None = None
     temperature: float = 1.0
-    """Of the sampling distribution; log-probabilities are taken under it too."""
+    """Sampling temperature; log-probabilities are taken under it too."""
 
 
 # --- algorithms ---------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class OptimConfig:
 
     lr: float = 3e-4
     value_lr: float | None = None
-    """Of the value head; None: `lr`."""
+    """Learning rate of the value head; None: `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -392,8 +392,8 @@ class SFTConfig:
     """Beginnings of the names of parameters that demonstrations do not train, as in `TrainingConfig.freeze`.
     Pictures to point in do: what they taught is else blurred by the fewer that a demonstration shows."""
     pointing_weight: float = 0.3
-    """Of the pointing loss, beside that of the actions, while the demonstrations are learned; read where
-    `grounding` is not 0."""
+    """Weight of the pointing loss, beside that of the actions, while the demonstrations are learned; read
+    where `grounding` is not 0."""
     color_jitter: float = 0.0
     """By which fraction the brightness of training pictures varies; see `rove.training.augment`."""
     smoothing: float = 0.0
@@ -444,7 +444,7 @@ class PlacementConfig:
     executor: Literal["local", "ray"] = "local"
     """"local": processes of this machine. "ray": actors of a Ray cluster."""
     ray_address: str | None = None
-    """Of the cluster; "auto": the one that this machine belongs to; None: start one here."""
+    """Address of the Ray cluster; "auto": the one that this machine belongs to; None: start one here."""
     nodes: int = 0
     """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"

@@ -35,7 +35,7 @@ from rove.types import (
 
 
 class Resources(NamedTuple):
-    """What the environments of a suite run on, as its configuration says."""
+    """Devices that the environments of a suite run on, as its configuration says."""
 
     simulation: Literal["core", "gpu"] = "core"
     rendering: Literal["core", "gpu"] = "core"
@@ -150,7 +150,7 @@ class Brancher(VectorEnv, Protocol):
     """Optional: an environment that can try something and put everything back."""
 
     def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """What `step_chunk` would answer to each of G chunks, float [B, G, C, A], from where things stand.
+        """Try G chunks, float [B, G, C, A], from where things stand, as `step_chunk` would carry out each.
 
         Returns reward, float32 [B, G, C], and executed, bool [B, G, C]. Afterwards everything is as it was:
         nothing is rendered, recorded, refilled or counted. Raises as `step_chunk` does.

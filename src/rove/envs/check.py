@@ -41,7 +41,7 @@ class CheckResult:
     name: str
     ok: bool
     detail: str
-    """What was wrong; what the rule demands where nothing was."""
+    """The breach, or what the rule demands where there was none."""
 
 
 def check_env(make: Make) -> list[CheckResult]:

@@ -1,4 +1,4 @@
-"""What each suite expects of a policy, as data: known before, and without, its simulator.
+"""Each suite's expectations of a policy, as data: known before, and without, its simulator.
 
 Sources: LIBERO's controller and the reference evaluation of OpenVLA for it (two cameras, centre crop, gripper
 -1 open); the 25-object ManiSkill suite of RL4VLA and RLinf (one camera, no crop, gripper +1 open).
@@ -25,7 +25,8 @@ _MANISKILL_ACTIONS = ActionSpec(
 
 
 def _libero(name: str) -> Conventions:
-    """Of "libero:TASKS", where each of TASKS is a set, perhaps a perturbed one, or a task of a set."""
+    """Conventions of "libero:TASKS", where each of TASKS is a set, perhaps a perturbed one, or a task of a
+    set."""
     tasks = name.removeprefix("libero").lstrip(":_").split(",")
     sets = dict.fromkeys(task.partition("/")[0].partition("_")[0] for task in tasks)
     statistics = [

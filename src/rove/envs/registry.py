@@ -72,7 +72,7 @@ def make(
 
 
 def resources(config: EnvConfig, gpus: bool) -> Resources:
-    """What the environments that `config` describes run on, where there are GPUs and where there are none."""
+    """Devices that the environments of `config` run on, on a machine with GPUs or without."""
     say = getattr(_module(config.kind), "resources", None)
     return Resources() if say is None else say(config, gpus)
 

@@ -17,7 +17,7 @@ from rove.types import EpisodeSpec, EvalReport
 
 
 class Evaluator(Protocol):
-    """What `record` needs of an executor."""
+    """The part of an executor that `record` calls."""
 
     suite: TaskSuite
 

@@ -53,7 +53,7 @@ class SamplingNoise:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a policy costs a device: floating-point operations of a row, and bytes."""
+    """Costs of a policy on a device: floating-point operations of a row, and bytes."""
 
     forward: float
     """FLOPs of one row in a forward pass, as in acting."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a directory here, or a name on the Hugging Face hub."""
+"""Finding a checkpoint: a directory here, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ TINY = PolicyConfig(
 """About 756 thousand weights."""
 
 SIGHT = ("vlm.towers", "vlm.film", "vlm.projector", "vlm.pointer.queries", "vlm.language_model.embed_tokens")
-"""What sees. It has learned from where things are; what rewards say of it is mostly noise."""
+"""Perception parameters, frozen after grounding: RL gradients through them are mostly noise."""
 
 
 @recipe
@@ -127,5 +127,5 @@ def tabletop_all() -> Run:
 
 @recipe
 def demo() -> Run:
-    """What `make demo` runs: tabletop_vine, sized for two cores and a few minutes."""
+    """The recipe of `make demo`: tabletop_vine, sized for two cores and a few minutes."""
     return replace(tabletop_vine(), name="demo")

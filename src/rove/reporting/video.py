@@ -21,7 +21,7 @@ from rove.errors import RoveError
 _WIDTH = 192
 """Pixels that a smaller frame is enlarged to, in whole steps."""
 _MILLISECONDS = 100
-"""Of a frame."""
+"""Duration of a frame."""
 _HOLD = 1000
 """Milliseconds of the last frame."""
 _PASS, _FAIL, _PAPER, _INK = "#2e9e5b", "#d1495b", "#16181d", "#f2f3f5"

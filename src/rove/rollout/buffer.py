@@ -74,7 +74,7 @@ def _bytes(shape: tuple[int, ...], kind: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exchange:
-    """What environments write and the policy reads, or the other way about; see `Layout.fields`."""
+    """Memory that environments write and the policy reads, and the other way about; see `Layout.fields`."""
 
     images: Tensor
     state: Tensor
@@ -131,7 +131,7 @@ class RolloutBuffer:
         self._texts[t][first : first + len(texts)] = texts
 
     def observation(self, t: int, first: int, last: int) -> Observation:
-        """What the slots from `first` up to `last` saw before chunk t; views."""
+        """Views of the observations of the slots from `first` up to `last` before chunk t."""
         x = self.exchange
         state = None if self.layout.state is None else x.state[t, first:last]
         return Observation(x.images[t, first:last], tuple(self._texts[t][first:last]), state)

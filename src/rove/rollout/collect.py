@@ -40,8 +40,8 @@ def act(
     noise: SamplingNoise | None,
     samples: int | None = None,
 ) -> ActionChunk:
-    """What the policy does, greedily without `noise`, in the convention `action_spec`; on the host, which
-    waits for it once."""
+    """Return the actions that the policy chooses, greedily without `noise`, in the convention `action_spec`;
+    on the host, which waits for it once."""
     with torch.inference_mode():
         if noise is None:
             chunk = policy.act(observation, "greedy")

@@ -90,7 +90,7 @@ class _Lane:
     report: Report | None = None
     """The newest."""
     position: Position | None = None
-    """What the rollout began with."""
+    """The stage's position when the rollout began."""
     finished: list[tuple[int, EpisodeRecord]] = field(default_factory=list)
     unvalued: list[_Unvalued] = field(default_factory=list)
 
@@ -123,7 +123,7 @@ class Pipeline:
         self.service: Service = service
         self.supervisor = supervisor or Supervisor(3)
         self.positions: list[Position | None] = []
-        """What each stage will begin its next rollout with."""
+        """The position of each stage when its next rollout begins."""
         self._placed = False
 
     def collect(
@@ -291,7 +291,7 @@ class Pipeline:
             lane.asked = lane.worker.step(lane.number, lane.report.t)
 
     def _seen(self, lane: _Lane, rows: Sequence[int]) -> Observation:
-        """What these slots of a stage saw last; no frame is copied where that is all of them."""
+        """The last observation of these slots of a stage; no frame is copied where that is all of them."""
         assert lane.report is not None
         observation = self._buffer.observation(lane.report.t, lane.first, lane.last)
         return observation if len(rows) == len(observation) else observation.select(rows)

@@ -32,7 +32,7 @@ def supervise(env: VectorEnv, run: Run) -> None:
 
 
 def take_faults(env: VectorEnv) -> list[str]:
-    """What was wrong with processes that an environment has replaced since the last call."""
+    """Faults of processes that an environment has replaced since the last call."""
     return env.supervisor.take_faults() if isinstance(env, Supervised) else []
 
 
@@ -50,7 +50,7 @@ class Report:
     elapsed: tuple[int, ...]
     """Executed actions of the running episodes."""
     finished: tuple[EpisodeRecord, ...]
-    """Of chunk t - 1, slots counted within the stage."""
+    """Episodes that ended in chunk t - 1, slots counted within the stage."""
     final_slots: tuple[int, ...]
     final_observation: Observation | None
     span: tuple[float, float]
@@ -58,7 +58,7 @@ class Report:
     position: Position | None = None
     """In a rollout's first report what it began with, in its last what the next one will."""
     faults: tuple[str, ...] = ()
-    """What was wrong with processes that the environment replaced since the last report."""
+    """Faults of processes that the environment has replaced since the last report."""
 
     @property
     def running(self) -> bool:
@@ -68,12 +68,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a stage is in its list of episodes, enough to begin them again."""
+    """Place of a stage in its list of episodes, enough to begin them again."""
 
     specs: tuple[EpisodeSpec, ...]
     """Running in the slots, in order; () where the next rollout takes new ones."""
     cursor: int
-    """Of the stage's sampler: the first episode that has not begun."""
+    """Index in the stage's sampler of the first episode that has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class StagePlan:
 
     run: Run
     index: int
-    """Of this stage among all stages of the run: its share of the episodes."""
+    """Index of this stage among all stages of the run, which decides its share of the episodes."""
     count: int
-    """Of all stages."""
+    """Number of stages in the run."""
     num_envs: int
     """b, slots of this stage."""
     gpu: int | None = None

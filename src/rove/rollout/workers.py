@@ -16,7 +16,7 @@ from rove.types import ActionSpec
 
 
 class Hello(NamedTuple):
-    """What the environments of a worker look like."""
+    """Shapes and conventions of a worker's environments."""
 
     action_spec: ActionSpec
     image: tuple[int, ...]

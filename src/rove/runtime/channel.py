@@ -145,7 +145,7 @@ def pack(value: Any) -> tuple[bytes, list[memoryview]]:
 
 
 def unpack(data: bytes | bytearray, buffers: Iterable[Any]) -> Any:
-    """What `pack` was given; its tensors are views of `buffers`."""
+    """Return the value that `pack` was given; its tensors are views of `buffers`."""
     return pickle.loads(data, buffers=buffers)
 
 

@@ -88,7 +88,7 @@ class Child:
 
 
 def child(fd: int) -> None:
-    """Where a `Child` begins."""
+    """Entry point of a `Child`'s process."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sock = socket.socket(fileno=fd)

@@ -28,7 +28,7 @@ class Step:
     real: Tensor
     """bool [M]; False for a row that only fills up and counts nothing."""
     denominator: float
-    """What the policy loss is divided by."""
+    """Denominator of the policy loss, over the whole batch."""
     value_denominator: float
     """Values that count."""
 
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """What a rank is given of a batch."""
+    """The part of a batch that a rank is given."""
 
     batch: TrainBatch
     """Its rows, as many as each other rank has."""
@@ -86,7 +86,8 @@ def _part(rows: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
 
 
 def deal(batch: TrainBatch, steps: Sequence[Tensor], rank: int = 0, world: int = 1) -> Share:
-    """What rank `rank` of `world` is given, to train on `batch` in these `steps`: its own rows, once each."""
+    """Return the share of rank `rank` of `world` in training on `batch` in `steps`: its own rows, once
+    each."""
     taken = [take(batch, rows, rank, world) for rows in steps]
     if world == 1 or not steps:
         return Share(batch, tuple(taken), len(batch))

@@ -158,7 +158,7 @@ class Learner:
         return {"optimizer": gather_full(self.optimizer.state_dict()), "reference": reference}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def trainable(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class Reference:
     """
 
     def __init__(self, policy: nn.Module) -> None:
-        """Of a policy as it is trained, so sharded where it is."""
+        """Keep the weights of a policy as it is trained, so sharded where it is."""
         self._policy = policy
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         self._kept = {name: p.detach().clone() for name, p in self._trained.items()}

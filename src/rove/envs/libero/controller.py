@@ -1,4 +1,5 @@
-"""What turns an action into motor commands: operational-space control of the arm, and the gripper's ramp.
+"""The controller that turns an action into motor commands: operational-space control of the arm, and the
+gripper's ramp.
 
 The controller is the published one (OSC_POSE of robosuite 1.4 in LIBERO's settings), after Khatib 1987, "A
 unified approach for motion and force control of robot manipulators". With F = kp Δp − kd v, T = kp e − kd ω
@@ -25,7 +26,7 @@ import numpy as np
 from numba import njit
 
 SUBSTEPS = 25
-"""Of 2 ms in an action."""
+"""Substeps of 2 ms in an action."""
 REACH = 0.05
 """Metres that the largest translation asks for."""
 TURN = 0.5
@@ -37,20 +38,20 @@ POSTURE_DAMPING = 2 * math.sqrt(POSTURE_STIFFNESS)
 POSTURE = np.array([0.0, -0.161037389, 0.0, -2.44459747, 0.0, 2.2267522, np.pi / 4])
 """q₀: the arm's joints after a stock reset, radians."""
 GRIPPER_SPEED = 0.01
-"""Of the whole way from the middle, in a substep."""
+"""Share of the whole way from the middle that the gripper goes in a substep."""
 JOINTS = 7
 FINGERS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 HAND = "robot0_right_hand"
 """The body whose orientation is observed."""
 READ = ("site_xpos", "site_xmat", "subtree_com", "cdof", "M", "qpos", "qvel")
-"""What of MuJoCo's data says how the arm stands and moves."""
+"""MuJoCo's arrays that say how the arm stands and moves."""
 BOUND = (*READ, "qfrc_bias", "xquat")
-"""What of MuJoCo's data the controller and the observation read."""
+"""MuJoCo's arrays that the controller and the observation read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the controller knows of n arms."""
+    """The controller's state of n arms."""
 
     position: np.ndarray
     """[n, 3], of the grip site."""
@@ -75,7 +76,7 @@ class Reading:
 
 
 class Arm:
-    """Where a model keeps its arm, and what a stock reset leaves in its controller."""
+    """Indices of a model's arm, and what a stock reset leaves in its controller."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self.site = model.site("gripper0_grip_site").id

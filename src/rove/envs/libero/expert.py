@@ -27,7 +27,7 @@ HOVER = 0.12
 LIFT = 0.20
 """Metres that a thing is carried above the higher of where it was and where it goes."""
 GAIN = 1.5
-"""Of the way that is left, what an action asks for."""
+"""Share of the way that is left which an action asks for."""
 LET_GO = 0.012
 """Metres over its place at which a thing is let go."""
 CLOSING, OPENING, RISING = 10, 8, 12
@@ -88,7 +88,7 @@ class Target:
 
 @dataclass
 class _Course:
-    """What one slot's expert is about."""
+    """Plan of one slot's expert."""
 
     targets: Sequence[Target]
     target: int = 0
@@ -207,7 +207,7 @@ class Expert:
         return 0 if course is None else course.target
 
     def target(self, slot: int) -> Target:
-        """What the slot's expert is about to put somewhere."""
+        """The object that the slot's expert is about to put somewhere."""
         course = self._courses[slot]
         assert course is not None, f"no episode was begun in slot {slot}"
         return course.targets[course.target]

@@ -1,4 +1,4 @@
-"""Where everything is that a picture shows: what physics hands to a renderer."""
+"""Poses of everything that an image shows: what physics hands to a renderer."""
 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations

@@ -28,7 +28,7 @@ _EGL_CUDA_DEVICE_NV = 0x323A
 
 
 def _cuda_indices() -> list[int | None]:
-    """Of each EGL device, in EGL's order, the index by which this process knows it in CUDA."""
+    """Index in CUDA, as this process counts, of each EGL device in EGL's order."""
     from mujoco.egl import egl_ext as egl
 
     query: Any = egl.eglGetProcAddress("eglQueryDeviceAttribEXT")

@@ -1,4 +1,4 @@
-"""Where to take hold of a thing, from the shape that MuJoCo collides it by."""
+"""Grasps of a thing, from the shape that MuJoCo collides it by."""
 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
@@ -24,12 +24,12 @@ MARGIN = 0.008
 SLAB = 0.010
 """Metres below the top of a hollow thing within which its points are its edge."""
 ANGLES = np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90])
-"""Where on an edge to try, from the direction in which the fingers open to begin with."""
+"""Places on an edge to try, from the direction in which the fingers open to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grasp:
-    """Where the hand goes, fingers pointing down."""
+    """Pose of the hand, fingers pointing down."""
 
     point: np.ndarray
     """[3], of the point between the fingertips, from the thing's position, along the world's axes, metres."""
@@ -53,7 +53,7 @@ def shape(model: mujoco.MjModel, body: int) -> np.ndarray:
 
 
 def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """Of a mesh, its vertices; of anything else, the box around it; in the geom's frame."""
+    """Return the vertices of a mesh, or the box around any other geom, in the geom's frame."""
     if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
         mesh = model.geom_dataid[geom]
         first = model.mesh_vertadr[mesh]

@@ -1,4 +1,4 @@
-"""Where in the picture the things are that an instruction is about."""
+"""Places in the image of the things that an instruction is about."""
 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations

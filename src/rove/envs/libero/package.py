@@ -1,4 +1,4 @@
-"""What the installed LIBERO package contains: suites, tasks, instructions. Nothing of it is imported.
+"""Contents of the installed LIBERO package: suites, tasks, instructions. Nothing of it is imported.
 
 Importing LIBERO starts robosuite, and some editions of it ask for a directory on the terminal; its files tell
 as much. A task is named by its folder and file below `bddl_files`, without "libero_":

@@ -23,7 +23,7 @@ _POSITIONS = mujoco.mjtStage.mjSTAGE_POS.value
 
 
 class _Scene:
-    """What draws the worlds of one scene: kinematics in batch, and a renderer."""
+    """Renders the worlds of one scene: kinematics in batch, and a renderer."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Scene:
 
 
 def _device(config: LiberoConfig, gpu: int | None) -> str:
-    """What the "warp" renderer draws on."""
+    """Device on which the "warp" renderer draws."""
     return f"cuda:{gpu or 0}" if config.render == "cuda" else "cpu"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from rove.errors import RoveError
 
 BOUND = ("xpos", "xmat", "qpos")
-"""What of MuJoCo's data the predicates read."""
+"""MuJoCo's arrays that the predicates read."""
 NEAR = 0.03
 """Metres between the middles of two things of which one lies on the other."""
 ABOVE, BELOW = 0.10, 0.005

@@ -35,7 +35,7 @@ _SLACK = 0.01
 
 @wp.struct
 class Scene:
-    """What of a model does not move."""
+    """The part of a model that does not move."""
 
     position: wp.array(dtype=wp.vec3)
     """[V], in the geom's frame."""
@@ -72,7 +72,7 @@ class Scene:
 
 @wp.struct
 class View:
-    """Where things are: n worlds."""
+    """Poses of everything in n worlds."""
 
     geom_position: wp.array2d(dtype=wp.vec3)
     """[n, G]."""
@@ -135,7 +135,7 @@ def _reach(p: wp.vec3, q: wp.vec3, near: float, box: wp.vec4) -> wp.vec4:
 
 @wp.func
 def _offset(sample: int) -> wp.vec2:
-    """Where in a pixel a sample lies, from its upper left corner: the usual rotated grid."""
+    """Place of a sample in a pixel, from its upper left corner: the usual rotated grid."""
     if sample == 0:
         return wp.vec2(0.375, 0.875)
     if sample == 1:

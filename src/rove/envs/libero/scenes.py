@@ -32,7 +32,7 @@ from rove.runtime.local import InChild
 FORMAT = 2
 """Raised with every change to what the files hold."""
 CAMERAS = ("agentview", "robot0_eye_in_hand")
-"""What published policies see: from in front of the robot, and from its hand."""
+"""Cameras of published policies: in front of the robot, and on its hand."""
 
 
 class Scene:
@@ -62,7 +62,7 @@ class TaskModel:
     fixture_poses: np.ndarray
     """float64 [n, fixtures, 7]: position (m) and quaternion (w, x, y, z) of each, by initial state."""
     goal: tuple[Mapping[str, Any], ...]
-    """What must hold, all of it; see `predicates.py`."""
+    """Predicates of which all must hold; see `predicates.py`."""
     burners: tuple[Mapping[str, Any], ...]
     """Sites that are only seen while a knob is turned: `site`, `joints`, `comparison`, `limit`."""
     bodies: Mapping[str, int]
@@ -119,7 +119,7 @@ def _scene(key: str, folder: Path) -> Scene:
 
 
 def cache_folder() -> Path:
-    """Where this combination of versions is cached."""
+    """Folder in which this combination of versions is cached."""
     base = os.environ.get("ROVE_CACHE")
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = "_".join(f"{name}-{version}" for name, version in package.versions().items())

@@ -46,7 +46,7 @@ Capsule = mujoco.mjtGeom.mjGEOM_CAPSULE.value
 
 @dataclass(frozen=True, slots=True)
 class Soup:
-    """What of a model is drawn. V corners, F triangles, G things: geoms, then sites."""
+    """The drawn part of a model. V corners, F triangles, G things: geoms, then sites."""
 
     geoms: np.ndarray
     """int: ids of the geoms, the first of the G."""

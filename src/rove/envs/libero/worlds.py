@@ -29,7 +29,7 @@ Phase = Literal["stock", "end"]
 SEEN, FELT = 23, 24
 """Substeps after which the stock environment looks at bodies, and at joints."""
 WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-"""What is done while things settle: nothing, with the gripper opening."""
+"""Action while things settle: none, with the gripper opening."""
 LARGEST_GROUP = 16
 """Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
 STATE_DIM = 8
@@ -62,7 +62,7 @@ class Group:
         """Worlds that diverged before their episode began: its first action ends it."""
         self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
         self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
-        """What was last observed: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
+        """The last observation: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
 
     def free(self) -> list[int]:
         """Rows that run nothing."""
@@ -157,7 +157,7 @@ class Group:
         self.batch.forward(rows, stage=_VEL)
 
     def body_poses(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where a world has its bodies, in their parents' frames: positions, quaternions."""
+        """Poses of a world's bodies in their parents' frames: positions, quaternions."""
         return self._position[row], self._quaternion[row]
 
     def _feel(self, rows: np.ndarray) -> None:
@@ -184,7 +184,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a slot's world is."""
+    """Place of a slot's world: its group and its row there."""
 
     group: Group
     row: int
@@ -341,7 +341,7 @@ class Worlds:
         return state.astype(np.float32)
 
     def save(self, slot: int) -> dict[str, np.ndarray]:
-        """What a slot's task and initial state do not say about its world."""
+        """State of a slot's world that its task and initial state do not determine."""
         place = self._place(slot)
         return place.group.save(place.row)
 

@@ -26,7 +26,7 @@ UNDER_WAY = 0.75
 """Share of those pictures in which the hand has left its start."""
 
 _COUNTS = ("streak", "held_for", "potential")
-"""What is kept of each slot's episode beside its world."""
+"""State of each slot's episode beside its world."""
 
 
 class TabletopEnv(ChunkedEnv):

@@ -14,7 +14,7 @@ HOVER = 0.075
 OVER = 0.060
 """Height of what is carried, which then clears them too."""
 BEHIND = 0.062
-"""Where a push begins, behind the object's centre."""
+"""Distance behind the object's centre at which a push begins."""
 PUSH_STEP = 0.035
 """Metres an action."""
 OPEN, CLOSE = 1.0, -1.0
@@ -90,7 +90,7 @@ def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
 
 
 def mistaken(s: Situation, astray: np.ndarray) -> Situation:
-    """What the expert believes when it slips: target and destination are `astray` [n, 2, 2] metres (x and y)
+    """Beliefs of the expert when it slips: target and destination are `astray` [n, 2, 2] metres (x and y)
     from where they are, and a closed hand has what it was closed for. Where `astray` is 0 it knows better."""
     slips = astray.any(axis=(1, 2))
     fooled = slips & ~s.held & ~s.open & (s.family != PUSH)

@@ -33,12 +33,12 @@ MAX_YAW = 0.5
 """Radians, either way."""
 
 START = np.array([0.0, 0.0, 0.14, 0.0])
-"""Where the gripper starts: x, y, z [m], yaw [rad]."""
+"""Pose in which the gripper starts: x, y, z [m], yaw [rad]."""
 START_SPREAD = np.array([0.03, 0.03, 0.015, 0.1])
 PUSH_DISTANCE = (0.115, 0.145)
 """From the object's centre to the zone's, metres."""
 BEHIND = 0.065
-"""Where a push begins, behind the object's centre."""
+"""Distance behind the object's centre at which a push begins."""
 DISPLACEMENT = (0.085, 0.18)
 """How far the target is moved in mid-episode, metres: out of reach of the fingers that are around it."""
 DISPLACED_AFTER = 2
@@ -61,10 +61,10 @@ RGB: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the vision variants change."""
+    """Changes that the vision variants make."""
 
     camera_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of the camera, metres; it still looks at the same point."""
+    """Displacement of the camera, metres; it still looks at the same point."""
     camera_roll: float = 0.0
     light_direction: tuple[float, float, float] = (-0.25, 0.35, -1.0)
     light_diffuse: tuple[float, float, float] = (0.55, 0.55, 0.55)
@@ -194,7 +194,7 @@ class _Table:
 
 
 def _behind(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
-    """Where the fist of a push starts."""
+    """Place from which the fist of a push starts."""
     away = target - zone
     return target + BEHIND * away / np.linalg.norm(away, axis=-1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""What counts as success, failure and progress: geometric and contact predicates over all slots at once."""
+"""Success, failure and progress: geometric and contact predicates over all slots at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CARRY_CLEARANCE = 0.035
 BEHIND = 0.045
 """How far behind a target's centre the hand that pushes it is."""
 GRIP = 0.05
-"""What opening or closing the gripper counts for, as metres of way."""
+"""Metres of way that opening or closing the gripper counts for."""
 FULL_WAY = 0.8
 """Metres of way that the potential counts as all."""
 

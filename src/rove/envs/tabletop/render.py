@@ -35,7 +35,7 @@ def _group_roots(bvh: wp.uint64, roots: wp.array(dtype=wp.int32)):  # type: igno
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What `n` worlds look like; arrays with a leading world axis."""
+    """Appearance of `n` worlds; arrays with a leading world axis."""
 
     geom_xpos: np.ndarray
     """[n, ngeom, 3], metres."""

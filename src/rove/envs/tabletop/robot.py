@@ -9,7 +9,7 @@ from rove.types import ActionSpec
 
 WORKSPACE_LOW = np.array([-0.20, -0.16, 0.006, -1.8])
 WORKSPACE_HIGH = np.array([0.20, 0.16, 0.20, 1.8])
-"""Of the commanded gripper pose: x, y, z of the point between the fingertips [m], yaw [rad]."""
+"""Components of the commanded gripper pose: x, y, z of the point between the fingertips [m], yaw [rad]."""
 
 ACTION_SPEC = ActionSpec(
     names=("x", "y", "z", "yaw", "gripper"),
@@ -21,7 +21,7 @@ ACTION_SPEC = ActionSpec(
 
 
 STATE_DIM = 5
-"""Of `Worlds.proprioception`."""
+"""Width of `Worlds.proprioception`."""
 
 
 def inverse(pose: np.ndarray, opening: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ TABLE_RGB = (0.74, 0.73, 0.70)
 REACH = (0.30, 0.25)
 """Half extents in x and y of the part of the table from which an object can still be brought back."""
 HALF_HEIGHT = 0.023
-"""Of every object but the capsule."""
+"""Half height of every object but the capsule, metres."""
 PLATE_RADIUS, PLATE_HEIGHT = 0.056, 0.008
 TRAY_HALF, TRAY_FLOOR, TRAY_WALL = 0.056, 0.004, 0.016
 ZONE_HALF = 0.056
@@ -37,10 +37,10 @@ TAPE = (0.007, 0.0006)
 alike at 64 pixels."""
 
 BASE = (0.0, 0.40)
-"""Where the shoulder stands, beyond the far edge of the workspace."""
+"""Place of the shoulder, beyond the far edge of the workspace."""
 UPPER_ARM, FOREARM, ARM_HEIGHT = 0.34, 0.32, 0.46
 FINGER_TRAVEL = 0.048
-"""Of each finger: the gripper opens to twice this."""
+"""Travel of each finger: the gripper opens to twice this."""
 FINGER = (0.006, 0.013, 0.032)
 """Half extents: thickness, width, height."""
 

@@ -90,7 +90,7 @@ def _light_direction(look: Look) -> np.ndarray:
 
 
 def background() -> tuple[float, float, float]:
-    """What the plain table looks like in the usual light.
+    """Return the colour of the plain table in the usual light.
 
     It is the same in every pixel, so that it need not be traced: pictures take half the time without.
     """
@@ -233,7 +233,7 @@ class Worlds:
         self.pose[row], self.open[row], self._contacts[row] = initial.pose, True, False
 
     def _dress(self, row: int, initial: Setup) -> None:
-        """What of a world follows from its episode alone, and never changes in it."""
+        """Set what follows from a world's episode alone, and never changes in it."""
         model = self.scene.model
         self._size[row], self._quat[row], self._body_pos[row] = (
             initial.geom_size, initial.geom_quat, initial.body_pos
@@ -352,7 +352,7 @@ class Worlds:
         return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
     def project(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Where the cameras of `rows` see `places` [n, k, 3]: right and down, 0 to 1 [n, k, 2]."""
+        """Project `places` [n, k, 3] into the cameras of `rows`: right and down, 0 to 1 [n, k, 2]."""
         position, axes = self._look["cam_xpos"][rows], self._look["cam_xmat"][rows]
         seen = np.einsum("nki,nij->nkj", places - position, axes[:, 0])
         focal = 0.5 / np.tan(np.deg2rad(self.scene.model.cam_fovy[0]) / 2)
@@ -370,7 +370,7 @@ class Worlds:
         return Frame(xpos, xmat, **look)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What the episodes alone do not determine."""
+        """State that the episodes alone do not determine."""
         return {
             "physics": self._batch.state.copy(),
             "pose": self.pose.copy(),

@@ -81,7 +81,7 @@ def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
 
 
 def no_key(statistics: Mapping[str, Any]) -> RoveError:
-    """What to say where actions are to be un-normalised and `choose_key` had no answer."""
+    """The message for a checkpoint whose actions cannot be un-normalised, as `choose_key` had no answer."""
     if not statistics:
         return RoveError(
             "The checkpoint has action statistics neither in dataset_statistics.json nor in config.json "

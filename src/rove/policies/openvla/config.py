@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json and preprocessor_config.json say, in the layout of `openvla/openvla-7b`.
+"""Contents of a checkpoint's config.json and preprocessor_config.json, in the layout of `openvla/openvla-7b`.
 
 The `json` dictionaries are the only source; everything here is read from them, with the published
 defaults where a file leaves a key out. Rove's own settings live under the key "rove".

@@ -79,7 +79,7 @@ class ActionModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return self.vlm.lm_head.weight.device
 
     def process_images(self, images: Tensor, center_crop: bool | None = None) -> Tensor:

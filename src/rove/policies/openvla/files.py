@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 OWN = "rove.safetensors"
 OWN_PREFIXES = ("value_head.", "placeholders", "film.", "pointer.")
 HEADS = ("value_head.", "action_head.")
-"""What is trained beside adapters, and so kept with them."""
+"""Parts that are trained beside adapters, and so saved with them."""
 PARTS = ("action_head", "proprio_projector")
 """Parts of OpenVLA-OFT that its layout keeps in files of their own."""
 _PART_PREFIXES = tuple(f"{part}." for part in PARTS)

@@ -37,7 +37,7 @@ class Graphs:
         self._captured: dict[Any, tuple[list[Tensor], torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
-        """What the function answers, cloned."""
+        """Return a clone of the function's answer."""
         leaves, layout = tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))

@@ -25,7 +25,7 @@ Rope = tuple[Tensor, Tensor]
 Buffers = tuple[Tensor, Tensor]
 """Keys and values of a layer, [B, heads, capacity, d] each."""
 Cache = list[Buffers]
-"""Of every layer."""
+"""Keys and values of every layer."""
 
 
 def make_cache(model: LlamaModel, batch: int, capacity: int, like: Tensor) -> Cache:
@@ -149,7 +149,7 @@ def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def at(x: Tensor, read: int | Tensor) -> Tensor:
-    """Of [B, L, D] the last `read` positions, or those that it names, int64 [B, n]."""
+    """Select from [B, L, D] the last `read` positions, or those that it names, int64 [B, n]."""
     if isinstance(read, int):
         return x[:, -read:]
     return x.gather(1, read[..., None].expand(-1, -1, x.shape[2]))

@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a checkpoint directory holds, before any weight is read."""
+    """Contents of a checkpoint directory, before any weight is read."""
 
     settings: Settings
     """How to build and run the policy: as asked for, as saved, or as published."""
@@ -118,8 +118,8 @@ def complete(
 
 
 def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.PublishedAdapter | None]:
-    """Where a checkpoint's weights are, how to name that place in checkpoints of adapters alone (None: they
-    have to hold the weights as well), and the adapter of somebody else's that is to be merged."""
+    """Find where a checkpoint's weights are, how to name that place in checkpoints of adapters alone (None:
+    they have to hold the weights as well), and the adapter of somebody else's that is to be merged."""
     if (directory / lora.CONFIG).is_file() and not _stands_alone(directory):
         adapter = lora.PublishedAdapter(directory)
         return hub.locate(adapter.base), None, adapter

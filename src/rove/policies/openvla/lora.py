@@ -91,7 +91,7 @@ def lowered(layers: Sequence[LoraLinear]) -> Iterator[None]:
 
 
 def linear(x: Tensor, *layers: nn.Module, plus: Tensor | None = None) -> tuple[Tensor, ...]:
-    """What each of `layers`, with an adapter or without, makes of the same `x` [..., in].
+    """Apply each of `layers`, with an adapter or without, to the same `x` [..., in].
 
     `plus`, for a single layer, is added to its output: a residual connection.
     """

@@ -67,7 +67,8 @@ class Memory:
 
 
 def estimate(run: Run, action_dim: int = 7) -> Memory:
-    """Of the policy of `run`. A hub checkpoint that is not here yet is taken to be of the published size."""
+    """Estimate the memory of the policy of `run`. A hub checkpoint that is not here yet is taken to be of the
+    published size."""
     policy = skeleton(run, action_dim)
     everything = list(policy.parameters())
     trained = [p for p in everything if p.requires_grad]
@@ -130,7 +131,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one chunk takes, in bytes."""
+    """Bytes that one chunk takes."""
 
     policy: ActionModel
     views: int
@@ -139,7 +140,7 @@ class Sample:
     """Whether arithmetic is in bfloat16."""
 
     def training(self, recompute: bool) -> float:
-        """What is kept for the backward pass."""
+        """Bytes that are kept for the backward pass."""
         text, towers = self.layers()
         if recompute:  # the input of every layer, and the inside of the largest one
             size = 2 if self.half else 4

@@ -34,7 +34,7 @@ from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, 
 
 
 class Inputs(NamedTuple):
-    """What the model reads of an observation."""
+    """The inputs that the model reads from an observation."""
 
     images: Tensor
     """uint8 [B, n, H, W, 3]."""
@@ -180,12 +180,12 @@ class OpenVLA(ActionModel, Locator, Regressor):
 
     @staticmethod
     def memory(run: Run) -> str:
-        """What a run of this policy needs on the device that holds it, before anything is loaded."""
+        """Describe what a run needs on the device that holds its policy, before anything is loaded."""
         return str(estimate(run))
 
     @staticmethod
     def work(run: Run) -> Work:
-        """What acting and training cost a device, before anything is loaded."""
+        """Count what acting and training cost a device, before anything is loaded."""
         return count(run)
 
     # --- the Policy contract ----------------------------------------------------------------------
@@ -227,7 +227,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         )
 
     def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> Chosen:
-        """What `act` does on the device, without a look at any number: it can be captured as a CUDA graph.
+        """Act on the device without a look at any number, so that it can be captured as a CUDA graph.
 
         `uniform` is [B, G, C·A]; without it the likeliest tokens are chosen.
         """
@@ -344,7 +344,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
     def _inputs(
         self, observation: Observation, more: Tensor | None = None, multiple: int = 1
     ) -> tuple[Inputs, Any]:
-        """What the model reads, and `more`, on its device: all that is on the host goes there in one
+        """Return the model's inputs, and `more`, on its device: all that is on the host goes there in one
         transfer."""
         ids, mask = self._prompt(observation, multiple)
         state = observation.state if self.state_normalizer is not None else None

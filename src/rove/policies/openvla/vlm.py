@@ -36,7 +36,7 @@ class Projector(nn.Module):
 
 
 class Prefix(NamedTuple):
-    """What the action tokens follow."""
+    """Embeddings that precede the action tokens."""
 
     embeddings: Tensor
     """[B, P + L, D]."""
@@ -160,7 +160,7 @@ class PrismaticVLM(nn.Module):
         pixel_values: Tensor,
         state: Tensor | None,
     ) -> Prefix:
-        """What the action tokens follow: BOS, patches, points, state and prompt.
+        """Embed what precedes the action tokens: BOS, patches, points, state and prompt.
 
         Prompts are padded on the left, before BOS. Here the padding moves behind the patches, where
         it is masked all the same: the layout is then one for all rows, and position ids, which count
@@ -193,7 +193,7 @@ class PrismaticVLM(nn.Module):
         return self.pointer.logits(patches[:, : self.pointer.side**2])
 
     def _summary(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """What modulates the towers, [B, D]; None where nothing reads it.
+        """The embedding that modulates the towers, [B, D]; None where nothing reads it.
 
         The prompt's embeddings, summed and divided by the root of their number, so that one word weighs the
         same in a long prompt. A second sum, weighted from -1 at the first word to 1 at the last and turned

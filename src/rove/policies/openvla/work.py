@@ -1,4 +1,4 @@
-"""What acting and training cost a device, counted from the sizes of a policy before anything is loaded."""
+"""Costs of acting and training on a device, counted from the sizes of a policy before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rove.policies.openvla.memory import Sample, skeleton
 
 
 def count(run: Run) -> Work:
-    """Of the policy of `run`: the matrix products of its layers and its attention; the rest is small beside
-    them."""
+    """Count the policy of `run`: the matrix products of its layers and its attention; the rest is small
+    beside them."""
     policy = skeleton(run)
     text, towers = Sample(policy, views=1, half=True).layers()
     forward = sum(
