@@ -1,4 +1,4 @@
-"""What this machine has: Python, cores, devices, a renderer that really renders, optional packages.
+"""Examines this machine: Python, cores, devices, a renderer that really renders, optional packages.
 
 Each check is a function that returns findings; none raises on a machine that lacks something.
 """
@@ -158,7 +158,7 @@ def optional_packages() -> list[Finding]:
 
 
 def maniskill() -> list[Finding]:
-    """What the ManiSkill suites need besides their package; nothing where that is not installed."""
+    """Check what the ManiSkill suites need besides their package; nothing where that is not installed."""
     if importlib.util.find_spec("mani_skill") is None:
         return []
     from rove.envs.maniskill import assets, vulkan

@@ -1,4 +1,4 @@
-"""What a check found: one line of a table, with the fix."""
+"""Findings of checks: one line of a table, with the fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Finding:
     status: Status
     detail: str
     fix: str = ""
-    """What to do about it; empty where nothing need be done."""
+    """The remedy; empty where nothing need be done."""
 
 
 def table(findings: Iterable[Finding]) -> str:

@@ -1,4 +1,4 @@
-"""What a process uses of its machine: a device, cores, threads, and what its allocator does with freed
+"""A process's use of its machine: a device, cores, threads, and what its allocator does with freed
 memory."""
 
 from __future__ import annotations

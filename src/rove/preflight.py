@@ -59,7 +59,8 @@ def before_run(ask: Callable[[Conventions], list[Finding]], suite: TaskSuite, ac
 
 
 def _conventions_of(suite: TaskSuite, action_spec: ActionSpec) -> Conventions:
-    """What is on record for the suite, with its environments' own actions and its own instructions."""
+    """Return the conventions on record for the suite, with its environments' own actions and its own
+    instructions."""
     known = conventions.find(suite.name)
     if known is None:
         known = Conventions(suite.name, action_spec, (), (), (), state=None)

@@ -30,7 +30,7 @@ _PACKAGES = (
 
 
 def default(run: Run) -> Path:
-    """Where a run lives unless told otherwise."""
+    """Return the directory of a run that names none."""
     return Path(run.output) / run.name
 
 

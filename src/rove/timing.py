@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by name, measured on the host, and when, for a timeline."""
+"""Stopwatches: seconds by name, measured on the host, and when, for a timeline."""
 
 from __future__ import annotations
 

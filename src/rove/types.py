@@ -37,7 +37,7 @@ class EpisodeSpec:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """What became of one episode."""
+    """Outcome of one episode."""
 
     spec: EpisodeSpec
     slot: int
@@ -77,7 +77,7 @@ class ActionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What a suite expects of the policies that it is played with. Where the two differ nothing raises: the
+    """A suite's expectations of the policies that act in it. Where the two differ nothing raises: the
     success rate falls. A preflight compares them."""
 
     suite: str
@@ -99,7 +99,7 @@ class Conventions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """What a policy sees: uint8 images and text. Pixel tensors are made by the policy, on its device."""
+    """Input of a policy: uint8 images and text. Pixel tensors are made by the policy, on its device."""
 
     images: Tensor
     """uint8 [B, n, H, W, 3]."""
@@ -133,7 +133,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActionChunk:
-    """What `Policy.act` answers; [B, G, C, A] where it says [B, C, A], if G samples were asked for."""
+    """Answer of `Policy.act`; [B, G, C, A] where it says [B, C, A], if G samples were asked for."""
 
     actions: Tensor
     """float32 [B, C, A], in the environment's units."""
@@ -147,7 +147,7 @@ class ActionChunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyOutput:
-    """What `Policy.evaluate` answers: the same function of the same inputs as `act`."""
+    """Answer of `Policy.evaluate`: the same function of the same inputs as `act`."""
 
     logprob: Tensor
     """float32 [B, C, A], or as the tokens that were given, [B, G, C, A]; so is the entropy."""
@@ -162,7 +162,7 @@ class PolicyOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkResult:
-    """What `VectorEnv.step_chunk` answers."""
+    """Answer of `VectorEnv.step_chunk`."""
 
     observation: Observation
     """After the chunk; in a refilled slot the new episode's first; in an idle slot unspecified."""
@@ -212,7 +212,7 @@ class Demonstrations:
         return len(self.actions)
 
     def observation(self, rows: Tensor) -> Observation:
-        """What the policy sees in the rows named, int64 [M]."""
+        """Return the observation of the rows named, int64 [M]."""
         frames = self.frame[rows]
         return Observation(
             self.images[frames],
@@ -235,7 +235,7 @@ class Branches:
     """bool [T, B, G, C]."""
 
     def slots(self, index: Tensor) -> Branches:
-        """Of the slots `index` (int64 [B']) only."""
+        """Return the branches of the slots `index` (int64 [B']) only."""
         return Branches(*(getattr(self, f.name)[:, index] for f in fields(self)))
 
     @staticmethod
@@ -272,7 +272,7 @@ class Trajectory:
     version: int
     """Version of the weights that acted."""
     branches: Branches | None = None
-    """What else was tried; None unless the rollout branches."""
+    """Chunks that were tried beside; None unless the rollout branches."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -354,7 +354,7 @@ class TrainBatch:
     horizon: int | None = None
     """Actions; set together with `episode_length`."""
     denominator: float | None = None
-    """What the policy loss is divided by, for the whole batch; None: see `losses.policy_loss`."""
+    """Denominator of the policy loss, for the whole batch; None: see `losses.policy_loss`."""
     version: int | None = None
     """The oldest weights that acted; None where that is not known."""
     proximal: Tensor | None = None

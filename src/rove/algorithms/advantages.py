@@ -81,7 +81,7 @@ def group_relative(score: Tensor, group_size: int) -> Tensor:
 
 
 def branch_relative(reward: Tensor, executed: Tensor, *, gamma: float, floor: float) -> tuple[Tensor, Tensor]:
-    """What each action of G chunks tried from one state brought, beside what the others' brought.
+    """Compare the return of each action of G chunks tried from one state with the others'.
 
     reward: float [..., G, C]; executed: bool, the same shape. The discounted rewards from an action to the
     end of its chunk, minus their mean over the tries that still acted then, over their standard deviation

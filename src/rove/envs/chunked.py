@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     terminated: np.ndarray
     """Success that ends the episode, or a failure that cannot be undone."""
     diverged: np.ndarray | None = None
-    """Where the simulation broke down, which truncates the episode; None: nowhere."""
+    """Rows whose simulation broke down, which truncates the episode; None: no row."""
 
 
 class Played(NamedTuple):

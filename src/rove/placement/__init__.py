@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def inventory_of(run: Run) -> Inventory:
-    """What the executor of this run can use: this machine, or a Ray cluster."""
+    """Return the devices that this run's executor can use: this machine's, or a Ray cluster's."""
     from rove.placement.inventory import Inventory
 
     if run.placement.executor == "ray":

@@ -1,4 +1,4 @@
-"""What a bound on time needs of a GPU. Imports nothing, so that a plan can be made for cards that are not
+"""Rates of GPUs, for bounds on time. Imports nothing, so that a plan can be made for cards that are not
 here."""
 
 from __future__ import annotations

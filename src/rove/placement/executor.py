@@ -176,7 +176,7 @@ class Executor(ABC):
         self._begun.append(calls)
 
     def _collected(self, number: int, future: Future[Collected]) -> Collected:
-        """What a unit collected."""
+        """Return what a unit collected."""
 
         def again() -> Future[Collected]:
             # Before the rollouts that were begun ahead: those come after this one.
@@ -292,7 +292,7 @@ class Executor(ABC):
     # --- weights and state ------------------------------------------------------------------------
 
     def preflight(self, wanted: Conventions) -> list[Finding]:
-        """What the policy that the run starts from finds of its environments, on the device where it acts."""
+        """Have the policy that the run starts from check its environments, on the device where it acts."""
         return self._result(self._seats[self._units[0]].call(SeatWorker.preflight, wanted))
 
     def save_policy(self, directory: Path) -> None:
@@ -343,7 +343,7 @@ class Executor(ABC):
         self._gather(calls, list(range(len(self._seats))))
 
     def take_faults(self) -> list[str]:
-        """What went wrong and was mended since the last call."""
+        """Faults that were recovered from since the last call."""
         return self.supervisor.take_faults()
 
     @property

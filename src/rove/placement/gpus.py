@@ -9,7 +9,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible(gpu: int | None, own: str | None) -> str:
-    """What `VISIBLE` has to be for a child that is to see one of this process's GPUs, or none.
+    """Return the value of `VISIBLE` for a child that is to see one of this process's GPUs, or none.
 
     `own` is this process's: None where it is not set, and so all GPUs are seen. Raises RoveError where it
     lists fewer.

@@ -1,4 +1,4 @@
-"""What there is to place a run on: nodes with GPUs and CPU cores. Pure but for `here`."""
+"""Devices to place a run on: nodes with GPUs and CPU cores. Pure but for `here`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Inventory:
 
     @property
     def kind(self) -> Kind:
-        """What a plain number in a map means: a GPU where there are any, else a core."""
+        """Kind of device that a plain number in a map means: a GPU where there are any, else a core."""
         return "gpu" if any(node.gpus for node in self.nodes) else "core"
 
     def without_gpus(self) -> Inventory:

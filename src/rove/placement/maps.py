@@ -46,7 +46,7 @@ def read(run: Run, inventory: Inventory) -> Map:
 
 
 def resources(run: Run, inventory: Inventory) -> Resources:
-    """What the environments of a run simulate and render on."""
+    """Devices that the environments of a run simulate and render on."""
     return envs.resources(run.env, gpus=inventory.kind == "gpu")
 
 

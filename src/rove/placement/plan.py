@@ -19,9 +19,9 @@ class WorkerPlan:
     """An environment worker: a process that owns `stages` stages of `slots` slots each."""
 
     simulates: Kind
-    """Of the devices that a map gives it."""
+    """Kind of the devices that the map gives it."""
     cores: tuple[int, ...]
-    """Of its node; () leaves it unbound."""
+    """Cores of its node that it is pinned to; empty: not pinned."""
     gpu: int | None
     """CUDA index of the one that it simulates or renders on; None: it does both on cores."""
     stages: int
@@ -36,12 +36,12 @@ class UnitPlan:
     in_process: bool
     """Environments and policy take turns on the same devices: no worker processes."""
     cores: tuple[int, ...]
-    """That the policy computes on; () leaves it unbound."""
+    """Cores that the policy is pinned to; empty: not pinned."""
     threads: int
 
     @property
     def slots(self) -> int:
-        """Of the whole unit."""
+        """Number of slots of the whole unit."""
         return sum(worker.stages * worker.slots for worker in self.workers)
 
 
@@ -52,15 +52,15 @@ class Seat:
     node: int
     gpu: int | None
     cores: int
-    """That no other seat has reserved: what a cluster sets aside for it."""
+    """Number of cores that a cluster sets aside for it; no other seat has reserved them."""
     gpu_share: float
-    """Of the GPU, which seats may share."""
+    """Share of the GPU, which several seats may use."""
     unit: int | None
-    """Number of the unit."""
+    """Index of the unit whose policy it holds; None where it only trains."""
     rank: int | None
-    """Of the learner."""
+    """Rank among the learners; None where it only acts."""
     threads: int
-    """For the learner's tensor work on the CPU."""
+    """Threads of the learner's tensor work on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def device(self) -> str:
-        """Of this process's tensors."""
+        """Device of this process's tensors."""
         return _device(self.seats[0])
 
     def renumbered(self, indices: Mapping[tuple[int, int], int]) -> Plan:
@@ -271,8 +271,9 @@ def _units(
 
 
 def _stages(run: Run, together: bool, workers: int) -> int:
-    """Of each of all workers: what is asked for; else one where environments and policy are `together` on
-    their devices, and two where they are not, if two can share the slots, and no group is cut."""
+    """Return the number of stages of each worker: what is asked for; else one where environments and policy
+    are `together` on their devices, and two where they are not, if two can share the slots, and no group is
+    cut."""
     if run.placement.stages or together:
         return run.placement.stages or 1
     whole = needs(run.algorithm).group_size or 1

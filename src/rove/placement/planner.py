@@ -23,7 +23,7 @@ STAGES = (1, 2, 4)
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of one placement."""
+    """Predicted times of one placement."""
 
     plan: Plan
     placement: PlacementConfig

@@ -1,4 +1,4 @@
-"""What the parts of a recipe cost on the machine at hand: measured, and fitted by straight lines.
+"""Costs of a recipe's parts on the machine at hand: measured, and fitted by straight lines.
 
 Four costs are lines a + b·rows: simulation of a chunk, inference, training, and anchoring what older weights
 collected; the fifth is what publishing the weights takes. Each is measured on one device of the kind that
@@ -69,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the parts of a recipe cost on one device each."""
+    """Costs of a recipe's parts on one device each."""
 
     simulation: Line
     """Seconds a chunk, of slots, on one core, or on one GPU."""
@@ -88,7 +88,7 @@ class Profile:
     cores: int
     """That were measured with."""
     device: str = CPU
-    """What inference and training were measured on, or bounded for: "cpu", or the name of a GPU."""
+    """Device that inference and training were measured on, or bounded for: "cpu", or the name of a GPU."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -294,5 +294,5 @@ def _learner(
 
 
 def _publish(learner: Learner) -> None:
-    """What a transfer to another process costs this one: gather, pack, copy."""
+    """Do what a transfer to another process costs this one: gather, pack, copy."""
     Packed(weights.publish(0, learner.trainable()))

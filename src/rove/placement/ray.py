@@ -77,7 +77,8 @@ def connect(address: str | None) -> None:
 
 
 def inventory(address: str | None, nodes: int) -> Inventory:
-    """What the cluster has, this machine first, once `nodes` nodes (0: any number) have joined."""
+    """Return the devices of the cluster, this machine's first, once `nodes` nodes (0: any number) have
+    joined."""
     import ray
 
     connect(address)
@@ -183,7 +184,8 @@ class RayExecutor(Executor):
 
 
 class Bundle(NamedTuple):
-    """What Ray reserves together, on one node: a GPU for whoever computes on it, or the cores of a seat."""
+    """Resources that Ray reserves together, on one node: a GPU for whoever computes on it, or the cores of a
+    seat."""
 
     node: int
     gpu: int | None
@@ -194,7 +196,7 @@ class Bundle(NamedTuple):
 
 
 def bundle(plan: Plan) -> list[Bundle]:
-    """What a plan needs reserved; its environment workers' GPUs too, which may be no seat's."""
+    """List the reservations of a plan; its environment workers' GPUs too, which may be no seat's."""
     alone = [
         Bundle(seat.node, None, (number,), {"CPU": float(seat.cores)})
         for number, seat in enumerate(plan.seats)
@@ -325,7 +327,7 @@ class _Served:
             self._failed = crash(error)
 
     def call(self, what: Packed, *args: Packed) -> Packed:
-        """What the method returned, in a tuple; or why it, or an earlier call, did not."""
+        """Return the method's result in a tuple, or raise why it, or an earlier call, has none."""
         if self._failed is None:
             try:
                 method, kwargs = unpack(*what)

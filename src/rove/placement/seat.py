@@ -1,4 +1,4 @@
-"""What a process that holds weights does: collect with them, train them, or both, as the plan says.
+"""The work of a process that holds weights: collect with them, train them, or both, as the plan says.
 
 The same object works in this process, in a child of it and in a Ray actor: executors differ in where they put
 it and how calls reach it.
@@ -50,7 +50,7 @@ class SeatPlan:
     run: Run
     plan: Plan
     number: int
-    """Of the seat in the plan."""
+    """Index of the seat in the plan."""
     start: Path
     """The checkpoint directory that every process reads."""
     rendezvous: str
@@ -58,7 +58,7 @@ class SeatPlan:
     spans: bool = False
     """Keep a timeline."""
     member: Member | None = None
-    """Of the group in which weights are broadcast; None where they come through the host."""
+    """Place in the group in which weights are broadcast; None where they come through the host."""
 
     @property
     def name(self) -> str:
@@ -68,19 +68,19 @@ class SeatPlan:
 
 
 class Collected(NamedTuple):
-    """What a rollout brings back."""
+    """Result of a rollout."""
 
     trajectory: Trajectory
     seconds: dict[str, float]
     spans: list[Span]
     faults: list[str]
-    """What was wrong with environment workers that were replaced, one text each."""
+    """Faults of environment workers that were replaced, one text each."""
     positions: list[Position | None]
-    """Of the unit's stages; see `Pipeline.positions`."""
+    """Positions of the unit's stages; see `Pipeline.positions`."""
 
 
 class Updated(NamedTuple):
-    """What an iteration's optimizer steps bring back."""
+    """Result of an iteration's optimizer steps."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]
@@ -88,13 +88,13 @@ class Updated(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What an evaluation brings back."""
+    """Result of an evaluation."""
 
     report: EvalReport
     frames: dict[EpisodeSpec, Tensor]
     """With `frames`: uint8 [n, H, W, 3] of each episode."""
     faults: list[str]
-    """What was wrong with processes that the environment replaced, one text each."""
+    """Faults of processes that the environment replaced, one text each."""
 
 
 def noop(*_: object) -> None:
@@ -154,7 +154,7 @@ class SeatWorker:
         self._copy: Policy | None = None
 
     def spec(self) -> ActionSpec:
-        """Of the environments."""
+        """Return the environments' action spec."""
         return self._spec
 
     def preflight(self, wanted: Conventions) -> list[Finding]:
@@ -269,7 +269,7 @@ class SeatWorker:
             whole.save_pretrained(directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming this seat's part of the run needs, besides the policy's weights."""
+        """Return all that resuming this seat's part of the run needs, besides the policy's weights."""
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "unit": None if self.pipeline is None else self.pipeline.state_dict(),

@@ -32,7 +32,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """What a transfer moves."""
+        """Bytes that a transfer moves."""
         return sum(tensor.numel() * tensor.itemsize for tensor in self.flat)
 
 

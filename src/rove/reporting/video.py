@@ -33,7 +33,7 @@ class Video:
     """One entry of `videos/index.json`."""
 
     phase: Literal["before", "after"]
-    """Of RL."""
+    """Side of RL that the episode was recorded on."""
     task: str
     instruction: str
     success: bool

@@ -16,8 +16,8 @@ from rove.types import Demonstrations, EpisodeRecord
 
 
 def statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
-    """Of each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and, where there
-    is one, of the state ("proprio")."""
+    """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
+    where there is one, of the state ("proprio")."""
     found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
     return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
 
@@ -147,7 +147,7 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
 
 
 def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[int], None]) -> Demonstrations:
-    """Where things are in `pictures` pictures, or a few more, of scenes of the train split: see
+    """Collect where things are in `pictures` images, or a few more, of scenes of the train split: see
     `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy

@@ -102,7 +102,7 @@ class Arm:
         that an episode's first action still starts from it."""
 
     def read(self, data: Mapping[str, np.ndarray], rows: np.ndarray) -> Reading:
-        """Of `rows` of bound arrays [B, …], as of the last forward pass."""
+        """Read the state of `rows` from bound arrays [B, …], as of the last forward pass."""
         n = len(rows)
         position, rotation, jacobian = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, JOINTS, 6))
         mass, q, qd = np.empty((n, JOINTS, JOINTS)), np.empty((n, JOINTS)), np.empty((n, JOINTS))
@@ -275,7 +275,8 @@ class Controller:
         self.gripper[row], self.fresh[row] = 0.0, True
 
     def reading(self, rows: np.ndarray, data: Mapping[str, np.ndarray]) -> Reading:
-        """Of the arms in `rows`; before the first action of an episode, that of a stock reset."""
+        """Return the state of the arms in `rows`; before the first action of an episode, that of a stock
+        reset."""
         now, fresh = self.arm.read(data, rows), self.fresh[rows]
         return now.where(fresh, self.arm.home) if fresh.any() else now
 

@@ -105,8 +105,9 @@ class LiberoEnv(ChunkedEnv):
         return where
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what could be asked for is: at each start, and after each chunk of the expert's, which
-        a push ends. What has only seen starts does not find a hand that has left, nor what it carries.
+        """Places in the image of what could be asked for: at each start, and after each chunk of the
+        expert's, which a push ends. What has only seen starts does not find a hand that has left, nor what it
+        carries.
 
         See `rove.envs.base.Grounder`.
         """

@@ -62,8 +62,8 @@ def _place_camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def requests(task: TaskModel, suite: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What could be asked for where `task` takes place, and what it is about: its own instruction, and those
-    of the suite's tasks whose things are here, each the only one of its kind."""
+    """List what could be asked for where `task` takes place, and what it is about: its own instruction, and
+    those of the suite's tasks whose things are here, each the only one of its kind."""
     there = set(task.bodies)
     yield task.instruction, task.goal[0]
     for name in suite:

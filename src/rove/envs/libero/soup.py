@@ -296,7 +296,7 @@ def _cube(direction: np.ndarray, stacked: bool) -> np.ndarray:
 def _pixel(
     model: mujoco.MjModel, data: mujoco.MjData, geom: int, pixels: int, cameras: Sequence[str]
 ) -> float:
-    """What the finest pixel that shows a geom covers there, metres; 0 where a camera may be inside."""
+    """Size that the finest pixel showing a geom covers there, metres; 0 where a camera may be inside."""
     body = int(model.geom_bodyid[geom])
     bound = float(model.geom_rbound[geom])
     finest = np.inf

@@ -1,4 +1,4 @@
-"""Where the data of the ManiSkill suites lies, and whether it is all there.
+"""Data of the ManiSkill suites: its folder, and whether it is all there.
 
 ManiSkill keeps what it downloads below `$MS_ASSET_DIR/data` (default `~/.maniskill`) and reads that variable
 when it is imported. `ROVE_ASSETS` names a folder for every suite; ours is `maniskill` below it, or the folder
@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "receptacles": ("tasks/carrot/more_plate/model_db.json",),
     "tables": ("tasks/carrot/more_table/model_db.json",),
 }
-"""Of the put-on-plate suite: part -> a file below `data` that it cannot do without."""
+"""Parts of the put-on-plate suite's data: name -> a file below `data` that it cannot do without."""
 
 
 def absent() -> list[str]:

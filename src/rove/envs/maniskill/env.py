@@ -49,7 +49,7 @@ class ManiSkillEnv(ChunkedEnv):
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
         self._config, self._gpu = config, gpu
         self._history: list[list[Tensor]] = [[] for _ in range(num_envs)]
-        """Of each slot's episode, the actions carried out: [k, A] a chunk."""
+        """Actions carried out in each slot's episode: [k, A] a chunk."""
         self.supervisor = Supervisor(3)
         self._parts = self._divide()
         self._members: list[Actor[Fleet]] = []
@@ -219,8 +219,8 @@ class PutOnPlateEnv(ManiSkillEnv):
         return self._points.clone()
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what each episode is about is: at its start, and after a chunk of the expert's that ends
-        with a push off its way. What has only seen starts does not find things behind the hand.
+        """Places in the image of what each episode is about: at its start, and after a chunk of the expert's
+        that ends with a push off its way. What has only seen starts does not find things behind the hand.
 
         See `rove.envs.base.Grounder`.
         """

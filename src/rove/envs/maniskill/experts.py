@@ -21,13 +21,13 @@ HOVER = 0.08
 
 
 class Want(NamedTuple):
-    """Where the hand is to go."""
+    """Pose that the hand is to go to."""
 
     place: np.ndarray
     """[3]: of the point between the fingertips, metres."""
     grip: float
     yaw: float | None = None
-    """Of the object's side that the fingers close across, rad; None: as it is."""
+    """Yaw of the object's side that the fingers close across, rad; None: as it is."""
 
 
 def _at(thing: Any, row: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from rove.types import ActionSpec, EpisodeSpec, Finals
 
 
 class Hello(NamedTuple):
-    """What the worlds look like."""
+    """Shapes and conventions of the worlds."""
 
     action_spec: ActionSpec
     image: tuple[int, ...]
@@ -46,7 +46,7 @@ class Play(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What some slots look like."""
+    """Observations of some slots."""
 
     slots: tuple[int, ...]
     images: Tensor

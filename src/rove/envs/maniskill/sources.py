@@ -1,4 +1,4 @@
-"""Where the data of the put-on-plate suite comes from: its public sources; see `rove.envs.downloads`."""
+"""Public sources of the put-on-plate suite's data; see `rove.envs.downloads`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Device(NamedTuple):
     name: str
     software: bool
     driver: str
-    """What the driver says of itself, e.g. "Mesa 25.0.7-2"."""
+    """The driver's own name and version, e.g. "Mesa 25.0.7-2"."""
 
     @property
     def too_old(self) -> bool:

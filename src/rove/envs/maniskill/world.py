@@ -19,7 +19,7 @@ from rove.types import ActionSpec, EpisodeSpec
 
 
 class Task(Protocol):
-    """What differs between one task of ManiSkill's and another."""
+    """The part that differs between one task of ManiSkill's and another."""
 
     pointers: int
     """K of `points`."""

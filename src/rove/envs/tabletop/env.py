@@ -132,7 +132,7 @@ class TabletopEnv(ChunkedEnv):
         return shown
 
     def slip(self, slots: np.ndarray, generator: np.random.Generator) -> None:
-        """Of the target and of its destination, each in a direction of its own; see `Fallible.slip`."""
+        """Displace the target and its destination, each in a direction of its own; see `Fallible.slip`."""
         way = generator.uniform(0.0, 2 * np.pi, (self.num_envs, 2))
         self._astray[:] = SLIP * slots[:, None, None] * np.stack([np.cos(way), np.sin(way)], axis=-1)
 
@@ -152,7 +152,7 @@ class TabletopEnv(ChunkedEnv):
         return torch.from_numpy((size * self._worlds.project(rows, places)).astype(np.float32))
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Where what could be asked for is; see `rove.envs.base.Grounder`."""
+        """Places in the image of what could be asked for; see `rove.envs.base.Grounder`."""
         self._reset(episodes)
         frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):

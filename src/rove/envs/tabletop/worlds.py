@@ -24,7 +24,7 @@ SUBSTEPS, RAMPS = 12, 3
 """Physics steps an action, and the steps into which its way is divided on the way to the new target."""
 
 HELD_FINGER, HELD_ABOVE = 0.020, 0.013
-"""Where a finger is that holds an object, and how far the object's centre is above the fingertips, metres: on
+"""Place of a finger that holds an object, and how far the object's centre is above the fingertips, metres: on
 average over what the expert holds."""
 
 LOOK_AT = np.array([0.0, 0.005, 0.02])

@@ -1,4 +1,4 @@
-"""What the put-on-plate tasks are made of, by index: objects, receptacles, tables, sentences.
+"""Parts of the put-on-plate tasks, by index: objects, receptacles, tables, sentences.
 
 The order is that of the published asset files (`model_db.json` of each group), which number everything. Sizes
 and densities are read from those files where a scene is built; a suite needs the names alone.

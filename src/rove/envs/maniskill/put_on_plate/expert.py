@@ -26,7 +26,7 @@ _ANGLES = np.linspace(0.0, np.pi, 24, endpoint=False)
 
 
 class Grasp(NamedTuple):
-    """Where the hand goes to take hold of the object."""
+    """Pose of the hand that takes hold of the object."""
 
     place: np.ndarray
     """[3]: of the point between the fingertips, metres."""

@@ -16,7 +16,7 @@ from rove.envs.maniskill.put_on_plate import catalog, poses
 from rove.errors import RoveError, nearest
 
 Extra = Literal["none", "texture", "template", "joints", "distractor", "receptacle"]
-"""What the extra digit chooses: one texture, sentence or row of joint offsets, or what else lies there."""
+"""Choices of the extra digit: one texture, sentence or row of joint offsets, or what else lies there."""
 
 PREFIX = "PutOnPlateInScene25"
 DIGITS = ("object", "receptacle", "table", "extra", "placement", "yaw")
@@ -53,7 +53,7 @@ class Family:
     """Those of RL4VLA, which lets them fall and settle before the episode begins."""
     effect: Literal["none", "texture", "whole"] = "none"
     strength: float = 0.0
-    """Of the effect on pictures, 0 to 1."""
+    """Strength of the effect on images, 0 to 1."""
     moves: tuple[str, ...] = ()
     """Splits in which the source is put elsewhere in mid-episode."""
 
@@ -153,7 +153,7 @@ class Scene:
     texture: int = 0
     effect: Literal["none", "texture", "whole"] = "none"
     strength: float = 0.0
-    """Of the effect, 0 without a texture."""
+    """Strength of the effect, 0 without a texture."""
     template: int = 0
     joints: int = 0
     """Row of `poses.joint_offsets()`."""

@@ -1,4 +1,4 @@
-"""What becomes of a rendered frame: the photo of a table behind robot and objects, and blended textures."""
+"""Compositing of a rendered frame: the photo of a table behind robot and objects, and blended textures."""
 
 from __future__ import annotations
 

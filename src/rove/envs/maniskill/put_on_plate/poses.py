@@ -1,4 +1,4 @@
-"""Where things start: the published sets of places, and of joint offsets, in episode order.
+"""Starting poses: the published sets of places, and of joint offsets, in episode order.
 
 Places lie on grids whose points are compared by distance. Some pairs are exactly 0.15 m apart, and on which
 side of the threshold they fall is decided by float64 rounding; the arithmetic below rounds as published.
@@ -24,7 +24,7 @@ SHIFTED_YAWS = tuple(-math.pi * k / 8 for k in (1, 3, 5, 7))
 """Of the source object, rad."""
 
 JOINTS = (-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037)
-"""Where the robot starts: six joints of the arm, rad, and two fingers, m."""
+"""Joints of the robot at the start: six joints of the arm, rad, and two fingers, m."""
 _OFFSETS, _LAST_OFFSETS = (-0.15, -0.08, 0.0, 0.08, 0.15), (-0.6, -0.3, 0.0, 0.3, 0.6)
 
 

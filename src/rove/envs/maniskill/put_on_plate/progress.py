@@ -1,4 +1,4 @@
-"""What counts as grasped, as on target and as progress: pure functions on batches of n worlds."""
+"""Grasped, on target, and progress: pure functions on batches of n worlds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ above its bottom at least."""
 OVER, CARRY_OVER = 0.05, 0.035
 """Metres above its goal at which the hand, or what it carries, may come near from the side."""
 GRIP = 0.05
-"""What opening or closing the gripper counts for, as metres of way."""
+"""Metres of way that opening or closing the gripper counts for."""
 FULL_WAY = 0.8
 """Metres of way that the dense potential counts as all."""
 
