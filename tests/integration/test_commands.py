@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rove import cli
+from rove import cli, recipes
+from rove.runtime import setup
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -74,7 +76,7 @@ def rule(command: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a reader of the pages would be: beside the examples, with a run called mine."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -86,7 +88,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(f"train tabletop_ppo --name mine {SMALL}".split()) == 0
-    return folder
+    yield folder
+    # What yours.py registered; other tests register the documented recipe from elsewhere.
+    recipes._recipes.pop("patient", None)
+    sys.modules.pop("yours", None)
+    setup._calls.pop((recipes.import_file, (yours.resolve(),)), None)
 
 
 def test_each_command_has_a_rule() -> None:

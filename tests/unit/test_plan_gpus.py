@@ -67,7 +67,7 @@ def test_every_recipe_uses_every_gpu_once(run: Run, count: int) -> None:
         (k, k, k, 1.0) for k in range(count)
     ]
     assert len(plan.units) == plan.ranks == count
-    assert plan.inline == (count == 1)
+    assert (len(plan.seats) == 1) == (count == 1)
     assert sum(unit.slots for unit in plan.units) == run.rollout.num_envs
     # Everything simulates on cores; what renders on a GPU does so on that of its policy.
     renders = registry.resources(run.env, gpus=True).rendering == "gpu"

@@ -77,11 +77,6 @@ class Plan:
     deterministic: bool
 
     @property
-    def inline(self) -> bool:
-        """Whether this process holds all weights itself."""
-        return len(self.seats) == 1
-
-    @property
     def apart(self) -> tuple[int, ...]:
         """Numbers of the seats that collect on weights which they are sent."""
         return tuple(n for n, seat in enumerate(self.seats) if seat.rank is None)
