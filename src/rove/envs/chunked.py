@@ -125,7 +125,7 @@ class ChunkedEnv(VectorEnv):
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> Outcome:
         """Execute one action, float64 [n, A], in each of `rows`; not needed where `play` is replaced."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines neither act nor play.")
 
     @abstractmethod
     def observe(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -201,7 +201,7 @@ class ChunkedEnv(VectorEnv):
         self._check_episodes(episodes)
         if where is None:
             self._queue.clear()
-            self._vacate(self._running().tolist())
+            self._vacate([slot for slot in self._running().tolist() if slot not in slots])
         self._begin(slots, episodes)
 
     def _running(self) -> np.ndarray:
@@ -337,8 +337,8 @@ class ChunkedEnv(VectorEnv):
                     success_at_end=bool(played.success[slot, last]) if self.outlives_success else None,
                 )
             )
-        self._vacate(ended)
         count = min(len(ended), len(self._queue)) if self.autoreset == "refill" else 0
+        self._vacate(ended[count:])  # the others are started anew as they are
         self._begin(ended[:count], [self._queue.popleft() for _ in range(count)])
         return tuple(records)
 
