@@ -60,7 +60,9 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
         raise RoveError(
             "Name a recipe, or a run to go on with: rove train RECIPE, or rove train --resume RUN."
         )
-    run = recipes.get(args.recipe).build() if args.recipe else load.load(args.resume / "run.json")
+    # A run goes on with the settings that it was started with; FILE.py is imported for what it registers.
+    recipe = recipes.get(args.recipe) if args.recipe else None
+    run = load.load(args.resume / "run.json") if args.resume or recipe is None else recipe.build()
     if args.ray_address:
         settings = ["--placement.executor=ray", f"--placement.ray_address={args.ray_address}", *settings]
     run = load.apply(run, settings)
@@ -123,18 +125,12 @@ def _run_of_suite(name: str, settings: list[str]) -> Run | None:
     """For "libero:object", a run that holds nothing but that suite; None where no suite is called so."""
     from rove.envs import registry
 
-    kind, _, tasks = name.partition(":")
-    if kind not in registry.kinds() or name in {recipe.name for recipe in recipes.all()}:
+    if name.partition(":")[0] not in registry.kinds() or name in {recipe.name for recipe in recipes.all()}:
         return None
-    given = {
-        "kind": kind,
-        **({"tasks": tasks} if tasks else {}),
-        **registry.published_settings(kind, tasks or None),
-    }
     base = Run(
         name.replace(":", "_").replace("/", "_").replace(",", "_"),
         PPO(),
-        env=load.section("env", given),
+        env=registry.configure(name),
         policy=PolicyConfig(value_head=ValueHeadConfig()),
     )
     run = load.apply(base, settings)
