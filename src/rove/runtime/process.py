@@ -68,7 +68,10 @@ class Child:
 
     def ended(self) -> str:
         """How the process ended, to be said of it: "was killed by signal 9 (process 123)"."""
-        code = self.process.wait(5)
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f"closed its channel, and goes on (process {self.process.pid})"
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         return f"{how} (process {self.process.pid})"
 
