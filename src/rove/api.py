@@ -58,7 +58,6 @@ def make_env(
     `image_size=128`. `gpu` is the CUDA index of the device that they simulate or render on, where they use
     one. Raises RoveError on an unknown suite or setting.
     """
-    kind, _, tasks = suite.partition(":")
-    given = {"kind": kind, **({"tasks": tasks} if tasks else {}), **settings}
-    config = load.section("env", given)
-    return envs.make(config, num_envs=num_envs, chunk=chunk, autoreset=autoreset, gpu=gpu)
+    return envs.make(
+        envs.configure(suite, **settings), num_envs=num_envs, chunk=chunk, autoreset=autoreset, gpu=gpu
+    )

@@ -22,14 +22,10 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
 
     `options` are words of the command line for settings of `from_pretrained`; None: as saved.
     """
-    import torch
-
     wanted = conventions.of(suite)
     settings: dict[str, Any] = {name: word for name, word in options.items() if word is not None}
     if "center_crop" in settings:
         settings["center_crop"] = settings["center_crop"] == "true"
-    if "dtype" in settings:
-        settings["dtype"] = getattr(torch, settings["dtype"])
     return policies.load(path, device=host.device("auto"), **settings).preflight(wanted, rl=False)
 
 

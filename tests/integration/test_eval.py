@@ -92,6 +92,17 @@ def test_settings_reach_the_policy_or_are_refused(
     assert "decided by the checkpoint" in capsys.readouterr().err
 
 
+def test_a_setting_that_a_policy_does_not_take_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def from_pretrained(path: Path, /, *, device: torch.device | str = "cpu") -> None:
+        pytest.fail("it was read all the same")
+
+    monkeypatch.setattr(OpenVLA, "from_pretrained", from_pretrained)
+    assert evaluated(saved, "--suite", "tabletop", *QUICK.split(), "--policy.dtype", "bfloat16") == 2
+    assert "OpenVLA takes no 'dtype'" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_a_run_is_read_as_its_run_did(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run("mine", PPO(), env=TabletopConfig(image_size=32))
     policy = replace(SMALL, unnorm_key="tabletop", dtype="bfloat16", temperature=0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from rove.config import load
 from rove.config.schema import EnvConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
@@ -77,10 +78,18 @@ def resources(config: EnvConfig, gpus: bool) -> Resources:
     return Resources() if say is None else say(config, gpus)
 
 
-def published_settings(kind: str, tasks: str | None) -> dict[str, Any]:
-    """Settings that published results of these tasks were obtained with, where tasks differ in them."""
+def configure(suite: str, tasks: str | None = None, **settings: Any) -> EnvConfig:
+    """The settings of a suite named as on the command line: "tabletop", "libero:object".
+
+    `tasks` go before those of the name, and `settings` before the ones that published results of the tasks
+    were obtained with. Raises RoveError on an unknown suite or setting.
+    """
+    kind, _, named = suite.partition(":")
+    tasks = tasks or named or None
     say = getattr(_module(kind), "published_settings", None)
-    return {} if say is None else say(tasks)
+    published = {} if say is None else say(tasks)
+    chosen = {} if tasks is None else {"tasks": tasks}
+    return load.section("env", {"kind": kind, **chosen, **published, **settings})
 
 
 def suite(config: EnvConfig) -> TaskSuite:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rove import host, rundir
 from rove.config import load
 from rove.config.schema import PPO, EvaluationConfig, Run
@@ -64,8 +62,8 @@ def evaluate_checkpoint(
     run = _configured(trained, kind, tasks or named or None, settings)
     run = replace(run, seed=seed, evaluation=config)
     # What can be wrong is found out before a large policy is loaded.
-    tasks_of = envs.suite(run.env)
-    specs = episodes(tasks_of, config.episodes, variants=_variants(tasks_of, variants))
+    listed = envs.suite(run.env)
+    specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
     chunk, placed = _policy(path, run, trained is not None, settings)
     with closing(make_env(run, chunk=chunk)) as env:
         policy = placed(env.action_spec)
@@ -84,10 +82,14 @@ def evaluate_checkpoint(
         }
         if env.suite.published_success:
             about["published"] = {name: dict(rows) for name, rows in env.suite.published_success.items()}
-        listed = [astuple(spec) for spec in specs]
         own = {word: value for word, value in load.leaves(run.policy, "policy.") if trained}
-        decides = {"policy": str(path), "settings": own or list(settings), "episodes": listed}
-        decides |= {**about, "decoding": config.decoding}
+        decides = {
+            **about,
+            "policy": str(path),
+            "settings": own or list(settings),
+            "decoding": config.decoding,
+            "episodes": [astuple(spec) for spec in specs],
+        }
         journal = Journal(out, decides) if out else None
 
         def keep(record: EpisodeRecord) -> None:
@@ -129,8 +131,7 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
     if run is not None and run.env.kind == kind:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)
     else:
-        given = {} if tasks is None else {"tasks": tasks}
-        config = load.section("env", {"kind": kind, **given, **envs.published_settings(kind, tasks)})
+        config = envs.configure(kind, tasks)
     run = Run("evaluation", PPO(), env=config) if run is None else replace(run, env=config)
     # Where the run was trained says nothing of this machine.
     return load.apply(replace(run, placement=replace(run.placement, device="auto")), settings)
@@ -162,10 +163,7 @@ def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:
             f"--policy.{wrong[0]} is decided by the checkpoint; an evaluation can set "
             f"{', '.join(f'--policy.{name}' for name in known)}."
         )
-    asked = {name: getattr(run.policy, name) for name in names}
-    if "dtype" in asked:
-        asked["dtype"] = getattr(torch, asked["dtype"])
-    return asked
+    return {name: getattr(run.policy, name) for name in names}
 
 
 def _variants(suite: TaskSuite, names: str) -> tuple[str, ...]:

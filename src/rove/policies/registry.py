@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -70,8 +71,17 @@ def build(
 
 
 def load(directory: Path | str, *, device: torch.device | str = "cpu", **settings: Any) -> Policy:
-    """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`."""
-    return _policy_class(_kind(directory)).from_pretrained(directory, device=device, **settings)
+    """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`.
+
+    A "dtype" may be named, "bfloat16". Raises RoveError on a setting that its class does not take.
+    """
+    policy = _policy_class(_kind(directory))
+    known = inspect.signature(policy.from_pretrained).parameters
+    if wrong := [name for name in settings if name not in known]:
+        raise RoveError(f"A {policy.__name__} takes no {wrong[0]!r} when it is read: leave it out.")
+    if isinstance(dtype := settings.get("dtype"), str):
+        settings["dtype"] = getattr(torch, dtype)
+    return policy.from_pretrained(directory, device=device, **settings)
 
 
 def restore(run: Run, directory: Path, action_spec: ActionSpec, device: torch.device) -> Policy:

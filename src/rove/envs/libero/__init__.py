@@ -31,5 +31,5 @@ def suite(config: LiberoConfig) -> TaskSuite:
 
 
 def published_settings(tasks: str | None) -> dict[str, int]:
-    """The entry point of `rove.envs.registry.published_settings`."""
+    """Settings that published results of these tasks were obtained with: see `envs.registry.configure`."""
     return {"horizon": horizon(tasks or LiberoConfig().tasks)}
