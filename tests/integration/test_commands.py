@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from rove import cli, recipes
+from rove.config.schema import LlamaConfig, PolicyConfig, TowerConfig
+from rove.envs import conventions
+from rove.policies.openvla import OpenVLA
 from rove.runtime import setup
 
 ROOT = Path(__file__).parents[2]
@@ -31,30 +34,35 @@ REACH = (
     "--evaluation.episodes 2 --logging.tensorboard false"
 )
 LIBERO = "--env.renderer none --env.wait 1 --env.horizon 4"
-ONE_TASK = "--tasks spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate"
+TASK = "spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate"
+SOUP = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+COLLECT = "--sft.episodes 1 --rollout.num_envs 1 --env.renderer none"
 SIMULATOR = "needs Vulkan or ManiSkill's assets: tests/integration/test_maniskill.py does what it does"
 LARGE = (
     "needs a checkpoint of a published size: tests/integration/test_openvla_rl.py does it with a small one"
 )
 
-RULES: tuple[tuple[str, str | None], ...] = (
+RULES: tuple[tuple[str, str], ...] = (
     # Left to other tests, with the reason.
     (r"maniskill_tiny|maniskill:|CHECKPOINT --suite maniskill|put_on_plate_tiny|rove assets", SIMULATOR),
     (r"(train|sft) (openvla_oft_|libero_)", LARGE),
-    (r"--policy openvla/", "needs a published checkpoint: tests/unit/test_preflight.py has a small one"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
-    (r"collect libero", "takes a scripted expert minutes: tests/libero/test_expert.py"),
-    (r"--resume RUN|--import FILE", "says how words are spelled, run by tests/integration/test_resume.py"),
-    (r"…|RECIPE|--check$", "is a pattern, not a command"),
+    (r"…|RECIPE", "is a pattern, not a command"),
+    (r"plan tabletop_ppo --check$", "runs each placement: tests/unit/test_planner.py has one"),
     # Run here.
     (r"rove (recipes|doctor|show .*|report runs/mine)$", ""),
+    (r"rove doctor --policy openvla/", ""),
+    (r"rove collect libero:spatial", f"{COLLECT} --env.tasks {TASK}"),
+    (r"rove collect libero:", f"{COLLECT} --env.tasks object/{SOUP}"),
+    (r"rove train FILE.py:NAME --resume RUN", ""),
+    (r"rove eval CHECKPOINT --suite reach --import FILE.py", "--episodes 2 --num-envs 2"),
     (r"rove plan .*--card", ""),
     (r"rove train --resume runs/mine$", ""),
     (r"rove plan tabletop_ppo$", SMALL),
     (r"rove (train tabletop_ppo|train path/to/yours.py|demo)", SMALL),
     (r"rove train examples/environment.py:", REACH),
     (r"rove eval \S+ --suite tabletop", "--episodes 2 --num-envs 4 --env.horizon 8"),
-    (r"rove eval \S+ --suite libero", f"--episodes 1 --num-envs 1 {LIBERO} {ONE_TASK}"),
+    (r"rove eval \S+ --suite libero", f"--episodes 1 --num-envs 1 {LIBERO} --tasks {TASK}"),
 )  # fmt: skip
 """Pattern of a command -> what is appended; a text without a leading "--" says why it is not run here."""
 
@@ -75,6 +83,32 @@ def rule(command: str) -> str | None:
     return next((added for pattern, added in RULES if re.search(pattern, command)), None)
 
 
+def published(directory: Path) -> None:
+    """A small checkpoint in the layout of `openvla/openvla-7b`; a folder of that name goes before the hub."""
+    config = PolicyConfig(
+        towers=(
+            TowerConfig(kind="dinov2", width=16, depth=3, heads=2, patch=14, mlp=64),
+            TowerConfig(kind="siglip", width=16, depth=3, heads=2, patch=14, mlp=40),
+        ),
+        llama=LlamaConfig(width=32, depth=2, heads=2, mlp=48),
+        decoding="autoregressive",
+    )
+    statistics = {"bridge_orig": {"action": {"q01": [-0.5] * 6 + [0.0], "q99": [0.5] * 6 + [1.0]}}}
+    spec = conventions.of("maniskill_put_on_plate")
+    words = {word for text in spec.instructions for word in text.split()}
+    prompt = {"in", ":", "what", "action", "should", "the", "robot", "take", "to", "?", "out"}
+    policy = OpenVLA.build(
+        config,
+        chunk=1,
+        action_spec=spec.action_spec,
+        image_size=56,
+        vocabulary=tuple(sorted(words | prompt)),
+        statistics=statistics,
+        seed=0,
+    )
+    policy.save_pretrained(directory)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a reader of the pages would be: beside the examples, with a run called mine."""
@@ -88,6 +122,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(f"train tabletop_ppo --name mine {SMALL}".split()) == 0
+        assert cli.main(f"train examples/environment.py:reach --name reached {REACH}".split()) == 0
+    published(folder / "openvla" / "openvla-7b")
     yield folder
     # What yours.py registered; other tests register the documented recipe from elsewhere.
     recipes._recipes.pop("patient", None)
@@ -109,20 +145,31 @@ def test_the_command_works_as_it_is_written(
     if added and not added.startswith("--"):
         pytest.skip(added)
     monkeypatch.chdir(place)
-    text = command.replace("CHECKPOINT", "random").replace("yours.py:name", "yours.py:patient")
+    text = command.replace("yours.py:name", "yours.py:patient").replace("FILE.py", "examples/environment.py")
+    text = text.replace(":NAME", ":reach").replace("RUN", "runs/reached")
+    text = text.replace("CHECKPOINT", "runs/reached/sft" if "reach" in text else "random")
     words = [*shlex.split(text)[1:], *added.split()]
     if words[0] in ("train", "demo") and "--resume" not in words:  # a run is not made twice
         words += ["--name", f"run_{COMMANDS.index(command)}"]
     if "random" in words and "--decoding" not in words:
         words += ["--decoding", "sample"]
     if "--resume" in words:
-        (place / "runs" / "mine" / "report.html").unlink()
-    assert cli.main(words) == 0
+        (Path(words[words.index("--resume") + 1]) / "report.html").unlink()
+    code = cli.main(words)
     said = capsys.readouterr()
     assert said.out.strip()
+    if "--policy" in words:  # weights that were never trained pass no check of what they learned
+        assert code == 1
+        assert "statistics" in said.out
+        return
+    assert code == 0
+    if words[0] == "collect":
+        out = words[words.index("--out") + 1] if "--out" in words else said.out.split()[-1]
+        assert Path(out).stat().st_size > 1_000
     if words[0] in ("train", "demo", "report"):
         assert "report.html" in said.out
-        run = place / "runs" / (words[-1] if words[-2] == "--name" else "mine")
+        named = words[-1] if words[-2] == "--name" else "mine"
+        run = Path(words[words.index("--resume") + 1]) if "--resume" in words else place / "runs" / named
         assert (run / "report.html").stat().st_size > 10_000
     if words[0] == "eval":
         assert "success, 95 % interval" in said.out
