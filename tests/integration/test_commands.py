@@ -48,7 +48,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"(train|sft) (openvla_oft_|libero_)", LARGE),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"…|RECIPE", "is a pattern, not a command"),
-    (r"plan tabletop_ppo --check$", "runs each placement: tests/unit/test_planner.py has one"),
+    (r"plan tabletop_ppo --check$", "runs ten placements, which takes a minute and a half"),
     # Run here.
     (r"rove (recipes|doctor|show .*|report runs/mine)$", ""),
     (r"rove doctor --policy openvla/", ""),
