@@ -37,12 +37,12 @@ from rove.envs import registry as envs
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.recipes import get
-from rove.rollout.pipeline import Pipeline, Service
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import Environments, EnvironmentWorker, Slots
 from rove.runtime.local import InChild
 from rove.timing import Stopwatch
 from rove.training import demonstrations
+from rove.workers.environment import Environments, EnvironmentWorker, Slots
+from rove.workers.pipeline import Pipeline, Service
 
 CHUNKS = 32
 BAR = {"a": 0.95, "b": 0.85}

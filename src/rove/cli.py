@@ -197,9 +197,11 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     import tempfile
 
-    from rove.placement import inventory_of, planner, profiling
+    from rove.cluster import inventory_of, measure
+    from rove.placement import planner
     from rove.placement.cards import CARDS
     from rove.placement.inventory import Inventory
+    from rove.placement.profile import Profile
 
     if args.card and args.profile:
         raise RoveError("--card and --profile are two sources of the same numbers: give one.")
@@ -207,13 +209,13 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
         raise RoveError("--card is of GPUs that are not here: say how many with --gpus N.")
     with tempfile.TemporaryDirectory() as scratch:
         measures = args.profile is None and args.card is None
-        start = profiling.start_of(run, Path(scratch)) if measures or args.check else Path()
+        start = measure.start_of(run, Path(scratch)) if measures or args.check else Path()
         if args.card:
-            profile = profiling.bound(run, CARDS[args.card])
+            profile = measure.bound(run, CARDS[args.card])
         elif args.profile:
-            profile = profiling.Profile.load(args.profile)
+            profile = Profile.load(args.profile)
         else:
-            profile = profiling.measure(run, start)
+            profile = measure.measure(run, start)
         if args.save:
             profile.save(args.save)
         there = args.gpus or args.cores
@@ -230,7 +232,7 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
         measured = {}
         if args.check:
             measured = {
-                i: planner.try_out(replace(run, placement=one.placement), start)
+                i: measure.try_out(replace(run, placement=one.placement), start)
                 for i, one in enumerate(predictions)
             }
         print(planner.table(predictions, measured))

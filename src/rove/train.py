@@ -15,14 +15,14 @@ from types import ModuleType
 from typing import Any
 
 from rove import algorithms, checkpoint, host, rundir
+from rove.cluster import execute, inventory_of, settle
+from rove.cluster.executor import Executor
 from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.config.validate import validate
 from rove.evaluation import report, videos
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
-from rove.placement import execute, inventory_of, settle
-from rove.placement.executor import Executor
 from rove.placement.plan import make_plan
 from rove.preflight import before_loading, before_run
 from rove.reporting.html import write_report

@@ -13,7 +13,6 @@ import torch  # isort: skip
 
 from rove import algorithms
 from rove.config.schema import GRPO, PPO, AlgorithmConfig, OptimConfig, Run, SFTConfig, TrainingConfig, Vine
-from rove.placement import weights
 from rove.policies.openvla import OpenVLA
 from rove.rollout.collect import act
 from rove.runtime.channel import pack, unpack
@@ -22,6 +21,7 @@ from rove.training.learner import Learner
 from rove.training.pointing import learn_to_point
 from rove.training.sft import fit
 from rove.types import Conventions
+from rove.workers import weights
 
 ROWS = 4
 

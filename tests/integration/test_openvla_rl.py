@@ -89,7 +89,7 @@ def small(name: str, checkpoint: Path) -> Run:
 @pytest.mark.parametrize("name", [*NAMES, "openvla_oft_ppo bidirectional"])
 def test_the_recipe_trains(name: str, lora: bool, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     if "grpo" in name:  # nothing succeeds by chance here, and groups without a difference are dropped
-        from rove.placement.executor import Executor
+        from rove.cluster.executor import Executor
 
         collect = Executor.collect
 

@@ -30,9 +30,9 @@ def test_ray_trains_as_local_does_bit_for_bit(started, tmp_path):
 def test_two_jobs_on_one_machine_do_not_share_a_gpu():
     """Ray need not have seen the GPUs that it hands out."""
     import ray
-    from ray.util import placement_group
 
-    from rove.placement.ray import assigned, bundle
+    from rove.cluster.ray import assigned, bundle
+    from rove.runtime.ray import Reservation
 
     run = Run("t", PPO(), env=ManiSkillConfig(backend="physx_cuda"))
     run = replace(run, placement=replace(run.placement, executor="ray", map="hybrid"))
@@ -41,9 +41,9 @@ def test_two_jobs_on_one_machine_do_not_share_a_gpu():
     try:
         jobs = []
         for _ in range(2):
-            group = placement_group([one.resources for one in bundles])
-            ray.get(group.ready(), timeout=60)
-            jobs.append(assigned(bundles, group))
+            here = ray.get_runtime_context().get_node_id()
+            reserved = Reservation([one.resources for one in bundles], [here] * len(bundles), patience=60)
+            jobs.append(assigned(bundles, reserved))
     finally:
         ray.shutdown()
     assert [sorted(job) for job in jobs] == [[(0, 0), (0, 1)]] * 2

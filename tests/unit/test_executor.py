@@ -1,4 +1,4 @@
-"""What an executor asks of whom, with seats that only take note."""
+"""What an executor asks of whom, with workers that only take note."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from tests.unit.test_learner import SPEC, make_policy
 from tests.unit.test_plan import NODE
 
+from rove.cluster.executor import Executor
 from rove.config.schema import PPO, LoraConfig, PlacementConfig, RolloutConfig, Run
 from rove.envs import conventions
-from rove.placement import weights
-from rove.placement.executor import Executor
 from rove.placement.plan import make_plan
-from rove.placement.seat import SeatPlan, SeatWorker, Updated
 from rove.policies import registry as policies
 from rove.policies.openvla import loading
 from rove.runtime.actor import Actor, Done, Given
@@ -24,9 +22,11 @@ from rove.runtime.channel import Channel, pack
 from rove.runtime.local import Packed
 from rove.training.deal import Share
 from rove.types import Observation, TrainBatch
+from rove.workers import weights
+from rove.workers.policy import Assignment, PolicyWorker, Updated
 
 
-class Seat(Actor[SeatWorker]):
+class Noting(Actor[PolicyWorker]):
     """Takes note of what it is asked for."""
 
     here = False
@@ -36,7 +36,7 @@ class Seat(Actor[SeatWorker]):
 
     def call(self, method: Any, *args: Any) -> Done[Any]:
         self.asked.append((method.__name__, *args))
-        return Done(Updated({}, {}, []) if method is SeatWorker.update else None)
+        return Done(Updated({}, {}, []) if method is PolicyWorker.update else None)
 
     def close(self) -> None: ...
     def kill(self) -> None: ...
@@ -48,16 +48,16 @@ class Noted(Executor):
     def __init__(self, **placement: Any) -> None:
         run = Run("t", PPO(), rollout=RolloutConfig(num_envs=64), placement=PlacementConfig(**placement))
         super().__init__(run, make_plan(run, NODE), Path("nowhere"))
-        self._seat_all()
+        self._start_all()
 
-    def _put(self, seat: SeatPlan) -> Seat:
-        return Seat()
+    def _put(self, assignment: Assignment) -> Noting:
+        return Noting()
 
     def _share(self, value: Any) -> Given[Any]:
         return Given(value)
 
     def asked(self) -> list[list[tuple[Any, ...]]]:
-        return [seat.asked for seat in self._seats]
+        return [worker.asked for worker in self._workers]
 
 
 def pictures(rows: int) -> TrainBatch:

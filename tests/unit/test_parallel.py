@@ -26,7 +26,6 @@ from rove.config.schema import (
 )
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
-from rove.placement.seat import SeatPlan, SeatWorker
 from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.runtime.channel import Channel, ChannelClosed
@@ -34,6 +33,7 @@ from rove.runtime.process import Child, Crash
 from rove.training.deal import deal, schedule, take
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
+from rove.workers.policy import Assignment, PolicyWorker
 
 STEPS = 3
 PUBLISHED = PolicyConfig(
@@ -204,9 +204,9 @@ def test_a_seat_makes_its_gpu_its_own_before_all_else(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "set_device", choose)
     plan = make_plan(Run("t", PPO()), Inventory.of(gpus=8, cores=64))
-    number = next(n for n, seat in enumerate(plan.seats) if seat.rank == 3)
+    number = next(n for n, worker in enumerate(plan.workers) if worker.rank == 3)
     with pytest.raises(Chosen, match="cuda:3"):
-        SeatWorker(SeatPlan(Run("t", PPO()), plan, number, Path("nowhere"), ""))
+        PolicyWorker(Assignment(Run("t", PPO()), plan, number, Path("nowhere"), ""))
 
 
 @pytest.mark.parametrize(

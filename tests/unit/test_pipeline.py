@@ -15,13 +15,13 @@ from torch import nn
 from rove.config.schema import GRPO, PPO, PlacementConfig, RolloutConfig, Run
 from rove.envs import registry
 from rove.errors import RoveError
-from rove.rollout.pipeline import Pipeline, Service
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import Environments, EnvironmentWorker, Slots
 from rove.runtime.actor import Lost, Supervisor
 from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, Trajectory
+from rove.workers.environment import Environments, EnvironmentWorker, Slots
+from rove.workers.pipeline import Pipeline, Service
 
 B, C, T = 8, 5, 6
 

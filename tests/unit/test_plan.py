@@ -32,9 +32,9 @@ def run_of(num_envs: int = 128, algorithm=PPO(), on_gpu: bool = False, **placeme
 
 def test_a_laptop_without_a_gpu_takes_turns_in_one_process_unless_told_otherwise():
     plan = make_plan(run_of(threads=0), LAPTOP)
-    assert len(plan.seats) == 1 and plan.units[0].in_process
+    assert len(plan.workers) == 1 and plan.rollouts[0].in_process
     assert (plan.device, plan.threads, plan.staleness) == ("cpu", 2, 0)
-    assert plan.units[0].slots == 128
+    assert plan.rollouts[0].slots == 128
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_names_stand_for_maps(name, inventory, expected):
 def test_simulation_on_cores_leaves_all_gpus_to_policy_and_learner():
     plan = make_plan(run_of(map="colocated"), NODE)
     assert plan.map == "learner: 0-7, env: core 0-63, policy: 0-7"
-    assert len(plan.units) == 8 and plan.ranks == 8
-    assert all(unit.workers[0].stages == 2 and not unit.in_process for unit in plan.units)
-    cores = [core for unit in plan.units for worker in unit.workers for core in worker.cores]
+    assert len(plan.rollouts) == 8 and plan.ranks == 8
+    assert all(rollout.environments[0].stages == 2 and not rollout.in_process for rollout in plan.rollouts)
+    cores = [core for rollout in plan.rollouts for env in rollout.environments for core in env.cores]
     assert sorted(cores) == list(range(8, 64)), (
         "one core a GPU launches, every other simulates for one policy"
     )
@@ -64,26 +64,31 @@ def test_simulation_on_cores_leaves_all_gpus_to_policy_and_learner():
 
 def test_hybrid_shares_weights_and_disaggregated_does_not():
     hybrid = make_plan(run_of(map="hybrid", on_gpu=True), NODE)
-    assert [seat.unit for seat in hybrid.seats if seat.rank is not None] == [None] * 4 + [0, 1, 2, 3]
+    assert [w.rollout for w in hybrid.workers if w.rank is not None] == [None] * 4 + [
+        0,
+        1,
+        2,
+        3,
+    ]
     apart = make_plan(run_of(map="disaggregated", on_gpu=True), NODE)
-    assert not [seat for seat in apart.seats if seat.rank is not None and seat.unit is not None]
+    assert not [worker for worker in apart.workers if worker.rank is not None and worker.rollout is not None]
     ahead = make_plan(run_of(map="hybrid", on_gpu=True, ahead=1), NODE)
-    assert not [seat for seat in ahead.seats if seat.rank is not None and seat.unit is not None]
-    shared = [seat for seat in ahead.seats if seat.gpu == 4]
-    assert [seat.gpu_share for seat in shared] == [0.5, 0.5]
+    assert not [worker for worker in ahead.workers if worker.rank is not None and worker.rollout is not None]
+    shared = [worker for worker in ahead.workers if worker.gpu == 4]
+    assert [worker.gpu_share for worker in shared] == [0.5, 0.5]
 
 
 def test_a_core_is_reserved_once():
     plan = make_plan(run_of(map="disaggregated", ahead=1), LAPTOP)
-    assert [seat.cores for seat in plan.seats] == [1, 1]
-    assert sum(seat.cores for seat in make_plan(run_of(map="hybrid"), CORES).seats) == 8
+    assert [worker.cores for worker in plan.workers] == [1, 1]
+    assert sum(worker.cores for worker in make_plan(run_of(map="hybrid"), CORES).workers) == 8
 
 
 def test_slots_stages_and_workers_multiply_to_all_environments():
     for name in ("colocated", "hybrid", "disaggregated"):
         for inventory in (LAPTOP, CORES, NODE, CLUSTER):
             plan = make_plan(run_of(map=name, stages=2, env_workers=1), inventory)
-            assert sum(unit.slots for unit in plan.units) == 128, (name, inventory)
+            assert sum(rollout.slots for rollout in plan.rollouts) == 128, (name, inventory)
             assert "policy" in str(plan)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rove import recipes
+from rove.cluster import ray
 from rove.config.schema import (
     PPO,
     EnvConfig,
@@ -25,11 +26,11 @@ from rove.config.schema import (
 from rove.envs import registry
 from rove.envs.base import Resources
 from rove.errors import RoveError
-from rove.placement import gpus, ray, seat
 from rove.placement.inventory import Inventory
 from rove.placement.plan import Plan, make_plan
-from rove.placement.seat import SeatPlan
+from rove.runtime import gpus
 from rove.training import parallel
+from rove.workers import environment
 
 RUNS = [recipe.build() for recipe in recipes.all()]
 TOO_SMALL = {"libero_multitask_grpo", "libero_object_grpo", "put_on_plate_tiny_grpo"}
@@ -52,7 +53,7 @@ def run_of(env: EnvConfig, **placement: Any) -> Run:
 
 def simulating(plan: Plan) -> list[int | None]:
     """The GPU of each worker, unit by unit."""
-    return [worker.gpu for unit in plan.units for worker in unit.workers]
+    return [env.gpu for rollout in plan.rollouts for env in rollout.environments]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -63,19 +64,19 @@ def test_every_recipe_uses_every_gpu_once(run: Run, count: int) -> None:
             make_plan(run, node(count))
         run = replace(run, rollout=replace(run.rollout, num_envs=64))
     plan = make_plan(run, node(count))
-    assert [(s.gpu, s.unit, s.rank, s.gpu_share) for s in plan.seats] == [
+    assert [(s.gpu, s.rollout, s.rank, s.gpu_share) for s in plan.workers] == [
         (k, k, k, 1.0) for k in range(count)
     ]
-    assert len(plan.units) == plan.ranks == count
-    assert (len(plan.seats) == 1) == (count == 1)
-    assert sum(unit.slots for unit in plan.units) == run.rollout.num_envs
+    assert len(plan.rollouts) == plan.ranks == count
+    assert (len(plan.workers) == 1) == (count == 1)
+    assert sum(rollout.slots for rollout in plan.rollouts) == run.rollout.num_envs
     # Everything simulates on cores; what renders on a GPU does so on that of its policy.
     renders = registry.resources(run.env, gpus=True).rendering == "gpu"
     assert simulating(plan) == [k if renders else None for k in range(count)]
-    assert not any(unit.in_process for unit in plan.units)
-    cores = [core for unit in plan.units for worker in unit.workers for core in worker.cores]
+    assert not any(rollout.in_process for rollout in plan.rollouts)
+    cores = [core for rollout in plan.rollouts for env in rollout.environments for core in env.cores]
     assert len(set(cores)) == len(cores) == 7 * count, "one core a GPU is left to launch its kernels"
-    assert [s.cores for s in plan.seats] == [8] * count
+    assert [s.cores for s in plan.workers] == [8] * count
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,11 @@ def test_ranks_meet_over_nccl_on_gpus_and_over_gloo_on_cores(monkeypatch, invent
     met: list[str] = []
     monkeypatch.setattr(parallel.distributed, "init_process_group", lambda name, **_: met.append(name))
     plan = make_plan(run_of(TabletopConfig()), inventory)
-    for own in plan.seats:
+    for own in plan.workers:
         assert own.rank is not None
         device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
-        assert parallel.join(own.rank, plan.ranks, "localhost:1", device).world == len(plan.seats)
-    assert met == [backend] * len(plan.seats)
+        assert parallel.join(own.rank, plan.ranks, "localhost:1", device).world == len(plan.workers)
+    assert met == [backend] * len(plan.workers)
 
 
 def test_recipes_of_both_kinds_are_among_them() -> None:
@@ -121,11 +122,13 @@ def test_simulation_on_gpus_is_spread_over_them(
     env, placement, count, policies, learners, simulators, in_process
 ) -> None:
     plan = make_plan(run_of(env, **placement), node(count))
-    assert [s.gpu for s in sorted(plan.seats, key=lambda s: s.unit or 0) if s.unit is not None] == [*policies]
-    assert [s.gpu for s in plan.seats if s.rank is not None] == [*learners]
+    assert [s.gpu for s in sorted(plan.workers, key=lambda s: s.rollout or 0) if s.rollout is not None] == [
+        *policies
+    ]
+    assert [s.gpu for s in plan.workers if s.rank is not None] == [*learners]
     assert simulating(plan) == [*simulators]
-    assert {unit.in_process for unit in plan.units} == {in_process}
-    assert {w.simulates for unit in plan.units for w in unit.workers} == {"gpu"}
+    assert {rollout.in_process for rollout in plan.rollouts} == {in_process}
+    assert {env.simulates for rollout in plan.rollouts for env in rollout.environments} == {"gpu"}
 
 
 @pytest.mark.parametrize(
@@ -244,15 +247,14 @@ class Started:
 
 
 def started(run: Run, count: int, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
-    """What the seats of a run would start on a machine with so many GPUs."""
-    monkeypatch.setattr(seat, "InChild", Started)
-    monkeypatch.setattr(seat, "InProcess", Started)
+    """What the workers of a run would start on a machine with so many GPUs."""
+    monkeypatch.setattr(environment, "InChild", Started)
+    monkeypatch.setattr(environment, "InProcess", Started)
     plan = make_plan(run, node(count))
     return [
         environments.actor  # type: ignore[misc]
-        for number, own in enumerate(plan.seats)
-        if own.unit is not None
-        for environments in seat._environments(SeatPlan(run, plan, number, None, ""), own.unit)  # type: ignore[arg-type]
+        for number in range(len(plan.rollouts))
+        for environments in environment.start_environments(run, plan, number)
     ]
 
 
@@ -270,7 +272,7 @@ def test_workers_see_their_own_gpu_and_no_other(monkeypatch) -> None:
     ]
 
 
-def test_environments_in_a_seats_process_run_on_its_gpu(monkeypatch) -> None:
+def test_environments_in_a_policys_process_run_on_its_gpu(monkeypatch) -> None:
     hosts = started(run_of(PHYSX), 2, monkeypatch)
     assert [(host.environment, host.gpus) for host in hosts] == [(None, [0]), (None, [1])]
 
@@ -283,8 +285,8 @@ def test_gpus_are_those_that_the_cluster_reserved() -> None:
     plan = make_plan(run_of(PHYSX, map="hybrid"), Inventory.of(2, gpus=2, cores=8))
     there = {(0, 0): 2, (0, 1): 3, (1, 0): 5, (1, 1): 4}
     moved = plan.renumbered(there)
-    assert [(seat.node, seat.gpu) for seat in plan.seats] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert [(seat.node, seat.gpu) for seat in moved.seats] == [(0, 2), (0, 3), (1, 5), (1, 4)]
+    assert [(worker.node, worker.gpu) for worker in plan.workers] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(worker.node, worker.gpu) for worker in moved.workers] == [(0, 2), (0, 3), (1, 5), (1, 4)]
     assert simulating(plan) == [0, 0] and simulating(moved) == [2, 5]
     assert moved.renumbered({(n, new): old for (n, old), new in there.items()}) == plan
     on_cores = make_plan(run_of(TabletopConfig()), Inventory.of(cores=8))

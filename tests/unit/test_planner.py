@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from rove.cluster import measure
 from rove.config.schema import PPO, PlacementConfig, RolloutConfig, Run, TrainingConfig
 from rove.errors import RoveError
-from rove.placement import profiling
 from rove.placement.cards import CARDS
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
 from rove.placement.planner import Prediction, choose, predict, ranked, table
-from rove.placement.profiling import Line, Profile
+from rove.placement.profile import Line, Profile
 from rove.recipes import get
 
 LAPTOP = Inventory.of(cores=2)
@@ -141,13 +141,13 @@ def test_a_profile_of_a_cpu_says_nothing_of_gpus():
 
 def test_a_card_that_is_not_here_is_bound_by_its_rates(monkeypatch):
     run = get("openvla_oft_ppo").build()
-    monkeypatch.setattr(profiling, "_simulations", lambda run, cores: (Line(0.1, 0.01), 2.0))
-    profile = profiling.bound(run, CARDS["h100"])
+    monkeypatch.setattr(measure, "_simulations", lambda run, cores: (Line(0.1, 0.01), 2.0))
+    profile = measure.bound(run, CARDS["h100"])
     # 38.3 TFLOP for eight rows, 158 for a LoRA step of sixteen, as counted operation by operation.
     flops = CARDS["h100"].matrices
     counted = {"inference": 38.8e12 / 8, "training": 158.1e12 / 16}
     for name, each in counted.items():
-        got = getattr(profile, name).each * profiling.REACHED[name] * flops
+        got = getattr(profile, name).each * measure.REACHED[name] * flops
         assert got == pytest.approx(each, rel=0.05), name
     assert profile.inference.fixed == pytest.approx(15.5e9 / 3e12, rel=0.1)
     best = ranked(run, Inventory.of(gpus=8, cores=64), profile)[0]

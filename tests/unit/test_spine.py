@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from rove import algorithms, train
-from rove.placement.executor import Executor
-from rove.placement.seat import SeatWorker
+from rove.cluster.executor import Executor
 from rove.training.learner import Learner
+from rove.workers.policy import PolicyWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SPINE: list[tuple[Callable[..., Any], str, Callable[..., Any]]] = [
     (train._loop, "executor.update(batch, ", Executor.update),
-    (Executor.update, ".call(SeatWorker.update, share, ", SeatWorker.update),
-    (SeatWorker.update, "self.learner.train(share, ", Learner.train),
+    (Executor.update, ".call(PolicyWorker.update, share, ", PolicyWorker.update),
+    (PolicyWorker.update, "self.learner.train(share, ", Learner.train),
     (Learner.train, "self.accumulate(batch, ", Learner.accumulate),
     (Learner.accumulate, "self.algorithm.loss(output, micro, ", algorithms.Algorithm.loss),
 ]
@@ -64,21 +64,21 @@ def test_no_method_is_looked_up_by_a_name_on_the_way() -> None:
 
 REVEALED = """
 from rove import algorithms
-from rove.placement.executor import Executor
-from rove.placement.seat import SeatWorker
-from rove.rollout.workers import EnvironmentWorker
+from rove.cluster.executor import Executor
+from rove.workers.policy import PolicyWorker
+from rove.workers.environment import EnvironmentWorker
 from rove.runtime.actor import Actor
 from rove.training.deal import Share
 from rove.training.learner import Learner
 from rove.types import PolicyOutput, TrainBatch
 
-def walk(executor: Executor, actor: Actor[SeatWorker], environments: Actor[EnvironmentWorker],
+def walk(executor: Executor, actor: Actor[PolicyWorker], environments: Actor[EnvironmentWorker],
          learner: Learner, batch: TrainBatch, share: Share, output: PolicyOutput) -> None:
     reveal_type(executor.update(batch, 0, lambda: None))
     reveal_type(executor.collect(lambda: None))
-    reveal_type(actor.call(SeatWorker.update, share, 0))
-    reveal_type(actor.call(SeatWorker.update, share, 0).result())
-    reveal_type(actor.call(SeatWorker.collect, 0).result())
+    reveal_type(actor.call(PolicyWorker.update, share, 0))
+    reveal_type(actor.call(PolicyWorker.update, share, 0).result())
+    reveal_type(actor.call(PolicyWorker.collect, 0).result())
     reveal_type(environments.call(EnvironmentWorker.step, 0, 0).result())
     reveal_type(learner.train(share, 0))
     reveal_type(learner.algorithm)
@@ -86,8 +86,8 @@ def walk(executor: Executor, actor: Actor[SeatWorker], environments: Actor[Envir
         output, batch, learner.config, denominator=1.0, value_denominator=1.0, reference=None))
 """
 WRONG = """
-    actor.call(SeatWorker.update, batch, 0)
-    actor.call(SeatWorker.update, share)
+    actor.call(PolicyWorker.update, batch, 0)
+    actor.call(PolicyWorker.update, share)
     actor.call(EnvironmentWorker.step, 0, 0)
 """
 
@@ -107,7 +107,7 @@ def test_a_type_checker_walks_it(tmp_path: Path) -> None:
     for expression, revealed in types:
         assert not re.search(r"\b(Any|Unknown)\b", revealed), f"{expression}: {revealed}"
     known = dict(types)
-    assert known["actor.call(SeatWorker.update, share, 0).result()"] == "Updated"
+    assert known["actor.call(PolicyWorker.update, share, 0).result()"] == "Updated"
     assert known["learner.algorithm"] == "Algorithm"
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line in WRONG.splitlines() and line:

@@ -22,12 +22,12 @@ from rove.envs.tabletop.env import TabletopEnv
 from rove.envs.tabletop.suite import TabletopSuite
 from rove.errors import RoveError
 from rove.policies.openvla import OpenVLA
-from rove.rollout.pipeline import Pipeline
 from rove.rollout.stage import StagePlan
-from rove.rollout.workers import Environments, EnvironmentWorker, Slots
 from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
 from rove.types import ActionSpec, PolicyOutput, Trajectory
+from rove.workers.environment import Environments, EnvironmentWorker, Slots
+from rove.workers.pipeline import Pipeline
 
 RUN = Run(
     name="vine",

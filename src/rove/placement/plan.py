@@ -15,7 +15,7 @@ from rove.placement.maps import Map, by_node
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPlan:
+class EnvironmentPlan:
     """An environment worker: a process that owns `stages` stages of `slots` slots each."""
 
     simulates: Kind
@@ -29,10 +29,10 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitPlan:
-    """A policy and the environment workers that it serves, all on one node."""
+class RolloutPlan:
+    """A rollout worker: a policy and the environment workers that it serves, all on one node."""
 
-    workers: tuple[WorkerPlan, ...]
+    environments: tuple[EnvironmentPlan, ...]
     in_process: bool
     """Environments and policy take turns on the same devices: no worker processes."""
     cores: tuple[int, ...]
@@ -41,22 +41,23 @@ class UnitPlan:
 
     @property
     def slots(self) -> int:
-        """Number of slots of the whole unit."""
-        return sum(worker.stages * worker.slots for worker in self.workers)
+        """Number of slots of all its environment workers."""
+        return sum(env.stages * env.slots for env in self.environments)
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """A process that holds weights: those of a unit's policy, of a learner rank, or of both, shared."""
+class WorkerPlan:
+    """A policy worker: a process that holds weights, as a rollout worker, a learner rank, or both, which then
+    share them."""
 
     node: int
     gpu: int | None
     cores: int
-    """Number of cores that a cluster sets aside for it; no other seat has reserved them."""
+    """Number of cores that a cluster sets aside for it; no other worker has reserved them."""
     gpu_share: float
-    """Share of the GPU, which several seats may use."""
-    unit: int | None
-    """Index of the unit whose policy it holds; None where it only trains."""
+    """Share of the GPU, which several workers may use."""
+    rollout: int | None
+    """Index in `Plan.rollouts` of what it collects with; None where it only trains."""
     rank: int | None
     """Rank among the learners; None where it only acts."""
     threads: int
@@ -70,63 +71,66 @@ class Plan:
     name: str
     map: str
     inventory: Inventory
-    units: tuple[UnitPlan, ...]
-    seats: tuple[Seat, ...]
+    rollouts: tuple[RolloutPlan, ...]
+    workers: tuple[WorkerPlan, ...]
     staleness: int
     """How many versions old weights can be when what they collected is trained on; see `staleness`."""
     deterministic: bool
 
     @property
     def apart(self) -> tuple[int, ...]:
-        """Numbers of the seats that collect on weights which they are sent."""
-        return tuple(n for n, seat in enumerate(self.seats) if seat.rank is None)
+        """Numbers of the workers that collect on weights which they are sent."""
+        return tuple(n for n, worker in enumerate(self.workers) if worker.rank is None)
 
     @property
     def broadcasts(self) -> bool:
         """Whether the learner's first rank sends its weights from GPU to GPU: only while no rollout is under
         way, which a broadcast would have to wait for."""
-        ends = [seat for seat in self.seats if not seat.rank]
-        return bool(self.apart) and not self.staleness and all(seat.gpu is not None for seat in ends)
+        ends = [worker for worker in self.workers if not worker.rank]
+        return bool(self.apart) and not self.staleness and all(worker.gpu is not None for worker in ends)
 
     @property
     def ranks(self) -> int:
         """Processes that train together."""
-        return sum(seat.rank is not None for seat in self.seats)
+        return sum(worker.rank is not None for worker in self.workers)
 
     @property
     def threads(self) -> int:
         """For tensor work on the CPU, in this process."""
-        return max(seat.threads for seat in self.seats)
+        return max(worker.threads for worker in self.workers)
 
     @property
     def device(self) -> str:
         """Device of this process's tensors."""
-        return _device(self.seats[0])
+        return _device(self.workers[0])
 
     def renumbered(self, indices: Mapping[tuple[int, int], int]) -> Plan:
         """The plan on other GPUs of the same nodes: (node, CUDA index) -> CUDA index there."""
-        nodes = {seat.unit: seat.node for seat in self.seats if seat.unit is not None}
+        nodes = {worker.rollout: worker.node for worker in self.workers if worker.rollout is not None}
 
         def moved(node: int, gpu: int | None) -> int | None:
             return None if gpu is None else indices[node, gpu]
 
-        units = [
-            replace(u, workers=tuple(replace(w, gpu=moved(nodes[number], w.gpu)) for w in u.workers))
-            for number, u in enumerate(self.units)
+        rollouts = [
+            replace(
+                rollout,
+                environments=tuple(replace(e, gpu=moved(nodes[number], e.gpu)) for e in rollout.environments),
+            )
+            for number, rollout in enumerate(self.rollouts)
         ]
-        seats = [replace(seat, gpu=moved(seat.node, seat.gpu)) for seat in self.seats]
-        return replace(self, units=tuple(units), seats=tuple(seats))
+        workers = [replace(worker, gpu=moved(worker.node, worker.gpu)) for worker in self.workers]
+        return replace(self, rollouts=tuple(rollouts), workers=tuple(workers))
 
     def __str__(self) -> str:
-        unit = self.units[0]
-        where = "in turn" if unit.in_process else f"{unit.workers[0].stages} stages a worker"
-        workers = sum(len(u.workers) for u in self.units)
-        processes = "" if unit.in_process else f", {_count(workers, 'environment worker')}"
+        first = self.rollouts[0]
+        where = "in turn" if first.in_process else f"{first.environments[0].stages} stages a worker"
+        workers = sum(len(rollout.environments) for rollout in self.rollouts)
+        processes = "" if first.in_process else f", {_count(workers, 'environment worker')}"
         lag = f" · asynchronous, at most {_count(self.staleness, 'version')} behind" if self.staleness else ""
+        policies = _count(len(self.rollouts), "policy", "policies")
         return (
-            f"{self.name} ({self.map}) on {self.inventory} · {_count(len(self.units), 'policy', 'policies')}"
-            f"{processes}, {where} · {_count(self.ranks, 'learner')} · tensors: {self.device}, "
-            f"{_count(self.threads, 'thread')}{lag}"
+            f"{self.name} ({self.map}) on {self.inventory} · {policies}{processes}, {where} · "
+            f"{_count(self.ranks, 'learner')} · tensors: {self.device}, {_count(self.threads, 'thread')}{lag}"
         )
 
 
@@ -134,8 +138,8 @@ def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
-def _device(seat: Seat) -> str:
-    return "cpu" if seat.gpu is None else f"cuda:{seat.gpu}"
+def _device(worker: WorkerPlan) -> str:
+    return "cpu" if worker.gpu is None else f"cuda:{worker.gpu}"
 
 
 def make_plan(run: Run, inventory: Inventory) -> Plan:
@@ -144,9 +148,9 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
     placement = run.placement
     roles = maps.read(run, inventory)
     policies = _processes(roles["policy"])
-    seats = _seats(roles, policies, run)
-    launching = _launching(roles, [seat for seat, _ in seats], inventory)
-    units = _units(roles, policies, launching, run, inventory)
+    workers = _workers(roles, policies, run)
+    launching = _launching(roles, [worker for worker, _ in workers], inventory)
+    rollouts = _rollouts(roles, policies, launching, run, inventory)
     if placement.executor == "local" and len(inventory.nodes) > 1:
         raise RoveError(
             f"placement.executor = 'local' runs on one machine, the inventory has {inventory}: "
@@ -156,8 +160,8 @@ def make_plan(run: Run, inventory: Inventory) -> Plan:
         name=placement.map if placement.map in maps.NAMES else "map",
         map=maps.describe(roles, inventory),
         inventory=inventory,
-        units=tuple(units),
-        seats=tuple(_reserve(seats, units, launching)),
+        rollouts=tuple(rollouts),
+        workers=tuple(_reserve(workers, rollouts, launching)),
         staleness=staleness(placement.ahead),
         deterministic=placement.deterministic,
     )
@@ -167,8 +171,9 @@ def staleness(ahead: int) -> int:
     """Versions by which weights can be behind when the rollout that they collected is trained on.
 
     Version i is published when iteration i begins, before it takes its rollouts; every iteration takes at
-    least one, the oldest. A unit begins rollout j only while fewer than `ahead` are begun and not yet taken,
-    so not before rollout j - ahead has been taken, in some iteration i, and acts on version i or a newer one.
+    least one, the oldest. A rollout worker begins rollout j only while fewer than `ahead` are begun and not
+    yet taken, so not before rollout j - ahead has been taken, in some iteration i, and acts on version i or a
+    newer one.
     Of the rollouts j - ahead, …, j each iteration takes at least one, so rollout j is taken in iteration
     i + ahead or before: at most `ahead` versions later. With `ahead = 0` a rollout is begun when it is asked
     for, on the version just published: nothing is ever behind.
@@ -201,7 +206,7 @@ Launching = dict[int, tuple[int, ...]]
 """Node -> cores."""
 
 
-def _launching(roles: Map, seats: Sequence[Seat], inventory: Inventory) -> Launching:
+def _launching(roles: Map, workers: Sequence[WorkerPlan], inventory: Inventory) -> Launching:
     """The cores from which processes launch their GPU's kernels, one each, where there are enough.
 
     Launching is the work of one thread that must not wait its turn: a 7B policy's chunk is thousands of
@@ -209,8 +214,8 @@ def _launching(roles: Map, seats: Sequence[Seat], inventory: Inventory) -> Launc
     two that do.
     """
     computing = {(d.node, d.index) for role in roles.values() for d in role if d.kind == "core"}
-    on_gpus = Counter(seat.node for seat in seats if seat.gpu is not None)
-    policies = Counter(seat.node for seat in seats if seat.gpu is not None and seat.unit is not None)
+    on_gpus = Counter(worker.node for worker in workers if worker.gpu is not None)
+    policies = Counter(w.node for w in workers if w.gpu is not None and w.rollout is not None)
     simulating: dict[int, list[int]] = defaultdict(list)
     for device in roles["env"]:
         if device.kind == "core":
@@ -223,10 +228,10 @@ def _launching(roles: Map, seats: Sequence[Seat], inventory: Inventory) -> Launc
     return found
 
 
-def _units(
+def _rollouts(
     roles: Map, policies: list[list[Device]], launching: Launching, run: Run, inventory: Inventory
-) -> list[UnitPlan]:
-    """The units, in the order of `policies`, the devices of each."""
+) -> list[RolloutPlan]:
+    """The rollout workers, in the order of `policies`, the devices of each."""
     simulating = [d for d in roles["env"] if d.kind == "gpu" or d.index not in launching[d.node]]
     renders = maps.resources(run, inventory).rendering == "gpu"
     dealt: list[tuple[list[Device], bool]] = []
@@ -234,10 +239,10 @@ def _units(
         count = sum(devices[0].node == node for devices in policies)
         shares = _deal([d for d in simulating if d.node == node], count, inventory)
         dealt += [(share, count == 1) for share in shares]
-    units = []
+    rollouts = []
     for number, (policy, (env, sole)) in enumerate(zip(policies, dealt, strict=True)):
         gpus, together = policy[0].kind == "gpu", {*env} == {*policy}
-        # Where there are more units, worker processes keep each to its own cores.
+        # Where there are more rollout workers, worker processes keep each to its own cores.
         in_turn = together or (sole and gpus != (env[0].kind == "gpu"))
         parts = _split(env, run.placement.env_workers)
         stages = _stages(run, together, len(policies) * len(parts))
@@ -245,10 +250,10 @@ def _units(
         alone = env[0].kind == "core" and not {*env} & {*policy}
         drawn = _draws_on(number, policy, inventory) if renders else None
         slots = _slots(run, len(policies), len(parts), stages)
-        units.append(
-            UnitPlan(
-                workers=tuple(
-                    WorkerPlan(
+        rollouts.append(
+            RolloutPlan(
+                environments=tuple(
+                    EnvironmentPlan(
                         simulates=mine[0].kind,
                         cores=tuple(d.index for d in mine) if alone else (),
                         gpu=mine[0].index if mine[0].kind == "gpu" else drawn,
@@ -262,7 +267,7 @@ def _units(
                 threads=_threads(run, policy, inventory),
             )
         )
-    return units
+    return rollouts
 
 
 def _stages(run: Run, together: bool, workers: int) -> int:
@@ -275,12 +280,13 @@ def _stages(run: Run, together: bool, workers: int) -> int:
     return 1 if run.rollout.num_envs % (2 * workers * whole) else 2
 
 
-def _draws_on(unit: int, policy: Sequence[Device], inventory: Inventory) -> int | None:
-    """The GPU that draws what a unit simulates on cores: its policy's, or one of its node's in turn."""
+def _draws_on(rollout: int, policy: Sequence[Device], inventory: Inventory) -> int | None:
+    """The GPU that renders what a rollout worker simulates on cores: its policy's, or one of its node's in
+    turn."""
     if policy[0].kind == "gpu":
         return policy[0].index
     there = inventory.nodes[policy[0].node].gpus
-    return there[unit % len(there)] if there else None
+    return there[rollout % len(there)] if there else None
 
 
 def _deal(env: list[Device], count: int, inventory: Inventory) -> list[list[Device]]:
@@ -309,12 +315,12 @@ def _split(env: list[Device], workers: int) -> list[list[Device]]:
     return [env[i * len(env) // count : (i + 1) * len(env) // count] for i in range(count)]
 
 
-def _slots(run: Run, units: int, workers: int, stages: int) -> int:
+def _slots(run: Run, policies: int, workers: int, stages: int) -> int:
     """b, of every stage."""
-    total, parts = run.rollout.num_envs, units * workers * stages
+    total, parts = run.rollout.num_envs, policies * workers * stages
     if total % parts:
         raise RoveError(
-            f"rollout.num_envs = {total} cannot be split evenly over {units} policies × {workers} "
+            f"rollout.num_envs = {total} cannot be split evenly over {policies} policies × {workers} "
             f"environment workers × {stages} stages: set --rollout.num_envs {-(-total // parts) * parts}."
         )
     slots = total // parts
@@ -335,7 +341,7 @@ def _threads(run: Run, devices: Sequence[Device], inventory: Inventory) -> int:
     return min(run.placement.threads or cores, cores)
 
 
-def _seats(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[Seat, list[Device]]]:
+def _workers(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[WorkerPlan, list[Device]]]:
     """The processes that hold weights, with the devices of each. A policy and a learner rank on one device
     share theirs, unless the run is asynchronous: then the policy acts on old ones while the learner makes new
     ones."""
@@ -347,36 +353,37 @@ def _seats(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[Sea
         )
     if run.placement.learners:
         learners = _per_learner(learners, run.placement.learners)
-    seats, left = [], dict(enumerate(policies))
+    workers, left = [], dict(enumerate(policies))
     for rank, devices in enumerate(learners):
         shared = None
         if not run.placement.ahead:
             shared = next((u for u, policy in left.items() if {*policy} <= {*devices}), None)
             if shared is not None:
                 del left[shared]
-        seats.append((_seat(devices, run, shared, rank), devices))
-    return seats + [(_seat(policy, run, unit, None), policy) for unit, policy in left.items()]
+        workers.append((_worker(devices, run, shared, rank), devices))
+    return workers + [(_worker(policy, run, number, None), policy) for number, policy in left.items()]
 
 
 def _reserve(
-    seats: list[tuple[Seat, list[Device]]], units: list[UnitPlan], launching: Launching
-) -> list[Seat]:
-    """The seats with their cores and GPU shares. A core is reserved once, by the first seat that computes on
-    it or launches from it; a GPU's seats share it evenly."""
+    workers: list[tuple[WorkerPlan, list[Device]]], rollouts: list[RolloutPlan], launching: Launching
+) -> list[WorkerPlan]:
+    """The workers with their cores and GPU shares. A core is reserved once, by the first worker that computes
+    on it or launches from it; a GPU's workers share it evenly."""
     taken: set[tuple[int, int]] = set()
     free = {node: list(cores) for node, cores in launching.items()}
-    sharing = Counter((seat.node, seat.gpu) for seat, _ in seats if seat.gpu is not None)
+    sharing = Counter((worker.node, worker.gpu) for worker, _ in workers if worker.gpu is not None)
     reserved = []
-    for seat, own in seats:
+    for worker, own in workers:
         wanted = {(d.node, d.index) for d in own if d.kind == "core"}
-        if seat.unit is not None:
-            wanted |= {(seat.node, core) for w in units[seat.unit].workers for core in w.cores}
-        if seat.gpu is not None and free[seat.node]:
-            wanted.add((seat.node, free[seat.node].pop(0)))
+        if worker.rollout is not None:
+            environments = rollouts[worker.rollout].environments
+            wanted |= {(worker.node, core) for e in environments for core in e.cores}
+        if worker.gpu is not None and free[worker.node]:
+            wanted.add((worker.node, free[worker.node].pop(0)))
         new = wanted - taken
         taken |= new
-        share = 0.0 if seat.gpu is None else 1 / sharing[seat.node, seat.gpu]
-        reserved.append(replace(seat, cores=len(new), gpu_share=share))
+        share = 0.0 if worker.gpu is None else 1 / sharing[worker.node, worker.gpu]
+        reserved.append(replace(worker, cores=len(new), gpu_share=share))
     return reserved
 
 
@@ -389,8 +396,8 @@ def _per_learner(learners: list[list[Device]], count: int) -> list[list[Device]]
     ]
 
 
-def _seat(devices: Sequence[Device], run: Run, unit: int | None, rank: int | None) -> Seat:
+def _worker(devices: Sequence[Device], run: Run, rollout: int | None, rank: int | None) -> WorkerPlan:
     first = devices[0]
     threads = min(run.placement.threads or len(devices), len(devices)) if first.kind == "core" else 1
     gpu = first.index if first.kind == "gpu" else None
-    return Seat(node=first.node, gpu=gpu, cores=0, gpu_share=0.0, unit=unit, rank=rank, threads=threads)
+    return WorkerPlan(first.node, gpu, 0, 0.0, rollout, rank, threads)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from rove import algorithms
 from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import PlacementConfig, Run
 from rove.errors import RoveError
 from rove.placement.inventory import Inventory
-from rove.placement.plan import Plan, Seat, UnitPlan, make_plan
-from rove.placement.profiling import CPU, Profile
+from rove.placement.plan import EnvironmentPlan, Plan, WorkerPlan, make_plan
+from rove.placement.profile import CPU, Profile
 
 CANDIDATES = ("colocated", "hybrid", "disaggregated")
 STAGES = (1, 2, 4)
@@ -46,25 +41,25 @@ class Prediction:
 def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
     """Seconds an iteration.
 
-    A unit with k stages, each with simulation s and inference p a chunk, whose worker and policy overlap,
-    takes max(k·s, k·p, s + p) a chunk of all its slots: the busier of the two works without a pause, but no
-    stage can come round faster than its own simulation and inference. In turn it takes s + p. The pipeline
-    fills once, with the shorter of the two. A critic's values of what was seen last fill the policy's pauses,
-    all but those of the last stage.
+    A rollout worker with k stages, each with simulation s and inference p a chunk, whose simulation and
+    inference overlap, takes max(k·s, k·p, s + p) a chunk of all its slots: the busier of the two works
+    without a pause, but no stage can come round faster than its own simulation and inference. In turn it
+    takes s + p. The pipeline fills once, with the shorter of the two. A critic's values of what was seen last
+    fill the policy's pauses, all but those of the last stage.
     An asynchronous run's learner also anchors each batch. On a GPU that it shares it waits while the policy
-    infers. Where its cores are those of the unit, it waits while simulation and policy are both busy: what
+    infers. Where its cores are those of the rollout, it waits while simulation and policy are both busy: what
     either leaves idle it takes.
     """
-    unit = max(plan.units, key=lambda u: u.slots)
-    worker = unit.workers[0]
-    s = profile.simulation(worker.slots) / profile.on("simulation", _sim_cores(plan, unit))
-    p = profile.inference(worker.slots) / profile.on("inference", unit.threads)
-    k, t = worker.stages, run.rollout.chunks
-    shared = not unit.in_process and not worker.cores and worker.simulates == "core"
-    load = k * len(unit.workers)
+    largest = max(plan.rollouts, key=lambda rollout: rollout.slots)
+    env = largest.environments[0]
+    s = profile.simulation(env.slots) / profile.on("simulation", _sim_cores(plan, env))
+    p = profile.inference(env.slots) / profile.on("inference", largest.threads)
+    k, t = env.stages, run.rollout.chunks
+    shared = not largest.in_process and not env.cores and env.simulates == "core"
+    load = k * len(largest.environments)
     critic = needs(run.algorithm).critic  # values of what was seen last, as long as a chunk's inference
     inference = (t + critic) * load * p
-    if unit.in_process or shared:
+    if largest.in_process or shared:
         rollout = t * load * (s + p) + critic * load * p
     else:
         rollout = t * max(k * s, load * p, s + p) + min(s, p)
@@ -72,34 +67,33 @@ def predict(run: Run, plan: Plan, profile: Profile) -> Prediction:
             rollout = max(rollout + p, inference)
     collected = run.rollout.num_envs * t
     steps = max(1, optimizer_steps(run, collected))
-    seat = next(seat for seat in plan.seats if seat.rank is not None)
+    learner = next(worker for worker in plan.workers if worker.rank is not None)
     training = steps * profile.training(collected * needs(run.algorithm).epochs / steps / plan.ranks)
     if run.placement.ahead:
         share = collected / plan.ranks
         passes = max(1.0, share / run.training.micro_batch)
         training += passes * profile.anchoring(share / passes)
-    training /= profile.on("training", seat.threads)
-    apart = [seat for seat in plan.seats if seat.unit is not None and seat.rank is None]
+    training /= profile.on("training", learner.threads)
+    apart = [plan.workers[n] for n in plan.apart]
     contended = 0.0
-    if any(_contended(plan, seat) for seat in apart):
-        contended = inference if seat.gpu is not None else max(0.0, t * k * s + inference - rollout)
+    if any(_contended(plan, worker) for worker in apart):
+        contended = inference if learner.gpu is not None else max(0.0, t * k * s + inference - rollout)
     return Prediction(plan, run.placement, rollout, training, profile.sync if apart else 0.0, contended)
 
 
-def _contended(plan: Plan, seat: Seat) -> bool:
-    """Whether a seat computes on a device that was reserved for another."""
-    if seat.gpu is not None:
-        return seat.gpu_share < 1.0
-    assert seat.unit is not None
-    unit = plan.units[seat.unit]
-    return seat.cores < len({*unit.cores, *(core for worker in unit.workers for core in worker.cores)})
+def _contended(plan: Plan, worker: WorkerPlan) -> bool:
+    """Whether a worker computes on a device that was reserved for another."""
+    if worker.gpu is not None:
+        return worker.gpu_share < 1.0
+    assert worker.rollout is not None
+    rollout = plan.rollouts[worker.rollout]
+    return worker.cores < len({*rollout.cores, *(core for e in rollout.environments for core in e.cores)})
 
 
-def _sim_cores(plan: Plan, unit: UnitPlan) -> int:
-    worker = unit.workers[0]
-    if worker.simulates == "gpu":
+def _sim_cores(plan: Plan, env: EnvironmentPlan) -> int:
+    if env.simulates == "gpu":
         return 1
-    return len(worker.cores) if worker.cores else len(plan.inventory.nodes[0].cores)
+    return len(env.cores) if env.cores else len(plan.inventory.nodes[0].cores)
 
 
 def candidates(run: Run, inventory: Inventory) -> list[Run]:
@@ -150,7 +144,7 @@ def table(predictions: Sequence[Prediction], measured: dict[int, float] | None =
     head = f"{'placement':<16}{'k':>3}{'ahead':>7}{'rollout s':>11}{'training s':>12}{'iteration s':>13}"
     lines = [head + (f"{'measured s':>12}" if measured else "")]
     for i, one in enumerate(predictions):
-        k = one.plan.units[0].workers[0].stages
+        k = one.plan.rollouts[0].environments[0].stages
         line = (
             f"{one.plan.name:<16}{k:>3}{one.placement.ahead:>7}{one.rollout:>11.3f}{one.training:>12.3f}"
             f"{one.iteration:>13.3f}"
@@ -159,20 +153,3 @@ def table(predictions: Sequence[Prediction], measured: dict[int, float] | None =
             line += f"{measured[i]:>12.3f}" if i in measured else f"{'':>12}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def try_out(run: Run, start: Path, iterations: int = 3) -> float:
-    """Median seconds of an iteration of this placement as it really runs here, the first left out."""
-    from rove.placement import execute, inventory_of
-
-    plan = make_plan(run, inventory_of(run))
-    algorithm = algorithms.get(run.algorithm.kind)
-    seconds: list[float] = []
-    with closing(execute(run, plan, start)) as executor:
-        for iteration in range(iterations + 1):
-            began = time.perf_counter()
-            executor.sync(iteration)
-            batch, _ = algorithm.prepare([executor.collect(lambda: None)], run.algorithm)
-            executor.update(batch, iteration, lambda: None)
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])

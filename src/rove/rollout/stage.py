@@ -41,7 +41,7 @@ class Report:
     """A stage's observation is in row t; what came of chunk t - 1 is in its row."""
 
     stage: int
-    """Number of the stage in its host."""
+    """Number of the stage in its worker."""
     t: int
     instruction: tuple[str, ...]
     """b instructions."""
@@ -91,7 +91,7 @@ class StagePlan:
     """CUDA index of the one that it simulates or renders on, in the process that builds it."""
 
     def build(self, number: int) -> Stage:
-        """The stage, its environment idle; it reports as `number` of its host."""
+        """The stage, its environment idle; it reports as `number` of its worker."""
         run = self.run
         wanted = needs(run.algorithm)
         env = envs.make(

@@ -1,30 +1,28 @@
-"""Costs of a recipe's parts on the machine at hand: measured, and fitted by straight lines.
+"""Measures what a run costs on the machine at hand: its parts, for a profile; and whole placements.
 
-Four costs are lines a + b·rows: simulation of a chunk, inference, training, and anchoring what older weights
-collected; the fifth is what publishing the weights takes. Each is measured on one device of the kind that
-pays it. A profile can be saved, so that machines can be planned for that are not at hand.
+What a part costs on a card that is not here follows from what the policy computes and moves; see `bound`.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from rove import algorithms, checkpoint, host
+from rove.cluster import execute, inventory_of
 from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
-from rove.errors import RoveError
-from rove.placement import weights
 from rove.placement.cards import Card
+from rove.placement.plan import make_plan
+from rove.placement.profile import CPU, Line, Profile
 from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
@@ -34,85 +32,12 @@ from rove.training import demonstrations
 from rove.training.deal import take
 from rove.training.learner import Learner
 from rove.types import Observation, TrainBatch
+from rove.workers import weights
 
 REPEATS = 3
-CPU = "cpu"
 REACHED = {"inference": 0.60, "training": 0.56}
 """Shares of a card's rate of matrix products that a 7B with adapters is taken to reach: four fifths of what
 the counts of `benchmarks/policy.py --pretend h100` leave within reach."""
-LINES = ("simulation", "inference", "training", "anchoring")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Seconds for n rows: `fixed` + `each`·n."""
-
-    fixed: float
-    each: float
-
-    def __call__(self, rows: float) -> float:
-        return self.fixed + self.each * rows
-
-    @staticmethod
-    def fit(points: Sequence[tuple[int, float]]) -> Line:
-        """Least squares on (rows, seconds), neither number below zero."""
-        n = len(points)
-        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        each = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
-        each = max(each, 0.0)
-        fixed = mean_y - each * mean_x
-        if fixed < 0:  # a line through the origin
-            return Line(0.0, sum(x * y for x, y in points) / sum(x * x for x, _ in points))
-        return Line(fixed, each)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Costs of a recipe's parts on one device each."""
-
-    simulation: Line
-    """Seconds a chunk, of slots, on one core, or on one GPU."""
-    inference: Line
-    """Seconds, of rows, on one core, or on one GPU."""
-    training: Line
-    """Seconds of a forward-backward pass and its share of an optimizer step, of rows."""
-    anchoring: Line
-    """Seconds of the forward pass by which an asynchronous learner looks at what older weights collected, of
-    rows."""
-    sync: float
-    """Seconds to publish the weights to another process."""
-    scaling: dict[str, float]
-    """How much faster each of these is on all cores of the measured machine than on one: with n cores,
-    1 + (n − 1)·(speed-up − 1)/(all − 1)."""
-    cores: int
-    """That were measured with."""
-    device: str = CPU
-    """Device that inference and training were measured on, or bounded for: "cpu", or the name of a GPU."""
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1))
-
-    @staticmethod
-    def load(path: Path) -> Profile:
-        """Read what `save` wrote. Raises RoveError where that is something else."""
-        try:
-            data = json.loads(path.read_text())
-            lines = {name: Line(**data[name]) for name in LINES}
-            return Profile(**{**data, **lines})
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise RoveError(
-                f"{path} is not a profile that this version of `rove plan --save` wrote ({error!r}): "
-                "delete it, or write it again."
-            ) from error
-
-    def on(self, what: str, cores: int) -> float:
-        """Speed-up of `what` on so many cores; no more is claimed than was measured."""
-        if cores <= 1 or self.cores <= 1:
-            return 1.0
-        gain = (self.scaling[what] - 1) / (self.cores - 1)
-        return max(1.0, 1 + (min(cores, self.cores) - 1) * gain)
 
 
 def measure(run: Run, start: Path) -> Profile:
@@ -296,3 +221,18 @@ def _learner(
 def _publish(learner: Learner) -> None:
     """Do what a transfer to another process costs this one: gather, pack, copy."""
     Packed(weights.publish(0, learner.trainable()))
+
+
+def try_out(run: Run, start: Path, iterations: int = 3) -> float:
+    """Median seconds of an iteration of this placement as it really runs here, the first left out."""
+    plan = make_plan(run, inventory_of(run))
+    algorithm = algorithms.get(run.algorithm.kind)
+    seconds: list[float] = []
+    with closing(execute(run, plan, start)) as executor:
+        for iteration in range(iterations + 1):
+            began = time.perf_counter()
+            executor.sync(iteration)
+            batch, _ = algorithm.prepare([executor.collect(lambda: None)], run.algorithm)
+            executor.update(batch, iteration, lambda: None)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])

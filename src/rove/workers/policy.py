@@ -1,4 +1,4 @@
-"""The work of a process that holds weights: collect with them, train them, or both, as the plan says.
+"""A process that holds weights: it collects with them, trains them, or both, as the plan says.
 
 The same object works in this process, in a child of it and in a Ray actor: executors differ in where they put
 it and how calls reach it.
@@ -6,12 +6,8 @@ it and how calls reach it.
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,36 +17,33 @@ from torch import Tensor
 from rove import algorithms, host, transfer
 from rove.config.needs import needs
 from rove.config.schema import Run
-from rove.envs import registry as envs
-from rove.envs.base import VectorEnv
-from rove.evaluation.evaluate import evaluate, make_env
 from rove.findings import Finding
-from rove.placement import gpus, weights
-from rove.placement.broadcast import Broadcast, Member
-from rove.placement.plan import Plan, UnitPlan, WorkerPlan
-from rove.placement.weights import Layout, Weights
+from rove.placement.plan import Plan
 from rove.policies import registry as policies
 from rove.policies.base import Policy
-from rove.rollout.pipeline import Pipeline
-from rove.rollout.stage import Position, StagePlan, supervise, take_faults
-from rove.rollout.workers import Environments, EnvironmentWorker, Slots
-from rove.runtime.actor import Actor, Shared, Supervisor
-from rove.runtime.local import InChild, InProcess
+from rove.rollout.stage import Position
+from rove.runtime.actor import Shared, Supervisor
 from rove.timing import Span, Stopwatch
 from rove.training import parallel
 from rove.training.deal import Share
 from rove.training.learner import Learner
-from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, Trajectory
+from rove.types import ActionSpec, Conventions, EpisodeRecord, EpisodeSpec, Trajectory
+from rove.workers import weights
+from rove.workers.broadcast import Broadcast, Member
+from rove.workers.environment import action_spec, start_environments
+from rove.workers.evaluator import Evaluated, Evaluator
+from rove.workers.pipeline import Pipeline
+from rove.workers.weights import Layout, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class SeatPlan:
-    """Everything that a seat is made from; picklable."""
+class Assignment:
+    """Everything that a policy worker is made from; picklable."""
 
     run: Run
     plan: Plan
     number: int
-    """Index of the seat in the plan."""
+    """Index of the worker in the plan."""
     start: Path
     """The checkpoint directory that every process reads."""
     rendezvous: str
@@ -62,9 +55,9 @@ class SeatPlan:
 
     @property
     def name(self) -> str:
-        """Said of it in errors."""
-        own = self.plan.seats[self.number]
-        return f"policy {own.unit}" if own.rank is None else f"learner {own.rank}"
+        """Name of the worker in errors."""
+        own = self.plan.workers[self.number]
+        return f"policy {own.rollout}" if own.rank is None else f"learner {own.rank}"
 
 
 class Collected(NamedTuple):
@@ -76,7 +69,7 @@ class Collected(NamedTuple):
     faults: list[str]
     """Faults of environment workers that were replaced, one text each."""
     positions: list[Position | None]
-    """Positions of the unit's stages; see `Pipeline.positions`."""
+    """Positions of the stages; see `Pipeline.positions`."""
 
 
 class Updated(NamedTuple):
@@ -87,28 +80,19 @@ class Updated(NamedTuple):
     spans: list[Span]
 
 
-class Judged(NamedTuple):
-    """Result of an evaluation."""
-
-    report: EvalReport
-    frames: dict[EpisodeSpec, Tensor]
-    """With `frames`: uint8 [n, H, W, 3] of each episode."""
-    faults: list[str]
-    """Faults of processes that the environment replaced, one text each."""
-
-
 def noop(*_: object) -> None:
     """No-op callback."""
 
 
-class SeatWorker:
+class PolicyWorker:
     """One set of weights, and what the plan has it do."""
 
-    def __init__(self, seat: SeatPlan) -> None:
-        self.plan, self.run, self.start = seat.plan, seat.run, seat.start
-        self._seat = seat
+    def __init__(self, assignment: Assignment) -> None:
+        run, plan = assignment.run, assignment.plan
+        self.plan, self.run, self.start = plan, run, assignment.start
+        self._member = assignment.member
         self._group: Broadcast | None = None
-        own = seat.plan.seats[seat.number]
+        own = plan.workers[assignment.number]
         self.device = torch.device("cpu" if own.gpu is None else f"cuda:{own.gpu}")
         if self.device.type == "cuda":
             # What names no device (FSDP, NCCL, a library's context) takes the current one.
@@ -117,40 +101,38 @@ class SeatWorker:
         host.prepare(own.threads)
         name = " and ".join(
             f"{what} {number}"
-            for what, number in (("policy", own.unit), ("learner", own.rank))
+            for what, number in (("policy", own.rollout), ("learner", own.rank))
             if number is not None
         )
-        self.watch = Stopwatch(name, spans=seat.spans)
-        self.supervisor = Supervisor(seat.run.placement.max_restarts)
-        self.unit = None if own.unit is None else seat.plan.units[own.unit]
-        workers = [] if own.unit is None else _environments(seat, own.unit)
-        spec = workers[0].hello().action_spec if workers else _action_spec(seat.run, own.gpu)
-        self._spec = spec
-        self.policy = policies.restore(seat.run, seat.start, spec, self.device)
+        self.watch = Stopwatch(name, spans=assignment.spans)
+        self.supervisor = Supervisor(run.placement.max_restarts)
+        self.rollout = None if own.rollout is None else plan.rollouts[own.rollout]
+        environments = [] if own.rollout is None else start_environments(run, plan, own.rollout)
+        self._spec = environments[0].hello().action_spec if environments else action_spec(run, own.gpu)
+        self.policy = policies.restore(run, self.start, self._spec, self.device)
         self.learner: Learner | None = None
         trained = self.policy
         if own.rank is not None:
-            ranks = parallel.join(own.rank, seat.plan.ranks, seat.rendezvous, self.device)
-            if workers and ranks.world > 1 and seat.run.training.parallel == "fsdp":
+            ranks = parallel.join(own.rank, plan.ranks, assignment.rendezvous, self.device)
+            if environments and ranks.world > 1 and run.training.parallel == "fsdp":
                 # The learner's weights are in pieces: the rollout acts on whole ones of its own.
-                trained = policies.restore(seat.run, seat.start, spec, self.device)
-            algorithm = algorithms.get(seat.run.algorithm.kind)
-            self.learner = Learner(trained, algorithm, seat.run, self.device, ranks)
+                trained = policies.restore(run, self.start, self._spec, self.device)
+            self.learner = Learner(trained, algorithms.get(run.algorithm.kind), run, self.device, ranks)
         self.shares = trained is self.policy
         """Whether the rollout acts on the learner's own weights."""
         self.pipeline: Pipeline | None = None
-        if workers:
+        if environments:
             self.pipeline = Pipeline(
-                workers,
+                environments,
                 self.policy,
-                chunks=seat.run.rollout.chunks,
-                seed=seat.run.seed,
-                critic=needs(seat.run.algorithm).critic,
-                branches=needs(seat.run.algorithm).branches,
-                service="fixed" if seat.plan.deterministic else "first_ready",
+                chunks=run.rollout.chunks,
+                seed=run.seed,
+                critic=needs(run.algorithm).critic,
+                branches=needs(run.algorithm).branches,
+                service="fixed" if plan.deterministic else "first_ready",
                 supervisor=self.supervisor,
             )
-        self._evaluation_env: VectorEnv | None = None
+        self._evaluator: Evaluator | None = None
         self._copy: Policy | None = None
 
     def spec(self) -> ActionSpec:
@@ -164,12 +146,12 @@ class SeatWorker:
     # --- rollout ----------------------------------------------------------------------------------
 
     def collect(self, version: int, on_chunk: Callable[[], None] = noop) -> Collected:
-        """One rollout of T chunks in this unit's slots."""
+        """One rollout of T chunks, in the slots of this worker's environments."""
         assert self.pipeline is not None
-        assert self.unit is not None
+        assert self.rollout is not None
         if self.learner is not None and self.run.training.offload:
             self.learner.offload()
-        with host.bound(self.unit.cores, self.unit.threads):
+        with host.bound(self.rollout.cores, self.rollout.threads):
             trajectory = self.pipeline.collect(version, self.watch, on_chunk)
         faults = self.supervisor.take_faults()
         positions = self.pipeline.positions
@@ -192,28 +174,14 @@ class SeatWorker:
         name: str,
         about: dict[str, Any],
         frames: bool = False,
-        on_episode: Callable[..., None] = noop,
-    ) -> Judged:
+        on_episode: Callable[[EpisodeRecord], None] = noop,
+    ) -> Evaluated:
         """Run the episodes given, in an environment kept for that."""
-        if self._evaluation_env is None:
-            gpu = None if self.unit is None else self.unit.workers[0].gpu
-            self._evaluation_env = make_env(self.run, chunk=self.run.rollout.chunk, gpu=gpu)
-            supervise(self._evaluation_env, self.run)
-        seen: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
+        if self._evaluator is None:
+            gpu = None if self.rollout is None else self.rollout.environments[0].gpu
+            self._evaluator = Evaluator(self.run, gpu)
         with self.watch("evaluation"):
-            report = evaluate(
-                self._evaluation_env,
-                self.policy,
-                specs,
-                decoding=self.run.evaluation.decoding,
-                seed=self.run.seed,
-                name=name,
-                about=about,
-                on_episode=on_episode,
-                on_frames=(lambda spec, part: seen[spec].append(part)) if frames else None,
-            )
-        frames_of = {spec: torch.cat(parts) for spec, parts in seen.items()}
-        return Judged(report, frames_of, take_faults(self._evaluation_env))
+            return self._evaluator(self.policy, specs, name, about, frames, on_episode)
 
     # --- learner ----------------------------------------------------------------------------------
 
@@ -242,14 +210,14 @@ class SeatWorker:
         bytes that went to each policy."""
         assert self.learner is not None
         whole = self.learner.trainable()
-        if self._seat.member is None:
+        if self._member is None:
             return 0
         return self._broadcast(transfer.to(weights.flatten(whole, layout), self.device))
 
     def _broadcast(self, flat: Sequence[Tensor]) -> int:
-        assert self._seat.member is not None
+        assert self._member is not None
         if self._group is None:  # when it is first needed: it waits for all
-            self._group = Broadcast(self._seat.member, self.device)
+            self._group = Broadcast(self._member, self.device)
         return self._group(flat)
 
     # --- saving -----------------------------------------------------------------------------------
@@ -269,21 +237,21 @@ class SeatWorker:
             whole.save_pretrained(directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that resuming this seat's part of the run needs, besides the policy's weights."""
+        """Return all that resuming this worker's part of the run needs, besides the policy's weights."""
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
-            "unit": None if self.pipeline is None else self.pipeline.state_dict(),
+            "rollout": None if self.pipeline is None else self.pipeline.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the policy was loaded from the same checkpoint."""
         if self.learner is not None and state["learner"] is not None:
             self.learner.load_state_dict(state["learner"])
-        if self.pipeline is not None and state["unit"] is not None:
-            self.pipeline.load_state_dict(state["unit"])
+        if self.pipeline is not None and state["rollout"] is not None:
+            self.pipeline.load_state_dict(state["rollout"])
 
     def place(self, positions: Sequence[Position | None]) -> None:
-        """In the place of a unit that was lost: begin with its episodes."""
+        """In the place of a worker that was lost: begin with its episodes."""
         assert self.pipeline is not None
         self.pipeline.place(positions)
 
@@ -291,51 +259,7 @@ class SeatWorker:
         """Free environments and process group."""
         if self.pipeline is not None:
             self.pipeline.close()
-        if self._evaluation_env is not None:
-            self._evaluation_env.close()
+        if self._evaluator is not None:
+            self._evaluator.close()
         if self.learner is not None:
             parallel.leave()
-
-
-def _action_spec(run: Run, gpu: int | None) -> ActionSpec:
-    """That of the environments, where none is at hand; `gpu` is the CUDA index of this process's."""
-    env = envs.make(run.env, num_envs=1, chunk=run.rollout.chunk, autoreset="stop", gpu=gpu)
-    with closing(env):
-        return env.action_spec
-
-
-def _environments(seat: SeatPlan, unit: int) -> list[Environments]:
-    """The environment workers of a unit. Slots count from the unit's first, stages over the whole run."""
-    plan, run = seat.plan, seat.run
-    own: UnitPlan = plan.units[unit]
-    count = sum(worker.stages for u in plan.units for worker in u.workers)
-    index = sum(worker.stages for u in plan.units[:unit] for worker in u.workers)
-    workers: list[Environments] = []
-    first = 0
-    for number, worker in enumerate(own.workers):
-        # A worker sees the GPU that the plan gives it, and no other; this process sees all.
-        gpu = worker.gpu if own.in_process or worker.gpu is None else 0
-        stages = [StagePlan(run, index + i, count, worker.slots, gpu) for i in range(worker.stages)]
-        slots = [
-            Slots(first + i * worker.slots, first + (i + 1) * worker.slots) for i in range(worker.stages)
-        ]
-        name = f"environment worker {number} of policy {unit}"
-        workers.append(Environments(partial(_start, name, stages, worker, own.in_process, run), slots))
-        index += worker.stages
-        first += worker.stages * worker.slots
-    return workers
-
-
-def _start(
-    name: str, stages: Sequence[StagePlan], plan: WorkerPlan, in_process: bool, run: Run
-) -> Actor[EnvironmentWorker]:
-    make = partial(EnvironmentWorker, stages)
-    if in_process:
-        return InProcess("environments", make)
-    return InChild(
-        name,
-        make,
-        deadline=run.placement.deadline,
-        cores=plan.cores,
-        environment={gpus.VISIBLE: gpus.visible(plan.gpu, os.environ.get(gpus.VISIBLE))},
-    )

@@ -1,11 +1,11 @@
 """Carries out a Plan. `train.py` drives it through a few calls and does not know where anything runs.
 
-    sync      the learner's weights become the rollout's, as a numbered version
-    collect   the next rollout of all units, side by side
+    sync      the learner's weights become the rollout workers', as a numbered version
+    collect   the next rollout of all rollout workers, side by side
     update    the iteration's optimizer steps, on all ranks
-    evaluate  held-out episodes, dealt out over the units
+    evaluate  held-out episodes, dealt out over the rollout workers
 
-Subclasses say where a seat is put: `local.py` in this process or a child of it, `ray.py` in an actor. In
+Subclasses say where a policy worker is put: `local.py` in this process or a child of it, `ray.py` on Ray. In
 asynchronous mode rollouts are begun ahead and taken in order; `plan.staleness` proves how old they can be.
 """
 
@@ -25,16 +25,16 @@ from rove.config.schema import Run
 from rove.envs import registry as envs
 from rove.errors import RoveError
 from rove.findings import Finding
-from rove.placement.broadcast import Member
 from rove.placement.plan import Plan
-from rove.placement.seat import Collected, Judged, SeatPlan, SeatWorker, noop
-from rove.placement.weights import Weights
 from rove.rollout.stage import Position
 from rove.runtime.actor import Actor, Future, Lost, Shared, Supervisor
 from rove.timing import Stopwatch
 from rove.training import parallel
 from rove.training.deal import deal, schedule
-from rove.types import ActionSpec, Conventions, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.types import ActionSpec, Conventions, EpisodeRecord, EpisodeSpec, EvalReport, TrainBatch, Trajectory
+from rove.workers.broadcast import Member
+from rove.workers.policy import Assignment, Collected, Evaluated, PolicyWorker, noop
+from rove.workers.weights import Weights
 
 R = TypeVar("R")
 V = TypeVar("V")
@@ -52,38 +52,36 @@ class Executor(ABC):
         self._profile = profile
         self._rendezvous = ""
         self._weights: Shared[Weights] | None = None
-        """The newest that units were given, as `_share` made them fit to be given."""
+        """The newest that rollout workers were given, as `_share` made them fit to be given."""
         self._members: dict[int, Member] = {}
-        """Seats that weights are broadcast among; none where they go through the host."""
-        self.sent = 0
-        """Bytes that the last broadcast took, to all policies together."""
+        """Workers that weights are broadcast among; none where they go through the host."""
         self._begun: deque[list[tuple[int, Future[Collected]]]] = deque()
         self._lost: dict[int, list[Position | None]] = {}
-        self._units = [n for n, seat in enumerate(plan.seats) if seat.unit is not None]
-        self._units.sort(key=lambda n: plan.seats[n].unit or 0)
-        self._learners = [n for n, seat in enumerate(plan.seats) if seat.rank is not None]
-        self._seats: list[Actor[SeatWorker]] = []
+        self._rollouts = [n for n, worker in enumerate(plan.workers) if worker.rollout is not None]
+        self._rollouts.sort(key=lambda n: plan.workers[n].rollout or 0)
+        self._learners = [n for n, worker in enumerate(plan.workers) if worker.rank is not None]
+        self._workers: list[Actor[PolicyWorker]] = []
 
-    def _seat_all(self) -> None:
-        """Put every seat in its place; they build at the same time."""
+    def _start_all(self) -> None:
+        """Put every worker in its place; they build at the same time."""
         if self.plan.ranks > 1:
             self._rendezvous = self._meeting_point()
         if self.plan.broadcasts:
             group = (self._learners[0], *self.plan.apart)
             address = self._meeting_point()
             self._members = {n: Member(address, place, len(group)) for place, n in enumerate(group)}
-        self._seats = [self._put(self._seat_plan(n)) for n in range(len(self.plan.seats))]
+        self._workers = [self._put(self._assignment(n)) for n in range(len(self.plan.workers))]
 
     def _meeting_point(self) -> str:
         """ "host:port" on the node of rank 0."""
         return parallel.free_address()
 
     @abstractmethod
-    def _put(self, seat: SeatPlan) -> Actor[SeatWorker]:
-        """A seat in its place, under construction."""
+    def _put(self, assignment: Assignment) -> Actor[PolicyWorker]:
+        """A worker in its place, under construction."""
 
-    def _seat_plan(self, number: int) -> SeatPlan:
-        return SeatPlan(
+    def _assignment(self, number: int) -> Assignment:
+        return Assignment(
             self.run,
             self.plan,
             number,
@@ -95,12 +93,12 @@ class Executor(ABC):
 
     @abstractmethod
     def _share(self, value: V) -> Shared[V]:
-        """`value`, as an argument that several seats are given."""
+        """`value`, as an argument that several workers are given."""
 
     # --- the loop's calls -------------------------------------------------------------------------
 
     def sync(self, version: int) -> None:
-        """Give the rollout the learner's weights. Seats that train and collect share them: nothing moves."""
+        """Give the rollout workers the learner's weights. Those that also train share them: nothing moves."""
         self.version = version
         with self.watch("sync"):
             whole = self.plan.ranks == 1 or self.run.training.parallel == "ddp"
@@ -117,34 +115,33 @@ class Executor(ABC):
         """The newest weights to all policies that are apart from the learner. Returns them, as `_share` made
         them fit to be given again; None where they were broadcast."""
         apart = self.plan.apart
-        if self._members and any(self._seats[n].gone for n in apart):
+        if self._members and any(self._workers[n].gone for n in apart):
             self._members = {}
         if not apart:
             self._refresh()
             return None
         if not self._members:
             new = self._share(self._pull())
-            self._gather([self._seats[n].call(SeatWorker.load_weights, new) for n in apart], apart)
+            self._gather([self._workers[n].call(PolicyWorker.load_weights, new) for n in apart], apart)
             return new
-        layout = self._result(self._seats[self._learners[0]].call(SeatWorker.layout))
+        layout = self._result(self._workers[self._learners[0]].call(PolicyWorker.layout))
         # First those that wait for it: a learner in this process sends before the call returns.
-        calls = [self._seats[n].call(SeatWorker.receive_weights, layout) for n in apart]
-        calls += [self._seats[n].call(SeatWorker.send_weights, layout) for n in self._learners]
-        received = self._gather(calls, [*apart, *self._learners])[: len(apart)]
-        self.sent = sum(size or 0 for size in received)  # one that was lost meanwhile is mended later
+        calls = [self._workers[n].call(PolicyWorker.receive_weights, layout) for n in apart]
+        calls += [self._workers[n].call(PolicyWorker.send_weights, layout) for n in self._learners]
+        self._gather(calls, [*apart, *self._learners])
         return None
 
     def _pull(self) -> Weights:
         """The newest weights of the learner; a collective of its ranks, of which the first answers."""
         calls = [
-            self._seats[n].call(SeatWorker.weights, self.version, self.plan.seats[n].rank == 0)
+            self._workers[n].call(PolicyWorker.weights, self.version, self.plan.workers[n].rank == 0)
             for n in self._learners
         ]
         return next(found for found in self._gather(calls, self._learners) if found is not None)
 
     def _refresh(self) -> None:
-        """Have seats that train shares of the weights, and collect with whole ones, make these the newest."""
-        calls = [self._seats[n].call(SeatWorker.weights, self.version, False) for n in self._learners]
+        """Have workers that train shares of the weights but collect with whole ones renew the whole ones."""
+        calls = [self._workers[n].call(PolicyWorker.weights, self.version, False) for n in self._learners]
         self._gather(calls, self._learners)
 
     def collect(self, on_chunk: Callable[[], None]) -> Trajectory:
@@ -166,61 +163,62 @@ class Executor(ABC):
         return trajectories[0] if len(trajectories) == 1 else Trajectory.cat(trajectories)
 
     def _begin(self, on_chunk: Callable[[], None] = noop) -> None:
-        """Begin a rollout on all units, on the newest weights that were published."""
+        """Begin a rollout on all rollout workers, on the newest weights that were published."""
         new = self._weights if self.plan.staleness else None
         calls = []
-        for n in self._units:
-            if new is not None and self.plan.seats[n].rank is None:
-                self._seats[n].call(SeatWorker.load_weights, new)
-            calls.append((n, self._seats[n].call(SeatWorker.collect, self.version, self._hook(on_chunk))))
+        for n in self._rollouts:
+            if new is not None and self.plan.workers[n].rank is None:
+                self._workers[n].call(PolicyWorker.load_weights, new)
+            calls.append((n, self._workers[n].call(PolicyWorker.collect, self.version, self._hook(on_chunk))))
         self._begun.append(calls)
 
     def _collected(self, number: int, future: Future[Collected]) -> Collected:
-        """Return what a unit collected."""
+        """What a rollout worker collected."""
 
         def again() -> Future[Collected]:
             # Before the rollouts that were begun ahead: those come after this one.
-            future = self._seats[number].call(SeatWorker.collect, self.version)
+            future = self._workers[number].call(PolicyWorker.collect, self.version)
             self._begin_again(number)
             return future
 
-        done = self._mended(number, future, again)
+        done = self._recovered(number, future, again)
         self._lost[number] = done.positions
         return done
 
-    def _mended(self, number: int, future: Future[R], again: Callable[[], Future[R]]) -> R:
-        """A unit's answer. Where the unit was lost, another takes its place, and is asked `again`."""
+    def _recovered(self, number: int, future: Future[R], again: Callable[[], Future[R]]) -> R:
+        """A rollout worker's answer. Where it was lost, another takes its place, and is asked `again`."""
         while True:
             try:
                 result = future.result()
             except Lost as lost:
-                if self.plan.seats[number].rank is not None or isinstance(lost.error, RoveError):
+                if self.plan.workers[number].rank is not None or isinstance(lost.error, RoveError):
                     raise lost.reason() from lost
                 self.supervisor.note(lost)
                 self._replace(number)
                 future = again()
             else:
-                self.supervisor.works(self._seats[number].name)
+                self.supervisor.works(self._workers[number].name)
                 return result
 
     def _replace(self, number: int) -> None:
-        """A new unit in the place of one that was lost, with its weights and where its episodes began."""
-        self._seats[number].kill()
+        """A new rollout worker in the place of one that was lost, with its weights and where its episodes
+        began."""
+        self._workers[number].kill()
         if self._members:  # a group has no place for another: from now on weights go through the host
             self._members = {}
             self._weights = self._share(self._pull())
-        seat = self._seats[number] = self._put(self._seat_plan(number))
+        worker = self._workers[number] = self._put(self._assignment(number))
         if self._weights is not None:
-            seat.call(SeatWorker.load_weights, self._weights)
+            worker.call(PolicyWorker.load_weights, self._weights)
         if number in self._lost:
-            seat.call(SeatWorker.place, self._lost[number])
+            worker.call(PolicyWorker.place, self._lost[number])
 
     def _begin_again(self, number: int) -> None:
-        """Rollouts that were begun ahead are lost with their unit."""
+        """Rollouts that were begun ahead are lost with their worker: begin them anew."""
         for calls in self._begun:
             for i, (n, _) in enumerate(calls):
                 if n == number:
-                    calls[i] = (n, self._seats[number].call(SeatWorker.collect, self.version))
+                    calls[i] = (n, self._workers[number].call(PolicyWorker.collect, self.version))
 
     def update(self, batch: TrainBatch, iteration: int, on_step: Callable[[], None]) -> dict[str, float]:
         """The iteration's optimizer steps. A rank is given its rows alone, one rank after the other: of the
@@ -228,8 +226,8 @@ class Executor(ABC):
         steps = schedule(len(batch), self.run, iteration)
         calls = []
         for n in self._learners:
-            share = deal(batch, steps, self.plan.seats[n].rank or 0, self.plan.ranks)
-            calls.append(self._seats[n].call(SeatWorker.update, share, iteration, self._hook(on_step)))
+            share = deal(batch, steps, self.plan.workers[n].rank or 0, self.plan.ranks)
+            calls.append(self._workers[n].call(PolicyWorker.update, share, iteration, self._hook(on_step)))
         done = self._answers(calls)
         self.watch.merge(done[0].seconds, [span for one in done for span in one.spans])
         return done[0].metrics
@@ -239,40 +237,41 @@ class Executor(ABC):
         specs: Sequence[EpisodeSpec],
         name: str,
         about: dict[str, Any],
-        on_episode: Callable[..., None] = lambda record: None,
+        on_episode: Callable[[EpisodeRecord], None] = noop,
         on_frames: Callable[[EpisodeSpec, torch.Tensor], None] | None = None,
     ) -> EvalReport:
         """Run the episodes given, on the learner's newest weights."""
         began = time.perf_counter()
-        seats, new = self._judges()
-        parts = {n: part for i, n in enumerate(seats) if (part := list(specs[i :: len(seats)]))}
+        evaluators, new = self._evaluators()
+        count = len(evaluators)
+        parts = {n: part for i, n in enumerate(evaluators) if (part := list(specs[i::count]))}
         hook = on_episode if self._inline else noop
 
-        def ask(n: int) -> Future[Judged]:
-            return self._seats[n].call(
-                SeatWorker.evaluate, parts[n], name, about, on_frames is not None, hook
+        def ask(n: int) -> Future[Evaluated]:
+            return self._workers[n].call(
+                PolicyWorker.evaluate, parts[n], name, about, on_frames is not None, hook
             )
 
-        def ask_again(n: int) -> Future[Judged]:
+        def ask_again(n: int) -> Future[Evaluated]:
             self._begin_again(n)
-            if new is not None:  # else the new unit came with the newest
-                self._seats[n].call(SeatWorker.load_weights, new)
+            if new is not None:  # else the new worker came with the newest
+                self._workers[n].call(PolicyWorker.load_weights, new)
             return ask(n)
 
         calls = {n: ask(n) for n in parts}
-        judged = [self._mended(n, calls[n], partial(ask_again, n)) for n in parts]
-        for one in judged:
+        done = [self._recovered(n, calls[n], partial(ask_again, n)) for n in parts]
+        for one in done:
             self.supervisor.add(one.faults)
-        records = {record.spec: record for one in judged for record in one.report.records}
+        records = {record.spec: record for one in done for record in one.report.records}
         for spec in specs:
             if not self._inline:
                 on_episode(records[spec])
             if on_frames is not None:
-                on_frames(spec, next(one.frames[spec] for one in judged if spec in one.frames))
+                on_frames(spec, next(one.frames[spec] for one in done if spec in one.frames))
         seconds = time.perf_counter() - began
         if not self._inline:
             self.watch.count("evaluation", seconds)
-        first = judged[0].report
+        first = done[0].report
         return EvalReport(
             suite=first.suite,
             split=first.split,
@@ -280,25 +279,25 @@ class Executor(ABC):
             records=tuple(records[spec] for spec in specs),
             seconds=seconds,
             policy=name,
-            about={**about, "diverged": sum(one.report.about["diverged"] for one in judged)},
+            about={**about, "diverged": sum(one.report.about["diverged"] for one in done)},
         )
 
-    def _judges(self) -> tuple[list[int], Shared[Weights] | None]:
-        """The seats that evaluate, with the newest weights in place; and these, see `_give`."""
+    def _evaluators(self) -> tuple[list[int], Shared[Weights] | None]:
+        """The workers that evaluate, with the newest weights in place; and these, see `_give`."""
         if self._inline or (self.plan.ranks == 1 and self.plan.staleness):
             return self._learners, None
-        return self._units, self._give()
+        return self._rollouts, self._give()
 
     # --- weights and state ------------------------------------------------------------------------
 
     def preflight(self, wanted: Conventions) -> list[Finding]:
         """Have the policy that the run starts from check its environments, on the device where it acts."""
-        return self._result(self._seats[self._units[0]].call(SeatWorker.preflight, wanted))
+        return self._result(self._workers[self._rollouts[0]].call(PolicyWorker.preflight, wanted))
 
     def save_policy(self, directory: Path) -> None:
         """Write the learner's newest weights to a directory that its first rank can reach."""
         calls = [
-            self._seats[n].call(SeatWorker.save, directory if self.plan.seats[n].rank == 0 else None)
+            self._workers[n].call(PolicyWorker.save, directory if self.plan.workers[n].rank == 0 else None)
             for n in self._learners
         ]
         self._gather(calls, self._learners)
@@ -306,7 +305,7 @@ class Executor(ABC):
     @property
     def action_spec(self) -> ActionSpec:
         """The environments' convention."""
-        return self._result(self._seats[self._units[0]].call(SeatWorker.spec))
+        return self._result(self._workers[self._rollouts[0]].call(PolicyWorker.spec))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, besides the policy's weights; bit-exact where nothing is asynchronous.
@@ -318,29 +317,32 @@ class Executor(ABC):
             if self._begun:
                 self._begin_again(n)
             else:
-                # A new unit comes to its episodes when it collects. What it does is not trained on.
-                self._seats[n].call(SeatWorker.collect, self.version)
-            return self._seats[n].call(SeatWorker.state_dict)
+                # A new worker comes to its episodes when it collects. What it does is not trained on.
+                self._workers[n].call(PolicyWorker.collect, self.version)
+            return self._workers[n].call(PolicyWorker.state_dict)
 
-        calls = [seat.call(SeatWorker.state_dict) for seat in self._seats]
-        states = [self._mended(n, call, partial(ask_again, n)) for n, call in enumerate(calls)]
-        rank = {seat.rank: state for seat, state in zip(self.plan.seats, states, strict=True)}
-        units = [states[n]["unit"] for n in self._units]
-        return {"learner": rank[0]["learner"], "units": units}
+        calls = [worker.call(PolicyWorker.state_dict) for worker in self._workers]
+        states = [self._recovered(n, call, partial(ask_again, n)) for n, call in enumerate(calls)]
+        of_rank = {worker.rank: state for worker, state in zip(self.plan.workers, states, strict=True)}
+        rollouts = [states[n]["rollout"] for n in self._rollouts]
+        return {"learner": of_rank[0]["learner"], "rollouts": rollouts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, here or on another number of learners; not of units."""
-        if len(state["units"]) != len(self._units):
+        """Restore what `state_dict` gave, here or on another number of learners; not of rollout
+        workers."""
+        if len(state["rollouts"]) != len(self._rollouts):
             raise RoveError(
-                f"The checkpoint has the environments of {len(state['units'])} policies, the plan has "
-                f"{len(self._units)}: resume on as many devices for the policy."
+                f"The checkpoint has the environments of {len(state['rollouts'])} policies, the plan has "
+                f"{len(self._rollouts)}: resume on as many devices for the policy."
             )
-        unit = dict(zip(self._units, state["units"], strict=True))
+        rollouts = dict(zip(self._rollouts, state["rollouts"], strict=True))
         calls = [
-            seat.call(SeatWorker.load_state_dict, {"learner": state["learner"], "unit": unit.get(n)})
-            for n, seat in enumerate(self._seats)
+            worker.call(
+                PolicyWorker.load_state_dict, {"learner": state["learner"], "rollout": rollouts.get(n)}
+            )
+            for n, worker in enumerate(self._workers)
         ]
-        self._gather(calls, list(range(len(self._seats))))
+        self._gather(calls, list(range(len(self._workers))))
 
     def take_faults(self) -> list[str]:
         """Faults that were recovered from since the last call."""
@@ -348,21 +350,21 @@ class Executor(ABC):
 
     @property
     def _inline(self) -> bool:
-        """Whether the one seat is in this process, so that calls can call back."""
-        return len(self._seats) == 1 and self._seats[0].here
+        """Whether the one worker is in this process, so that calls can call back."""
+        return len(self._workers) == 1 and self._workers[0].here
 
     def _hook(self, callback: Callable[[], None]) -> Callable[[], None]:
         """The callback, where a call can call back; it does not reach other processes."""
         return callback if self._inline else noop
 
     def _gather(self, calls: Sequence[Future[R]], numbers: Sequence[int]) -> list[R | None]:
-        """All results; None of a rollout's seat that is lost: it is mended when its rollout is asked for."""
+        """All results; None of a rollout worker that is lost: it is replaced when its rollout is wanted."""
         results: list[R | None] = []
         for number, call in zip(numbers, calls, strict=True):
             try:
                 results.append(call.result())
             except Lost as lost:
-                if self.plan.seats[number].rank is None and not isinstance(lost.error, RoveError):
+                if self.plan.workers[number].rank is None and not isinstance(lost.error, RoveError):
                     results.append(None)
                     continue
                 raise lost.reason("The learner failed: ") from lost
@@ -374,7 +376,7 @@ class Executor(ABC):
 
     @staticmethod
     def _result(call: Future[R], what: str = "") -> R:
-        """The result of a call whose seat cannot be lost without the run."""
+        """The result of a call whose worker cannot be lost without the run."""
         try:
             return call.result()
         except Lost as lost:
@@ -382,5 +384,5 @@ class Executor(ABC):
 
     def close(self) -> None:
         """End everything."""
-        for seat in self._seats:
-            seat.close()
+        for worker in self._workers:
+            worker.close()

@@ -9,7 +9,7 @@ The policy's loop (`Pipeline.collect`)
     produces        actions of stage s, in the shared rollout, and the request to execute them as chunk t
     waits for       the next report, only while no stage is waiting for actions
     is unblocked by a worker's report; or a worker's end, or its deadline: then the worker is replaced
-An environment worker's loop (`workers.EnvironmentWorker`)
+An environment worker's loop (`environment.EnvironmentWorker`)
     consumes        requests (s, t) in the order in which they came
     produces        reward, ends and next observation in the rows of stage s, then a report
     waits for       the next request; until it comes, resets the stages whose rollout is over
@@ -45,11 +45,11 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout, Memory, RolloutBuffer
 from rove.rollout.collect import act
 from rove.rollout.stage import Position, Report
-from rove.rollout.workers import Environments
 from rove.runtime.actor import Future, Lost, Supervisor, wait
 from rove.runtime.channel import Segment
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
+from rove.workers.environment import Environments
 
 Service = Literal["first_ready", "fixed"]
 _WAKE = 1.0
@@ -76,7 +76,7 @@ class _Unvalued:
 
 
 @dataclass(eq=False)
-class _Lane:
+class _Track:
     """A stage's way through one rollout."""
 
     worker: Environments
@@ -132,14 +132,14 @@ class Pipeline:
         """One rollout; `version` numbers the weights that act. RoveError where a worker goes on failing."""
         began, before = time.perf_counter(), dict(watch.seconds)
         self._watch = watch
-        self._lanes = [
-            _Lane(worker, number, *slots)
+        self._tracks = [
+            _Track(worker, number, *slots)
             for worker in self.workers
             for number, slots in enumerate(worker.slots)
         ]
-        self._open, self._waiting = list(self._lanes), deque[_Lane]()
+        self._open, self._waiting = list(self._tracks), deque[_Track]()
         self._turn = 0
-        self._pause = max(1, min(lane.last - lane.first for lane in self._lanes) // 4)
+        self._pause = max(1, min(track.last - track.first for track in self._tracks) // 4)
         """Rows that are valued at once while every stage is being simulated."""
         self._memory = self._allocate()
         for worker in self.workers:
@@ -150,33 +150,33 @@ class Pipeline:
             served = self._next()
             if served:
                 self._serve(served)
-            done = sum(lane.report.t for lane in self._lanes if lane.report) // len(self._lanes)
+            done = sum(track.report.t for track in self._tracks if track.report) // len(self._tracks)
             for _ in range(done - advanced):
                 on_chunk()
             advanced = max(advanced, done)
         self._bootstrap(self._owed())
         self.supervisor.works()
-        self.positions = [lane.report.position if lane.report else None for lane in self._lanes]
+        self.positions = [track.report.position if track.report else None for track in self._tracks]
         self._count_idle(time.perf_counter() - began, before)
         return self._buffer.trajectory(version, self._finished())
 
     def _first_positions(self, worker: Environments) -> list[Position] | None:
         """None where its stages go on where they were: no episodes were given by `place`."""
-        known = [p for p, lane in zip(self.positions, self._lanes, strict=False) if lane.worker is worker]
+        known = [p for p, track in zip(self.positions, self._tracks, strict=False) if track.worker is worker]
         return _all(known) if self._placed else None
 
     def _ask(self, worker: Environments, reports: Sequence[Future[Report]]) -> None:
         """Reports of all stages of a worker are on their way."""
-        for lane in self._lanes:
-            if lane.worker is worker:
-                lane.asked = reports[lane.number]
+        for track in self._tracks:
+            if track.worker is worker:
+                track.asked = reports[track.number]
 
     def _allocate(self) -> Memory:
         hello = self.workers[0].hello()
         self._action_spec = hello.action_spec
         layout = Layout(
             chunks=self.chunks,
-            num_envs=self._lanes[-1].last,
+            num_envs=self._tracks[-1].last,
             chunk=self.policy.chunk,
             action_dim=hello.action_spec.dim,
             image=hello.image,
@@ -190,7 +190,7 @@ class Pipeline:
 
     # --- reports in -------------------------------------------------------------------------------
 
-    def _next(self) -> list[_Lane]:
+    def _next(self) -> list[_Track]:
         """The stages to serve now; none where only finished ones have reported."""
         self._read(block=False)
         pauses = self.service == "first_ready"
@@ -201,11 +201,11 @@ class Pipeline:
             self._read(block=True)
         if self.service == "fixed":
             while self._open:
-                lane = self._open[self._turn % len(self._open)]
-                if lane in self._waiting:
-                    self._waiting.remove(lane)
-                    self._turn = self._open.index(lane) + 1
-                    return [lane]
+                track = self._open[self._turn % len(self._open)]
+                if track in self._waiting:
+                    self._waiting.remove(track)
+                    self._turn = self._open.index(track) + 1
+                    return [track]
                 self._read(block=True)
             return []
         # With every environment idle the first pass is a short one: they should not wait for all of it.
@@ -215,64 +215,64 @@ class Pipeline:
 
     def _read(self, block: bool) -> None:
         """Accept every report that is there; with `block`, wait for one (or a fault)."""
-        asked = [(lane, lane.asked) for lane in self._lanes if lane.asked is not None]
+        asked = [(track, track.asked) for track in self._tracks if track.asked is not None]
         # In the order of the stages: with `fixed` service nothing may depend on who was heard first.
         for number in wait([future for _, future in asked], _WAKE if block else 0):
-            lane, future = asked[number]
-            if lane.asked is not future:
+            track, future = asked[number]
+            if track.asked is not future:
                 continue  # its worker has just been replaced
             try:
-                self._accept(lane, future.result())
+                self._accept(track, future.result())
             except Lost as lost:
-                self._recover(lane.worker, lost)
+                self._recover(track.worker, lost)
 
-    def _accept(self, lane: _Lane, report: Report) -> None:
-        self._check(lane, report)
-        lane.asked = None
+    def _accept(self, track: _Track, report: Report) -> None:
+        self._check(track, report)
+        track.asked = None
         if report.t == 0:
-            lane.position = report.position
-        lane.report = report
-        lane.finished += [(report.t, replace(r, slot=lane.first + r.slot)) for r in report.finished]
+            track.position = report.position
+        track.report = report
+        track.finished += [(report.t, replace(r, slot=track.first + r.slot)) for r in report.finished]
         if self.critic and report.final_observation is not None:
-            slots = torch.tensor(report.final_slots) + lane.first
-            lane.unvalued.append(_Unvalued(report.t - 1, slots, report.final_observation))
+            slots = torch.tensor(report.final_slots) + track.first
+            track.unvalued.append(_Unvalued(report.t - 1, slots, report.final_observation))
         self.supervisor.add(report.faults)
-        self._buffer.put_texts(report.t, lane.first, report.instruction)
-        self._watch.add("simulation", *report.span, track=lane.worker.name)
+        self._buffer.put_texts(report.t, track.first, report.instruction)
+        self._watch.add("simulation", *report.span, track=track.worker.name)
         if report.t == self.chunks or not report.running:
-            self._close(lane)
+            self._close(track)
         else:
-            self._waiting.append(lane)
+            self._waiting.append(track)
 
-    def _check(self, lane: _Lane, report: Report) -> None:
+    def _check(self, track: _Track, report: Report) -> None:
         """Raise Lost on a report that cannot be true."""
-        slots, expected = lane.last - lane.first, 0 if lane.report is None else lane.report.t + 1
+        slots, expected = track.last - track.first, 0 if track.report is None else track.report.t + 1
         lengths = {len(report.instruction), len(report.seeds), len(report.elapsed)}
         if report.t != expected or lengths != {slots}:
             raise Lost(
-                lane.worker.name,
+                track.worker.name,
                 f"reported row {report.t} of {sorted(lengths)} slots, not row {expected} of {slots}",
             )
 
-    def _close(self, lane: _Lane) -> None:
+    def _close(self, track: _Track) -> None:
         """The rollout is over for this stage; whose turn comes next does not change."""
-        if self.critic and (rows := lane.running()):
-            slots = torch.tensor(rows) + lane.first
-            lane.unvalued.append(_Unvalued(None, slots, self._seen(lane, rows)))
-        index = self._open.index(lane)
-        self._open.remove(lane)
+        if self.critic and (rows := track.running()):
+            slots = torch.tensor(rows) + track.first
+            track.unvalued.append(_Unvalued(None, slots, self._seen(track, rows)))
+        index = self._open.index(track)
+        self._open.remove(track)
         if index < self._turn:
             self._turn -= 1
 
     # --- actions out ------------------------------------------------------------------------------
 
-    def _serve(self, lanes: Sequence[_Lane]) -> None:
-        """Choose actions for the running slots of `lanes` in one pass, and send them off."""
+    def _serve(self, tracks: Sequence[_Track]) -> None:
+        """Choose actions for the running slots of `tracks` in one pass, and send them off."""
         seen, episodes, elapsed, counts = [], [], [], []
-        for lane in lanes:
-            report, rows = lane.report, lane.running()
+        for track in tracks:
+            report, rows = track.report, track.running()
             assert report is not None
-            seen.append(self._seen(lane, rows))
+            seen.append(self._seen(track, rows))
             episodes += [report.seeds[row] for row in rows]
             elapsed += [report.elapsed[row] for row in rows]
             counts.append(len(rows))
@@ -282,29 +282,29 @@ class Pipeline:
             samples = self.branches if self.branches > 1 else None
             chunk = act(self.policy, self._action_spec, observation, noise, samples)
             parts = _split(chunk, counts)
-            for lane, part in zip(lanes, parts, strict=True):
-                assert lane.report is not None
-                slots = torch.tensor(lane.running()) + lane.first
-                self._buffer.put_action(lane.report.t, slots, part)
-        for lane in lanes:
-            assert lane.report is not None
-            lane.asked = lane.worker.step(lane.number, lane.report.t)
+            for track, part in zip(tracks, parts, strict=True):
+                assert track.report is not None
+                slots = torch.tensor(track.running()) + track.first
+                self._buffer.put_action(track.report.t, slots, part)
+        for track in tracks:
+            assert track.report is not None
+            track.asked = track.worker.step(track.number, track.report.t)
 
-    def _seen(self, lane: _Lane, rows: Sequence[int]) -> Observation:
+    def _seen(self, track: _Track, rows: Sequence[int]) -> Observation:
         """The last observation of these slots of a stage; no frame is copied where that is all of them."""
-        assert lane.report is not None
-        observation = self._buffer.observation(lane.report.t, lane.first, lane.last)
+        assert track.report is not None
+        observation = self._buffer.observation(track.report.t, track.first, track.last)
         return observation if len(rows) == len(observation) else observation.select(rows)
 
     def _owed(self, rows: float = math.inf) -> list[_Unvalued]:
         """Takes observations that lack a value from the stages: all of them, or as many as `rows`."""
         owed: list[_Unvalued] = []
-        for lane in self._lanes:
-            while lane.unvalued and rows > 0:
-                part = lane.unvalued.pop(0)
+        for track in self._tracks:
+            while track.unvalued and rows > 0:
+                part = track.unvalued.pop(0)
                 if len(part.slots) > rows:
                     part, others = part.split(int(rows))
-                    lane.unvalued.insert(0, others)
+                    track.unvalued.insert(0, others)
                 owed.append(part)
                 rows -= len(part.slots)
         # never in the order of arrival
@@ -322,7 +322,7 @@ class Pipeline:
 
     def _finished(self) -> list[EpisodeRecord]:
         """In order of chunk, then slot: never of arrival."""
-        records = [entry for lane in self._lanes for entry in lane.finished]
+        records = [entry for track in self._tracks for entry in track.finished]
         return [record for _, record in sorted(records, key=lambda entry: (entry[0], entry[1].slot))]
 
     # --- faults -----------------------------------------------------------------------------------
@@ -333,21 +333,21 @@ class Pipeline:
         Episodes that were under way when the rollout began are begun from their first observation.
         """
         self.supervisor.note(lost)
-        positions = [self._rewind(lane) for lane in self._lanes if lane.worker is worker]
+        positions = [self._rewind(track) for track in self._tracks if track.worker is worker]
         self._ask(worker, worker.restart(self._memory, _all(positions)))
 
-    def _rewind(self, lane: _Lane) -> Position | None:
+    def _rewind(self, track: _Track) -> Position | None:
         """Forget what the stage did in this rollout; returns what it began with, None where not known."""
-        if lane.position is None and self.positions:
-            lane.position = self.positions[self._lanes.index(lane)]
-        lane.report, lane.finished, lane.unvalued = None, [], []
-        self._buffer.clear(lane.first, lane.last)
-        if lane in self._waiting:
-            self._waiting.remove(lane)
-        if lane not in self._open:
-            self._open.append(lane)
-            self._open.sort(key=self._lanes.index)
-        return lane.position
+        if track.position is None and self.positions:
+            track.position = self.positions[self._tracks.index(track)]
+        track.report, track.finished, track.unvalued = None, [], []
+        self._buffer.clear(track.first, track.last)
+        if track in self._waiting:
+            self._waiting.remove(track)
+        if track not in self._open:
+            self._open.append(track)
+            self._open.sort(key=self._tracks.index)
+        return track.position
 
     def _count_idle(self, seconds: float, before: dict[str, float]) -> None:
         """Seconds in which the policy, and an environment worker on average, had nothing to do."""

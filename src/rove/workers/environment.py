@@ -6,12 +6,20 @@ which starts it again where it was lost.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
+from rove.config.schema import Run
+from rove.envs import registry as envs
+from rove.placement.plan import EnvironmentPlan, Plan
 from rove.rollout.buffer import Memory
 from rove.rollout.stage import Position, Report, Stage, StagePlan
+from rove.runtime import gpus
 from rove.runtime.actor import Actor, Future, Lost
+from rove.runtime.local import InChild, InProcess
 from rove.types import ActionSpec
 
 
@@ -145,3 +153,48 @@ class Environments:
     def close(self) -> None:
         """End the worker."""
         self.actor.close()
+
+
+def start_environments(run: Run, plan: Plan, rollout: int) -> list[Environments]:
+    """Start the environment workers of a rollout worker. Slots count from its first, stages over the whole
+    run."""
+    own = plan.rollouts[rollout]
+    count = sum(worker.stages for each in plan.rollouts for worker in each.environments)
+    index = sum(worker.stages for each in plan.rollouts[:rollout] for worker in each.environments)
+    workers: list[Environments] = []
+    first = 0
+    for number, worker in enumerate(own.environments):
+        # A worker sees the GPU that the plan gives it, and no other; this process sees all.
+        gpu = worker.gpu if own.in_process or worker.gpu is None else 0
+        stages = [StagePlan(run, index + i, count, worker.slots, gpu) for i in range(worker.stages)]
+        slots = [
+            Slots(first + i * worker.slots, first + (i + 1) * worker.slots) for i in range(worker.stages)
+        ]
+        name = f"environment worker {number} of policy {rollout}"
+        workers.append(Environments(partial(_start, name, stages, worker, own.in_process, run), slots))
+        index += worker.stages
+        first += worker.stages * worker.slots
+    return workers
+
+
+def _start(
+    name: str, stages: Sequence[StagePlan], plan: EnvironmentPlan, in_process: bool, run: Run
+) -> Actor[EnvironmentWorker]:
+    make = partial(EnvironmentWorker, stages)
+    if in_process:
+        return InProcess("environments", make)
+    return InChild(
+        name,
+        make,
+        deadline=run.placement.deadline,
+        cores=plan.cores,
+        environment={gpus.VISIBLE: gpus.visible(plan.gpu, os.environ.get(gpus.VISIBLE))},
+    )
+
+
+def action_spec(run: Run, gpu: int | None) -> ActionSpec:
+    """The environments' action spec, where no environment is at hand; `gpu` is the CUDA index of this
+    process's device."""
+    env = envs.make(run.env, num_envs=1, chunk=run.rollout.chunk, autoreset="stop", gpu=gpu)
+    with closing(env):
+        return env.action_spec

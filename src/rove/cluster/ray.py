@@ -1,0 +1,143 @@
+"""Runs a Plan on Ray: every policy worker is an actor.
+
+Ray reserves what the plan needs, all or nothing, starts actors on the nodes that the plan names, watches over
+them, and moves rollouts, batches and weights through its object store. Frames between environments and policy
+do not pass through Ray: an actor's environment workers are its own children, over shared memory, as
+everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rove.cluster.executor import Executor, V
+from rove.config.schema import Run
+from rove.errors import RoveError
+from rove.placement.inventory import Inventory, Node
+from rove.placement.plan import Plan
+from rove.policies import registry as policies
+from rove.policies.base import Policy
+from rove.runtime import ray
+from rove.runtime.actor import Actor, Shared
+from rove.training import parallel
+from rove.workers import weights
+from rove.workers.policy import Assignment, PolicyWorker
+
+_PATIENCE = 60.0
+"""Seconds that a placement group may take; nodes have been waited for before."""
+
+
+def inventory(address: str | None, nodes: int) -> Inventory:
+    """Return the devices of the cluster, this machine's first, once `nodes` nodes (0: any number) have
+    joined."""
+    ray.connect(address)
+    until = time.monotonic() + _PATIENCE * 10
+    while len(found := ray.nodes()) < nodes:
+        if time.monotonic() > until:
+            raise RoveError(
+                f"placement.nodes = {nodes}, but only {len(found)} joined the Ray cluster in "
+                f"{_PATIENCE * 10:.0f} s: run `ray start --address HOST:6379` on the others, or lower it."
+            )
+        time.sleep(0.2)
+    return Inventory(
+        tuple(
+            Node(
+                node["NodeID"],
+                tuple(range(int(node["Resources"].get("GPU", 0)))),
+                tuple(range(int(node["Resources"].get("CPU", 0)))),
+            )
+            for node in found
+        )
+    )
+
+
+class RayExecutor(Executor):
+    """See `Executor`."""
+
+    def __init__(self, run: Run, plan: Plan, start: Path, profile: bool = False) -> None:
+        super().__init__(run, plan, start.resolve(), profile)
+        self._copy: Policy | None = None
+        ray.connect(run.placement.ray_address)
+        self._nodes = [node.name for node in plan.inventory.nodes]
+        bundles = bundle(plan)
+        self._bundles = {worker: number for number, one in enumerate(bundles) for worker in one.workers}
+        self._reserved = ray.Reservation(
+            [one.resources for one in bundles], [self._nodes[one.node] for one in bundles], _PATIENCE
+        )
+        try:
+            self.plan = plan.renumbered(assigned(bundles, self._reserved))
+            self._start_all()
+        except BaseException:  # an interrupt too: actors hold their devices until they are told
+            self.close()
+            raise
+
+    def _meeting_point(self) -> str:
+        rank0 = next(worker for worker in self.plan.workers if worker.rank == 0)
+        return ray.run_on(self._nodes[rank0.node], parallel.free_address)
+
+    def _put(self, assignment: Assignment) -> Actor[PolicyWorker]:
+        own = self.plan.workers[assignment.number]
+        options: dict[str, Any] = {
+            "num_cpus": own.cores,
+            "num_gpus": own.gpu_share if own.gpu is not None else 0,
+            "scheduling_strategy": self._reserved.inside(self._bundles[assignment.number]),
+        }
+        return ray.InActor(assignment.name, partial(PolicyWorker, assignment), options)
+
+    def _share(self, value: V) -> Shared[V]:
+        return ray.Stored(value)
+
+    def save_policy(self, directory: Path) -> None:
+        """Written here, from a copy: the first rank may be on a node that cannot reach the directory."""
+        if self._copy is None:
+            self._copy = policies.restore(self.run, self.start, self.action_spec, torch.device("cpu"))
+        weights.load(self._copy, self._pull())
+        self._copy.save_pretrained(directory)
+
+    def close(self) -> None:
+        super().close()
+        self._reserved.release()
+        ray.leave()
+
+
+class Bundle(NamedTuple):
+    """Resources that Ray reserves together, on one node: a GPU for whoever computes on it, or the cores of a
+    worker."""
+
+    node: int
+    gpu: int | None
+    """As the plan counts them."""
+    workers: tuple[int, ...]
+    """Numbers of the policy workers that run in it."""
+    resources: dict[str, float]
+
+
+def bundle(plan: Plan) -> list[Bundle]:
+    """List the reservations of a plan; its environment workers' GPUs too, on which no policy may be."""
+    alone = [
+        Bundle(worker.node, None, (number,), {"CPU": float(worker.cores)})
+        for number, worker in enumerate(plan.workers)
+        if worker.gpu is None
+    ]
+    sharing: dict[tuple[int, int], list[int]] = {}
+    for number, worker in enumerate(plan.workers):
+        if worker.gpu is not None:
+            sharing.setdefault((worker.node, worker.gpu), []).append(number)
+        for env in () if worker.rollout is None else plan.rollouts[worker.rollout].environments:
+            if env.gpu is not None:
+                sharing.setdefault((worker.node, env.gpu), [])
+    for (node, gpu), workers in sharing.items():
+        cores = float(sum(plan.workers[number].cores for number in workers))
+        alone.append(Bundle(node, gpu, tuple(workers), {"GPU": 1.0} | ({"CPU": cores} if cores else {})))
+    return alone
+
+
+def assigned(bundles: list[Bundle], reserved: ray.Reservation) -> dict[tuple[int, int], int]:
+    """(node, GPU as the plan counts them) -> CUDA index, on that node, of the one reserved for it."""
+    places = {(one.node, one.gpu): n for n, one in enumerate(bundles) if one.gpu is not None}
+    return dict(zip(places, reserved.gpus(list(places.values())), strict=True))
