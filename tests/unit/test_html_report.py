@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,22 +13,26 @@ from rove.reporting import charts
 from rove.reporting.html import write_report
 
 VOID = {"meta", "img"}
+HOSTILE = "\"'><script>&lt;"
+"""Text that becomes markup wherever it is not escaped. It has no slash, which would end a task's family."""
 
 
 class Outline(HTMLParser):
-    """Collects text, attributes and headings; fails on a tag that closes what is not open."""
+    """Collects tags, text, attributes and headings; fails on a tag that closes what is not open."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.text, self.attributes, self.headings = [], [], [], []
+        self.open, self.text, self.attributes, self.headings, self.tags = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.attributes += attrs
+        self.tags.append((tag, [name for name, _ in attrs]))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
         self.attributes += attrs
+        self.tags.append((tag, [name for name, _ in attrs]))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -92,12 +97,44 @@ def test_a_single_iteration_is_enough_for_a_page(tmp_path):
     assert "Learning curve" in read(write_report(run_directory(tmp_path, iterations=1))).headings
 
 
+def hostile(tree):
+    """The same JSON with `HOSTILE` before each string that a run chooses."""
+    if isinstance(tree, dict):
+        return {
+            hostile(key) if key in AXES else key: value if key == "file" else hostile(value)
+            for key, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [hostile(item) for item in tree]
+    return HOSTILE + tree if isinstance(tree, str) and tree != evaluation.IN_DISTRIBUTION else tree
+
+
+def test_what_comes_from_a_run_is_escaped_everywhere(tmp_path):
+    run = run_directory(tmp_path)
+    harmless = read(write_report(run))
+    for name in ("run.json", "about.json", "eval/before.json", "eval/after.json", "videos/index.json"):
+        (run / name).write_text(json.dumps(hostile(json.loads((run / name).read_text()))))
+    page = read(write_report(run))
+    assert page.tags == harmless.tags
+    assert [text.strip() for text in page.text].count(f"{HOSTILE}demo") == 3  # heading, two settings
+    instructions = {value for name, value in page.attributes if name == "alt"}
+    assert len(instructions) == 6
+    assert all(value.startswith(HOSTILE) and value.count(HOSTILE) == 2 for value in instructions)
+    for label in (*AXES, *AXES.values(), *TASKS, "rove demo --seed 1", "A processor <with brackets>"):
+        assert HOSTILE + label in " ".join(page.text)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "count", "expected"),
     [(0, 40, 8, [0, 5, 10, 15, 20, 25, 30, 35, 40]), (0, 1, 4, [0, 0.5, 1.0]), (3, 17, 4, [5, 10, 15])],
 )
 def test_ticks_are_round(low, high, count, expected):
     assert charts.ticks(low, high, count) == pytest.approx(expected)
+
+
+def test_a_single_point_is_a_dot():
+    assert "<circle" in charts.small("train/ratio", [(1.0, 0.5)])
+    assert "<circle" not in charts.small("train/ratio", [(1.0, 0.5), (2.0, 0.6)])
 
 
 def test_thinning_keeps_the_mean_of_a_long_series():

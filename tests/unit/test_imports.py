@@ -96,6 +96,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "transformers": ("policies", "doctor.py"),
     "tokenizers": ("policies", "doctor.py"),
     "rich": ("reporting", "cli", "cli.py", "doctor.py"),
+    "jinja2": ("reporting",),
     "wandb": ("reporting",),
     "tensorboard": ("reporting",),
 }

@@ -1,7 +1,7 @@
 """Charts as inline SVG, drawn by hand: no script, no request, hover texts from `<title>`.
 
-Colours are CSS custom properties (`--after`, `--part-simulation`, …) that `style.py` sets for light and dark.
-Text in an SVG shrinks with it, so a page holds each wide chart twice, see `responsive`.
+Colours are CSS custom properties (`--after`, `--part-simulation`, …) that `templates/report.css` sets for
+light and dark. Text in an SVG shrinks with it, so a page holds each wide chart twice, see `responsive`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from rove.evaluation.statistics import Rate
 
@@ -57,6 +58,10 @@ class Frame:
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
 
     def line(self, points: Sequence[Point], colour: str) -> str:
+        """A line through the points; a dot where there is only one."""
+        if len(points) == 1:
+            (x, y) = points[0]
+            return f'<circle style="fill:var(--{colour})" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3"/>'
         return f'<polyline class="line" style="stroke:var(--{colour})" points="{self.path(points)}"/>'
 
     def area(self, low: Sequence[Point], high: Sequence[Point], colour: str, opacity: float) -> str:
@@ -96,9 +101,16 @@ class Frame:
         return f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{body}</svg>'
 
 
-def responsive(draw: Callable[[int], str]) -> str:
-    """The chart at both widths; the style sheet shows the one that fits the screen."""
-    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
+class Responsive(NamedTuple):
+    """A chart as SVG at both widths; the style sheet shows the one that fits the screen."""
+
+    wide: str
+    narrow: str
+
+
+def responsive(draw: Callable[[int], str]) -> Responsive:
+    """The chart that `draw` makes for a width in pixels, at both widths."""
+    return Responsive(draw(WIDE), draw(NARROW))
 
 
 def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[Held]) -> str:
@@ -147,7 +159,7 @@ def small(name: str, points: Sequence[Point]) -> str:
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
     steps = (points[0][0], max(points[-1][0], points[0][0] + 1))
-    frame = Frame(300, 120, steps, (low, high), left=52, right=8, top=8, bottom=20)
+    frame = Frame(300, 120, steps, (low, high), left=72, right=8, top=8, bottom=20)
     end, base = frame.width - frame.right, frame.height - frame.bottom
     body = [
         *(
