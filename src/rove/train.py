@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from rove import algorithms, checkpoint, host, rundir
 from rove.cluster import execute, inventory_of, settle
@@ -20,17 +20,21 @@ from rove.cluster.executor import Executor
 from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.config.validate import validate
-from rove.evaluation import report, videos
+from rove.evaluation import report
 from rove.evaluation.evaluate import episodes
 from rove.interrupt import Interrupt
 from rove.placement.plan import make_plan
 from rove.preflight import before_loading, before_run
+from rove.reporting import video
 from rove.reporting.html import write_report
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.reporting.summary import evaluation_metrics, rollout_metrics
 from rove.timing import write_trace
 from rove.training.sft import warm_up
+
+_RECORDED = 8
+"""Episodes that are recorded on video before and after RL."""
 
 
 def train(run: Run, directory: Path | None = None, resume: bool = False, profile: bool = False) -> Path:
@@ -139,7 +143,9 @@ def _loop(
     _evaluate(run, directory, executor, "after", progress)
 
 
-def _evaluate(run: Run, directory: Path, executor: Executor, name: str, progress: Progress) -> None:
+def _evaluate(
+    run: Run, directory: Path, executor: Executor, name: Literal["before", "after"], progress: Progress
+) -> None:
     """Evaluate on held-out states, in distribution and shifted, and record a few episodes."""
     suite, config = executor.suite, run.evaluation
     if not config.episodes:
@@ -151,7 +157,7 @@ def _evaluate(run: Run, directory: Path, executor: Executor, name: str, progress
     about = rundir.about(run) | {"axes": dict(suite.variants)}
     judged = executor.evaluate(specs, name, about, on_episode=lambda record: progress.advance())
     report.save(judged, directory / "eval" / f"{name}.json")
-    videos.record(executor, directory / "videos", name)
+    video.record(executor, episodes(suite, _RECORDED), directory / "videos", name)
     executor.watch.take()
 
 

@@ -1,4 +1,4 @@
-"""Episodes as animated pictures: small enough to sit inside a report page.
+"""Recorded episodes as animated pictures, every action a frame, small enough to sit inside a report page.
 
 In a run directory they are `videos/<before|after>/<n>.webp`, listed by `videos/index.json`.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from rove.envs.base import TaskSuite
 from rove.errors import RoveError
+from rove.types import EpisodeSpec, EvalReport
 
 _WIDTH = 192
 """Pixels that a smaller frame is enlarged to, in whole steps."""
@@ -27,18 +32,45 @@ _HOLD = 1000
 _PASS, _FAIL, _PAPER, _INK = "#2e9e5b", "#d1495b", "#16181d", "#f2f3f5"
 _FONT_SIZE = 11
 
+Side = Literal["before", "after"]
+"""The two sides of RL: before training and after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Video:
     """One entry of `videos/index.json`."""
 
-    phase: Literal["before", "after"]
+    phase: Side
     """Side of RL that the episode was recorded on."""
     task: str
     instruction: str
     success: bool
     file: str
     """Relative to the `videos` folder."""
+
+
+class Evaluator(Protocol):
+    """The part of an executor that `record` calls."""
+
+    suite: TaskSuite
+
+    def evaluate(self, specs, name, about, on_episode=..., on_frames=...) -> EvalReport:
+        """Run the episodes given."""
+        ...
+
+
+def record(executor: Evaluator, specs: Sequence[EpisodeSpec], directory: Path, phase: Side) -> None:
+    """Run the episodes `specs`; write them to `directory/phase`, listed in `directory/index.json`."""
+    frames: dict[EpisodeSpec, list[Tensor]] = defaultdict(list)
+    report = executor.evaluate(specs, phase, {}, on_frames=lambda spec, part: frames[spec].append(part))
+    videos = [video for video in _read_index(directory) if video.phase != phase]
+    (directory / phase).mkdir(parents=True, exist_ok=True)
+    for number, (spec, outcome) in enumerate(zip(specs, report.records, strict=True)):
+        instruction = executor.suite.instruction(spec)
+        file = f"{phase}/{number}.webp"
+        write_webp(directory / file, torch.cat(frames[spec]), instruction, outcome.success)
+        videos.append(Video(phase, spec.task, instruction, outcome.success, file))
+    (directory / "index.json").write_text(json.dumps([asdict(video) for video in videos], indent=1))
 
 
 def animate(
@@ -81,8 +113,12 @@ def data_uri(picture: bytes) -> str:
 
 
 def index(run_dir: Path) -> list[Video]:
-    """The entries of `videos/index.json`; empty when nothing was recorded."""
-    path = run_dir / "videos" / "index.json"
+    """The entries of a run's `videos/index.json`; empty when nothing was recorded."""
+    return _read_index(run_dir / "videos")
+
+
+def _read_index(directory: Path) -> list[Video]:
+    path = directory / "index.json"
     return [Video(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
 
 
