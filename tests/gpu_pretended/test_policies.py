@@ -16,7 +16,7 @@ from rove.config.schema import GRPO, PPO, AlgorithmConfig, OptimConfig, Run, SFT
 from rove.policies.openvla import OpenVLA
 from rove.rollout.collect import act
 from rove.runtime.channel import pack, unpack
-from rove.training.deal import take
+from rove.training.deal import step_of_rank
 from rove.training.learner import Learner
 from rove.training.pointing import learn_to_point
 from rove.training.sft import fit
@@ -171,7 +171,7 @@ def test_a_micro_batch_does_not_wait(case: Case) -> None:
     learner = Learner(case.policy, algorithms.get("ppo"), run, tiny.DEVICE)
     case.cuda.reset()
     batch = tiny.batch(ROWS)
-    learner.accumulate(batch, take(batch, torch.arange(ROWS)))
+    learner.accumulate(batch, step_of_rank(batch, torch.arange(ROWS)))
     assert not case.cuda.waits, case.cuda.report()
 
 

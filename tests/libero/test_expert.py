@@ -15,7 +15,7 @@ from rove.envs.base import Demonstrator, Grounder
 from rove.envs.libero import expert, package
 from rove.envs.libero.grasps import grasps
 from rove.errors import RoveError
-from rove.training.demonstrations import load
+from rove.training.demonstrations import load_demonstrations
 from rove.types import EpisodeSpec
 
 SOUP = "object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -139,7 +139,7 @@ def test_collect_writes_successes_of_a_suite(tmp_path, capsys):
     assert cli.main(["collect", f"libero:{SOUP}", "--out", str(out), *settings.split()]) == 0
     said = capsys.readouterr().out
     assert "alphabet_soup" in said and "all" in said and str(out) in said
-    made = load(out)
+    made = load_demonstrations(out)
     assert made.images.shape[1:] == (2, 32, 32, 3) and made.actions.shape[1:] == (8, 7)
     assert made.state is not None and made.points is not None
     assert set(made.instruction) == {"pick up the alphabet soup and place it in the basket"}

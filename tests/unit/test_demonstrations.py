@@ -10,7 +10,13 @@ from rove.config.schema import TabletopConfig
 from rove.envs import registry
 from rove.errors import RoveError
 from rove.evaluation.report import tally
-from rove.training.demonstrations import collect, ground, load, save, statistics
+from rove.training.demonstrations import (
+    collect_demonstrations,
+    collect_grounding_images,
+    dataset_statistics,
+    load_demonstrations,
+    save_demonstrations,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +28,19 @@ def env():
 
 def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
     told = []
-    made = collect(env, episodes=6, noise=0.05, seed=3, on_episode=told.append)
+    made = collect_demonstrations(env, episodes=6, noise=0.05, seed=3, on_episode=told.append)
     assert sum(record.success for record in told) == 6 <= len(told)
     assert f"{6 / len(told):.1%}".replace("%", " %") in tally(told).splitlines()[-1]
     assert made.mask[:, 0].all(), "a chunk of which nothing was executed"
     assert len(made.instruction) == len(made.actions) == len(made.frame)
     low, high = torch.tensor(env.action_spec.low), torch.tensor(env.action_spec.high)
     assert ((made.actions >= low - 1e-6) & (made.actions <= high + 1e-6)).all()
-    save(made, tmp_path / "d.npz")
-    again = load(tmp_path / "d.npz")
+    save_demonstrations(made, tmp_path / "d.npz")
+    again = load_demonstrations(tmp_path / "d.npz")
     assert again.instruction == made.instruction
     for name in ("images", "frame", "actions", "mask", "state"):
         assert torch.equal(getattr(again, name), getattr(made, name))
-    found = statistics(made)
+    found = dataset_statistics(made)
     assert len(found["proprio"]["mean"]) == made.state.shape[1]
     for spread in found.values():
         assert np.all(np.array(spread["q01"]) <= np.array(spread["q99"]))
@@ -44,7 +50,7 @@ def test_what_follows_a_slip_shows_how_to_try_again(env):
     """A closed hand with nothing in it: only an expert that has missed is seen so, and it opens."""
 
     def empty_handed(slips):
-        made = collect(env, episodes=40, noise=0.05, slips=slips, seed=3)
+        made = collect_demonstrations(env, episodes=40, noise=0.05, slips=slips, seed=3)
         return made, made.state[:, 4] < 0.01
 
     made, empty = empty_handed(0.5)
@@ -55,7 +61,7 @@ def test_what_follows_a_slip_shows_how_to_try_again(env):
 
 
 def test_the_same_seed_demonstrates_the_same(env):
-    one, two, other = (collect(env, episodes=4, noise=0.05, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (collect_demonstrations(env, episodes=4, noise=0.05, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.actions, two.actions) and torch.equal(one.images, two.images)
     assert not torch.equal(one.actions[:2], other.actions[:2])
 
@@ -63,11 +69,11 @@ def test_the_same_seed_demonstrates_the_same(env):
 def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros(1))
     with pytest.raises(RoveError, match="not a demonstration file: it lacks actions"):
-        load(tmp_path / "x.npz")
+        load_demonstrations(tmp_path / "x.npz")
 
 
 def test_grounding_asks_for_tasks_of_all_families_but_none_held_out(env):
-    made = ground(env, pictures=64, seed=5, on_picture=lambda n: None)
+    made = collect_grounding_images(env, images=64, seed=5, on_image=lambda n: None)
     assert len(made.images) == 64 and made.frame.max() == 63 and not made.mask.any()
     said = " ".join(made.instruction)
     assert all(word in said for word in ("lift", "plate", "tray", "zone", "stack", "block"))
@@ -80,6 +86,6 @@ def test_an_environment_without_an_expert_says_so(env):
         suite = env.suite
 
     with pytest.raises(RoveError, match="no scripted expert"):
-        collect(Bare(), episodes=1, noise=0.0, seed=0)  # type: ignore[arg-type]
+        collect_demonstrations(Bare(), episodes=1, noise=0.0, seed=0)  # type: ignore[arg-type]
     with pytest.raises(RoveError, match=r"sft\.grounding"):
-        ground(Bare(), pictures=1, seed=0, on_picture=lambda n: None)  # type: ignore[arg-type]
+        collect_grounding_images(Bare(), images=1, seed=0, on_image=lambda n: None)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.policies.base import SamplingNoise
 from rove.train import train
-from rove.training.demonstrations import collect
+from rove.training.demonstrations import collect_demonstrations
 from rove.types import EpisodeSpec, Observation, PolicyOutput, TrainBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_the_environment_has_an_expert():
     _, result = env.step_expert_chunk(0.3, np.random.default_rng(0))
     assert [record.success for record in result.finished] == [True] * 4
     with pytest.raises(RoveError, match=r"cannot miss; set sft\.slips to 0"):
-        collect(env, episodes=1, noise=0.0, slips=0.1, seed=0)
+        collect_demonstrations(env, episodes=1, noise=0.0, slips=0.1, seed=0)
 
 
 @pytest.fixture

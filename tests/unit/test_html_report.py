@@ -133,8 +133,8 @@ def test_ticks_are_round(low, high, count, expected):
 
 
 def test_a_single_point_is_a_dot():
-    assert "<circle" in charts.small("train/ratio", [(1.0, 0.5)])
-    assert "<circle" not in charts.small("train/ratio", [(1.0, 0.5), (2.0, 0.6)])
+    assert "<circle" in charts.small_chart("train/ratio", [(1.0, 0.5)])
+    assert "<circle" not in charts.small_chart("train/ratio", [(1.0, 0.5), (2.0, 0.6)])
 
 
 def test_thinning_keeps_the_mean_of_a_long_series():

@@ -23,7 +23,7 @@ from rove.config.schema import (
 from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.policies.base import SamplingNoise
-from rove.training.deal import take
+from rove.training.deal import step_of_rank
 from rove.training.learner import Learner, freeze
 from rove.types import ActionSpec, Observation, TrainBatch
 
@@ -99,7 +99,7 @@ def test_the_micro_batch_split_does_not_change_the_gradient(algorithm):
     for micro_batch in (N, 4, 1):
         learner = make_learner(algorithm, policy, micro_batch)
         policy.zero_grad()
-        sums = learner.accumulate(batch, take(batch, torch.arange(N)))
+        sums = learner.accumulate(batch, step_of_rank(batch, torch.arange(N)))
         metrics.append({name: float(value) for name, value in sums.items()})
         gradients.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
     assert gradients[0] and max(g.abs().max() for g in gradients[0].values()) > 1e-3

@@ -32,7 +32,7 @@ def test_every_metric_belongs_to_a_described_group():
 
 def test_an_undeclared_metric_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(RoveError, match="Did you mean 'train/grad_norm'"):
-        metrics.check("train/gradnorm")
+        metrics.declaration("train/gradnorm")
     with Logger(tmp_path, tensorboard=False, wandb=False) as logger, pytest.raises(RoveError):
         logger.log(1, {"rollout/sucess": 0.5})
     assert log.read(tmp_path) == []

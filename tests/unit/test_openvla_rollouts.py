@@ -15,7 +15,7 @@ from tests.unit.test_policy_openvla import build as build_one
 from rove import cli, recipes
 from rove.config.schema import GRPO, LlamaConfig, LoraConfig, PolicyConfig, TowerConfig
 from rove.policies.openvla import OpenVLA
-from rove.policies.openvla.memory import GIB, Sample, estimate
+from rove.policies.openvla.memory import GIB, ChunkMemory, estimate
 from rove.rollout.collect import act_rows
 from rove.types import ActionSpec, Observation
 
@@ -78,7 +78,7 @@ def test_activations_are_as_measured() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = policy.evaluate(seen, tokens)
     measured = sum(size for place, size in saved.items() if place not in weights) / 4
-    assert Sample(policy, 1, half=False).training(False) == pytest.approx(measured, rel=0.25)
+    assert ChunkMemory(policy, 1, half=False).training(False) == pytest.approx(measured, rel=0.25)
     del output
 
 

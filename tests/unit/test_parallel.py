@@ -30,7 +30,7 @@ from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.runtime.channel import Channel, ChannelClosed
 from rove.runtime.process import Child, Crash
-from rove.training.deal import deal, schedule, take
+from rove.training.deal import deal, schedule, step_of_rank
 from rove.training.learner import Learner
 from rove.training.parallel import Ranks, free_address, join, leave
 from rove.workers.policy import Assignment, PolicyWorker
@@ -243,7 +243,7 @@ def test_ranks_together_see_the_rows_that_one_learner_does():
         shares = [deal(batch, steps, rank, 3) for rank in range(3)]
         assert len({len(share.batch) for share in shares}) == 1, "all evaluate as many"
         for number, rows in enumerate(steps):
-            alone = take(batch, rows).select(batch)
+            alone = step_of_rank(batch, rows).select(batch)
             parts = [share.steps[number] for share in shares]
             seen = [part.select(share.batch) for part, share in zip(parts, shares, strict=True)]
             for name in ("tokens", "logprob", "advantage", "mask"):

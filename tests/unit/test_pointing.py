@@ -12,7 +12,12 @@ from rove.envs import registry as envs
 from rove.envs.tabletop.layout import RGB
 from rove.errors import RoveError
 from rove.policies import registry as policies
-from rove.training.demonstrations import collect, ground, load, save
+from rove.training.demonstrations import (
+    collect_demonstrations,
+    collect_grounding_images,
+    load_demonstrations,
+    save_demonstrations,
+)
 from rove.training.pointing import bilinear_targets, learn_to_point, pointing_loss, present
 from rove.types import Observation
 
@@ -34,7 +39,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def pictures(env):
-    return ground(env, pictures=192, seed=1, on_picture=lambda n: None)
+    return collect_grounding_images(env, images=192, seed=1, on_image=lambda n: None)
 
 
 @pytest.fixture
@@ -81,13 +86,13 @@ def test_a_pick_has_no_destination_all_else_has(pictures):
 
 
 def test_demonstrations_know_their_points_and_keep_them_on_disk(env, tmp_path):
-    made = collect(env, episodes=8, noise=0.05, seed=1)
+    made = collect_demonstrations(env, episodes=8, noise=0.05, seed=1)
     assert made.points is not None and made.points.shape == (len(made), 3, 2)
     assert ((made.points > 0) & (made.points < 64) | made.points.isnan()).all()
     for text, there in zip(made.instruction, (~made.points.isnan().any(-1)).tolist(), strict=True):
         assert there == [True, "tray" in text.split(), True]
-    save(made, tmp_path / "d.npz")
-    torch.testing.assert_close(load(tmp_path / "d.npz").points, made.points, equal_nan=True)
+    save_demonstrations(made, tmp_path / "d.npz")
+    torch.testing.assert_close(load_demonstrations(tmp_path / "d.npz").points, made.points, equal_nan=True)
 
 
 def test_spread_weights_give_the_point_back():
@@ -152,7 +157,7 @@ def test_what_is_read_of_a_point_follows_the_picture(policy):
 
 def test_micro_batches_do_not_change_the_gradient(policy, env):
     """In demonstrations the number of points differs from row to row."""
-    pictures = collect(env, episodes=24, noise=0.05, seed=1)
+    pictures = collect_demonstrations(env, episodes=24, noise=0.05, seed=1)
     rows = torch.arange(24)
     count = int(present(pictures.points[rows]).sum())
     assert 48 < count < 72

@@ -33,7 +33,7 @@ def prepare(rounds: Sequence[Trajectory], config: PPO) -> tuple[TrainBatch, dict
     batch = batching.cat([_rows(trajectory, config) for trajectory in rounds])
     assert batch.value is not None
     assert batch.returns is not None
-    mask = _fit(batch.mask, batch.advantage)
+    mask = _mask_like(batch.mask, batch.advantage)
     counted = batch.advantage[mask]
     metrics = {
         "train/advantage_mean": float(counted.mean()) if counted.numel() else 0.0,
@@ -79,7 +79,7 @@ def loss(
         output.value,
         batch.value,
         batch.returns,
-        _fit(batch.mask, batch.value),
+        _mask_like(batch.mask, batch.value),
         clip=config.value_clip,
         huber_delta=config.huber_delta,
         denominator=value_denominator,
@@ -108,6 +108,6 @@ def _rows(trajectory: Trajectory, config: PPO) -> TrainBatch:
     return batching.flatten(trajectory, advantage=advantage, mask=mask, returns=returns)
 
 
-def _fit(mask: Tensor, like: Tensor) -> Tensor:
+def _mask_like(mask: Tensor, like: Tensor) -> Tensor:
     """The mask at the level of `like` ([N, C] or [N, 1])."""
     return mask if mask.shape == like.shape else per_chunk(mask)

@@ -28,8 +28,8 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout
 from rove.rollout.stage import StagePlan
 from rove.runtime.local import Packed
-from rove.training import demonstrations
-from rove.training.deal import take
+from rove.training.deal import step_of_rank
+from rove.training.demonstrations import collect_demonstrations, dataset_statistics
 from rove.training.learner import Learner
 from rove.types import Observation, TrainBatch
 from rove.workers import weights
@@ -69,7 +69,7 @@ def measure(run: Run, start: Path) -> Profile:
         part = batch.select(torch.arange(n))
 
         def step() -> None:
-            learner.accumulate(part, take(part, torch.arange(n)))
+            learner.accumulate(part, step_of_rank(part, torch.arange(n)))
             learner.optimizer.step()
 
         return _median(step)
@@ -146,8 +146,8 @@ def start_of(run: Run, directory: Path) -> Path:
     with closing(env):
         known = None
         if isinstance(env, Demonstrator):
-            shown = demonstrations.collect(env, episodes=32, noise=0.0, seed=run.seed)
-            known = {env.suite.name: demonstrations.statistics(shown)}
+            shown = collect_demonstrations(env, episodes=32, noise=0.0, seed=run.seed)
+            known = {env.suite.name: dataset_statistics(shown)}
         policy = policies.build(
             run.policy,
             chunk=run.rollout.chunk,

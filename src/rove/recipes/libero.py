@@ -22,7 +22,7 @@ from rove.config.schema import (
 )
 from rove.recipes import recipe
 from rove.recipes.openvla import PUBLISHED
-from rove.recipes.tabletop import SIGHT, TINY
+from rove.recipes.tabletop import PERCEPTION, TINY
 
 PUBLISHED_GRPO = GRPO(
     group_size=8,
@@ -55,14 +55,14 @@ def libero_object_grpo() -> Run:
             steps=600,
             grounding=3000,
             grounding_steps=1500,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
             iterations=100,
             batch=128,
             micro_batch=128,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             optim=OptimConfig(lr=2e-4, betas=(0.9, 0.99), warmup=20),
         ),
         evaluation=EvaluationConfig(every=20, episodes=100, variant_episodes=0, num_envs=20),

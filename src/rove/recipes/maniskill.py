@@ -22,7 +22,7 @@ from rove.config.schema import (
 )
 from rove.recipes import recipe
 from rove.recipes.openvla import CRITIC, PUBLISHED, openvla_oft_grpo, openvla_oft_ppo, openvla_ppo
-from rove.recipes.tabletop import SIGHT, TINY
+from rove.recipes.tabletop import PERCEPTION, TINY
 
 BENCHMARK = PutOnPlateConfig(full_frame=True)
 """As published: frames of 640 × 480, which the policy squashes, and 80 actions."""
@@ -117,14 +117,14 @@ def put_on_plate_tiny_ppo() -> Run:
             micro_batch=64,
             grounding=2000,
             grounding_steps=600,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
             iterations=200,
             batch=80,
             micro_batch=80,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             optim=OptimConfig(lr=4e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20, schedule="linear"),
             max_minutes=60,
         ),

@@ -31,7 +31,13 @@ TINY = PolicyConfig(
 )
 """About 756 thousand weights."""
 
-SIGHT = ("vlm.towers", "vlm.film", "vlm.projector", "vlm.pointer.queries", "vlm.language_model.embed_tokens")
+PERCEPTION = (
+    "vlm.towers",
+    "vlm.film",
+    "vlm.projector",
+    "vlm.pointer.queries",
+    "vlm.language_model.embed_tokens",
+)
 """Perception parameters, frozen after grounding: RL gradients through them are mostly noise."""
 
 
@@ -58,14 +64,14 @@ def tabletop_ppo() -> Run:
             micro_batch=64,
             grounding=30000,
             grounding_steps=4000,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
             iterations=400,
             batch=128,
             micro_batch=128,
-            freeze=SIGHT,
+            freeze=PERCEPTION,
             # The gradient of a few hundred chunks is mostly noise, and Adam's steps are as long as the rate
             # whatever it is. At twice this one asynchronous runs end below the others (docs/placement.md).
             optim=OptimConfig(lr=2e-4, value_lr=1e-3, betas=(0.9, 0.99), warmup=20),

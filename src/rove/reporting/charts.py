@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOut:
     """A held-out evaluation on the learning curve."""
 
     iteration: int
@@ -33,7 +33,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class PlotArea:
     """The plotting area, and where a value falls in it."""
 
     width: int
@@ -113,20 +113,20 @@ def responsive(draw: Callable[[int], str]) -> Responsive:
     return Responsive(draw(WIDE), draw(NARROW))
 
 
-def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[Held]) -> str:
+def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[HeldOut]) -> str:
     """Success over iterations: rollouts as a line with its 95 % band, evaluations as points with bars."""
     last = max([*rollout, *(point.iteration for point in held_out), 1])
-    frame = Frame(width, 320 if width > 500 else 240, (0, last), (0.0, 1.0))
+    plot = PlotArea(width, 320 if width > 500 else 240, (0, last), (0.0, 1.0))
     low = [(i, rate.interval[0]) for i, rate in rollout.items()]
     high = [(i, rate.interval[1]) for i, rate in rollout.items()]
     body = [
-        frame.axes("iteration", lambda value: f"{value:.0%}", [0, 0.25, 0.5, 0.75, 1]),
-        frame.area(low, high, "rollout", 0.2),
-        frame.line([(i, rate.rate) for i, rate in rollout.items()], "rollout"),
-        frame.hover({i: f"iteration {i}: {rate} of {rate.trials} episodes" for i, rate in rollout.items()}),
-        *(_point(frame, point) for point in held_out),
+        plot.axes("iteration", lambda value: f"{value:.0%}", [0, 0.25, 0.5, 0.75, 1]),
+        plot.area(low, high, "rollout", 0.2),
+        plot.line([(i, rate.rate) for i, rate in rollout.items()], "rollout"),
+        plot.hover({i: f"iteration {i}: {rate} of {rate.trials} episodes" for i, rate in rollout.items()}),
+        *(_point(plot, point) for point in held_out),
     ]
-    return frame.svg("Success rate over iterations", "".join(body))
+    return plot.svg("Success rate over iterations", "".join(body))
 
 
 def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
@@ -142,16 +142,16 @@ def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
             texts[x].append(f"{name} {seconds:.2f} s")
         base = top
     ceiling = max(max(y for _, y in base), 1e-9)
-    frame = Frame(
+    plot = PlotArea(
         width, 260 if width > 500 else 210, (steps[0], max(steps[-1], steps[0] + 1)), (0.0, ceiling * 1.05)
     )
-    body = [frame.area(low, high, colour, 0.9) for low, high, colour in layers]
-    body.append(frame.axes("iteration", lambda value: f"{value:g} s", ticks(0.0, ceiling, 6)))
-    body.append(frame.hover({x: "\n".join(lines) for x, lines in texts.items()}))
-    return frame.svg("Seconds per iteration by part", "".join(body))
+    body = [plot.area(low, high, colour, 0.9) for low, high, colour in layers]
+    body.append(plot.axes("iteration", lambda value: f"{value:g} s", ticks(0.0, ceiling, 6)))
+    body.append(plot.hover({x: "\n".join(lines) for x, lines in texts.items()}))
+    return plot.svg("Seconds per iteration by part", "".join(body))
 
 
-def small(name: str, points: Sequence[Point]) -> str:
+def small_chart(name: str, points: Sequence[Point]) -> str:
     """One metric over steps, in a small frame."""
     points = thin(points)
     values = [y for _, y in points]
@@ -159,21 +159,21 @@ def small(name: str, points: Sequence[Point]) -> str:
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
     steps = (points[0][0], max(points[-1][0], points[0][0] + 1))
-    frame = Frame(300, 120, steps, (low, high), left=72, right=8, top=8, bottom=20)
-    end, base = frame.width - frame.right, frame.height - frame.bottom
+    plot = PlotArea(300, 120, steps, (low, high), left=72, right=8, top=8, bottom=20)
+    end, base = plot.width - plot.right, plot.height - plot.bottom
     body = [
         *(
-            f'<text x="{frame.left - 6}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            f'<text x="{plot.left - 6}" y="{plot.y(value) + 4:.1f}" text-anchor="end">{value:.4g}</text>'
             for value in (low, high)
         ),
-        f'<text x="{frame.left}" y="{frame.height - 4}">{steps[0]:g}</text>',
-        f'<text x="{end}" y="{frame.height - 4}" text-anchor="end">{steps[1]:g}</text>',
-        f'<rect class="frame" x="{frame.left}" y="{frame.top}" '
-        f'width="{end - frame.left}" height="{base - frame.top}"/>',
-        frame.line(points, "rollout"),
-        frame.hover({x: f"{x:g}: {y:.4g}" for x, y in points}),
+        f'<text x="{plot.left}" y="{plot.height - 4}">{steps[0]:g}</text>',
+        f'<text x="{end}" y="{plot.height - 4}" text-anchor="end">{steps[1]:g}</text>',
+        f'<rect class="frame" x="{plot.left}" y="{plot.top}" '
+        f'width="{end - plot.left}" height="{base - plot.top}"/>',
+        plot.line(points, "rollout"),
+        plot.hover({x: f"{x:g}: {y:.4g}" for x, y in points}),
     ]
-    return frame.svg(name, "".join(body))
+    return plot.svg(name, "".join(body))
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -198,11 +198,11 @@ def _place(value: float, span: tuple[float, float]) -> float:
     return (value - span[0]) / (span[1] - span[0])
 
 
-def _point(frame: Frame, point: Held) -> str:
-    x, (low, high) = frame.x(point.iteration), point.rate.interval
+def _point(plot: PlotArea, point: HeldOut) -> str:
+    x, (low, high) = plot.x(point.iteration), point.rate.interval
     return (
         f'<g style="stroke:var(--{point.colour});fill:var(--{point.colour})">'
-        f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"/>'
-        f'<circle cx="{x:.1f}" cy="{frame.y(point.rate.rate):.1f}" r="4.5"/>'
+        f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{plot.y(low):.1f}" y2="{plot.y(high):.1f}"/>'
+        f'<circle cx="{x:.1f}" cy="{plot.y(point.rate.rate):.1f}" r="4.5"/>'
         f"<title>{escape(point.label)}: {point.rate} of {point.rate.trials} held-out episodes</title></g>"
     )

@@ -124,11 +124,11 @@ def _learning_curve(lines: Lines, reports: Reports) -> charts.Responsive | None:
     last = max([*rollout, *evaluated])
     if "after" in reports:
         evaluated.pop(last, None)  # the final evaluation judges the same weights on more episodes
-    held = [charts.Held(i, rate, f"iteration {i}", "after") for i, rate in evaluated.items()]
+    held = [charts.HeldOut(i, rate, f"iteration {i}", "after") for i, rate in evaluated.items()]
     for name, iteration in (("before", 0), ("after", last)):
         if name in reports:
             rate = Rate.of(evaluation.in_distribution(reports[name]))
-            held.append(charts.Held(iteration, rate, NAMES[name], name))
+            held.append(charts.HeldOut(iteration, rate, NAMES[name], name))
     return charts.responsive(lambda width: charts.learning_curve(width, rollout, held))
 
 
@@ -197,7 +197,7 @@ def _metrics(lines: Lines) -> dict[str, list[tuple[Metric, str]]]:
         counter = "sft_step" if metric.group in WARM_UP else "step"
         points = [(line[counter], line[metric.name]) for line in lines if line.get(metric.name) is not None]
         if points:
-            chart = charts.small(metric.name, points)
+            chart = charts.small_chart(metric.name, points)
             groups.setdefault(GROUPS[metric.group], []).append((metric, chart))
     return groups
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from rove.errors import RoveError
-from rove.reporting.metrics import WARM_UP, check
+from rove.reporting.metrics import WARM_UP, declaration
 
 FILE = "metrics.jsonl"
 
@@ -65,7 +65,7 @@ class Logger:
         self._write("sft_step", step, metrics)
 
     def _write(self, counter: str, step: int, metrics: Mapping[str, float]) -> None:
-        values = {check(name).name: float(value) for name, value in metrics.items()}
+        values = {declaration(name).name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({counter: step, **finite}) + "\n")
         self._file.flush()

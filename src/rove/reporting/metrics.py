@@ -132,7 +132,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 assert len(METRICS) == len(_DECLARED), "a metric is declared twice"
 
 
-def check(name: str) -> Metric:
+def declaration(name: str) -> Metric:
     """The declaration of `name`; RoveError with the nearest declared name when there is none."""
     if name not in METRICS:
         raise RoveError(

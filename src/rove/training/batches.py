@@ -18,7 +18,7 @@ OnStep = Callable[[int, dict[str, float]], None]
 """Told the number of each optimizer step and its metrics."""
 
 
-def descend(
+def gradient_descent(
     policy: nn.Module,
     rows: int,
     config: SFTConfig,

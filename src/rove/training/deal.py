@@ -19,7 +19,7 @@ from rove.types import TrainBatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class OptimizerStep:
     """One optimizer step, as one rank takes it. All ranks have equally many rows in it, so that they run the
     same passes and meet in every collective."""
 
@@ -44,7 +44,7 @@ class Share:
 
     batch: TrainBatch
     """Its rows, as many as each other rank has."""
-    steps: tuple[Step, ...]
+    steps: tuple[OptimizerStep, ...]
     """In the order in which they are taken."""
     size: int
     """Rows of the whole batch."""
@@ -60,7 +60,7 @@ def schedule(rows: int, run: Run, iteration: int) -> list[Tensor]:
     return steps
 
 
-def take(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1) -> Step:
+def step_of_rank(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1) -> OptimizerStep:
     """The part of rank `rank` of `world` in an optimizer step over `rows` (int64 [M]) of `batch`."""
     mask = batch.mask[rows]
     at_value_level = mask if batch.value is None or batch.value.shape == batch.mask.shape else mask.any(-1)
@@ -70,7 +70,7 @@ def take(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1) -> Step
         # Length-normalised: this step's share of the batch's denominator.
         denominator = batch.denominator * len(rows) / len(batch)
     own, real = _part(rows, rank, world)
-    return Step(
+    return OptimizerStep(
         rows=own,
         real=real,
         denominator=denominator,
@@ -88,7 +88,7 @@ def _part(rows: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
 def deal(batch: TrainBatch, steps: Sequence[Tensor], rank: int = 0, world: int = 1) -> Share:
     """Return the share of rank `rank` of `world` in training on `batch` in `steps`: its own rows, once
     each."""
-    taken = [take(batch, rows, rank, world) for rows in steps]
+    taken = [step_of_rank(batch, rows, rank, world) for rows in steps]
     if world == 1 or not steps:
         return Share(batch, tuple(taken), len(batch))
     owned = [_owned(steps, other, world) for other in range(world)]

@@ -15,7 +15,7 @@ from rove.errors import RoveError
 from rove.types import Demonstrations, EpisodeRecord
 
 
-def statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
+def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
     """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
     where there is one, of the state ("proprio")."""
     found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
@@ -35,7 +35,7 @@ def _spread(values: torch.Tensor) -> dict[str, list[float]]:
     return {name: numbers.tolist() for name, numbers in found.items()}
 
 
-def save(demonstrations: Demonstrations, path: Path) -> None:
+def save_demonstrations(demonstrations: Demonstrations, path: Path) -> None:
     """Write one compressed file; nothing in it can run code."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft.npz")
@@ -47,8 +47,8 @@ def save(demonstrations: Demonstrations, path: Path) -> None:
     draft.rename(path)
 
 
-def load(path: Path) -> Demonstrations:
-    """Read what `save` wrote; RoveError where it is something else."""
+def load_demonstrations(path: Path) -> Demonstrations:
+    """Read what `save_demonstrations` wrote; RoveError where it is something else."""
     with np.load(path, allow_pickle=False) as file:
         if missing := {"instruction", *_TENSORS} - set(file.files):
             raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
@@ -61,7 +61,7 @@ _TENSORS = ("images", "frame", "actions", "mask")
 _OPTIONAL = ("points", "state")
 
 
-def collect(
+def collect_demonstrations(
     env: VectorEnv,
     *,
     episodes: int,
@@ -146,7 +146,9 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
     )
 
 
-def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[int], None]) -> Demonstrations:
+def collect_grounding_images(
+    env: VectorEnv, *, images: int, seed: int, on_image: Callable[[int], None]
+) -> Demonstrations:
     """Collect where things are in `pictures` images, or a few more, of scenes of the train split: see
     `Grounder.ground`.
 
@@ -157,9 +159,9 @@ def ground(env: VectorEnv, *, pictures: int, seed: int, on_picture: Callable[[in
         raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")
     sampler = EpisodeSampler(env.suite, seed, stream=2)
     parts = []
-    left = pictures
+    left = images
     while left > 0:
         parts.append(env.ground(sampler.take(min(env.num_envs, left))))
         left -= len(parts[-1].images)
-        on_picture(len(parts[-1].images))
+        on_image(len(parts[-1].images))
     return _join(parts)

@@ -16,9 +16,9 @@ from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
-from rove.training.deal import Share, Step, deal, schedule
+from rove.training.deal import OptimizerStep, Share, deal, schedule
 from rove.training.optim import Optimizer
-from rove.training.parallel import Model, Ranks, gather_full
+from rove.training.parallel import ParallelModel, Ranks, gather_full
 from rove.training.reference import Reference
 from rove.types import PolicyOutput, TrainBatch
 
@@ -54,7 +54,7 @@ class Learner:
         self.head: nn.Module | None = policy.value_head
         self.ranks = ranks
         freeze(policy, run.training.freeze, "training.freeze")
-        self.model = Model(policy, run.training, device, ranks)
+        self.model = ParallelModel(policy, run.training, device, ranks)
         self.reference = Reference(policy) if needs(self.config).kl_coef else None
         steps = optimizer_steps(run, run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
@@ -97,7 +97,7 @@ class Learner:
             "train/lr": self.optimizer.lr,
         }
 
-    def accumulate(self, batch: TrainBatch, step: Step, iteration: int = 0) -> dict[str, Tensor]:
+    def accumulate(self, batch: TrainBatch, step: OptimizerStep, iteration: int = 0) -> dict[str, Tensor]:
         """Gradients of one optimizer step on this rank's `batch`, and its metrics, which are all ranks' and
         stay on the device: the host does not wait for them here."""
         totals: dict[str, Tensor] = {}
@@ -124,7 +124,7 @@ class Learner:
             self._keep_head_gradients_only()
         return totals
 
-    def _evaluate(self, model: Model | Policy, micro: TrainBatch) -> PolicyOutput:
+    def _evaluate(self, model: ParallelModel | Policy, micro: TrainBatch) -> PolicyOutput:
         with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
             return model.evaluate(micro.observation, micro.tokens)
 

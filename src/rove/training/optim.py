@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from rove import transfer
 from rove.config.schema import OptimConfig
-from rove.training.parallel import like
+from rove.training.parallel import shard_like
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -128,7 +128,7 @@ class Optimizer:
         # Saved whole: each moment is laid out as its parameter is here, on one device or over several.
         index = dict(enumerate(self._ordered()))
         moments = {
-            number: {k: like(v, index[number]) if v.dim() else v for k, v in own.items()}
+            number: {k: shard_like(v, index[number]) if v.dim() else v for k, v in own.items()}
             for number, own in adamw["state"].items()
         }
         self.adamw.load_state_dict({**adamw, "state": moments})

@@ -89,7 +89,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-class Model:
+class ParallelModel:
     """A policy's `evaluate` on this rank's rows, with the ranks' gradients joined. Wraps the policy in place.
 
     See `recompute` for `config.gradient_checkpointing`.
@@ -215,7 +215,7 @@ def gather_full(value: Any) -> Any:
     return value
 
 
-def like(value: Tensor, model: Tensor) -> Tensor:
+def shard_like(value: Tensor, model: Tensor) -> Tensor:
     """A whole tensor as `model` has it: sharded where it is, on its device."""
     if isinstance(model, DTensor):
         return distribute_tensor(value.to(model.device_mesh.device_type), model.device_mesh, model.placements)

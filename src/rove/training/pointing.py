@@ -17,7 +17,7 @@ from rove.config.schema import SFTConfig
 from rove.errors import RoveError
 from rove.policies.base import Locator
 from rove.training.augment import ColorJitter
-from rove.training.batches import OnStep, descend
+from rove.training.batches import OnStep, gradient_descent
 from rove.types import Demonstrations
 
 
@@ -58,7 +58,7 @@ def bilinear_targets(points: Tensor, size: int, side: int) -> Tensor:
 
 def learn_to_point(
     policy: Locator,
-    pictures: Demonstrations,
+    grounding: Demonstrations,
     config: SFTConfig,
     seed: int,
     *,
@@ -69,23 +69,23 @@ def learn_to_point(
 
     Raises RoveError where these do not say where things are, or where the policy does not point.
     """
-    if pictures.points is None:
+    if grounding.points is None:
         raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")
-    points, size = pictures.points, pictures.images.shape[-2]
+    points, size = grounding.points, grounding.images.shape[-2]
     jitter = ColorJitter(config.color_jitter, seed)
 
     def gradient(rows: Tensor) -> dict[str, Tensor]:
         losses, count = [], int(present(points[rows]).sum())
         for part in rows.split(config.micro_batch):
-            logits = policy.point(jitter(pictures.observation(part)))
+            logits = policy.point(jitter(grounding.observation(part)))
             loss = pointing_loss(logits, points[part], size, count)
             loss.backward()
             losses.append(loss.detach())
         return {"loss": torch.stack(losses).sum()}
 
-    descend(
+    gradient_descent(
         policy,
-        len(pictures),
+        len(grounding),
         config,
         seed,
         gradient,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rove.training.parallel import gather_full, like
+from rove.training.parallel import gather_full, shard_like
 
 
 class Reference:
@@ -53,4 +53,4 @@ class Reference:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
         for name, tensor in self._kept.items():
-            tensor.copy_(like(state[name], tensor))
+            tensor.copy_(shard_like(state[name], tensor))

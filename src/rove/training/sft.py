@@ -19,8 +19,14 @@ from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.augment import ColorJitter
-from rove.training.batches import Gradient, OnStep, descend
-from rove.training.demonstrations import collect, ground, load, save, statistics
+from rove.training.batches import Gradient, OnStep, gradient_descent
+from rove.training.demonstrations import (
+    collect_demonstrations,
+    collect_grounding_images,
+    dataset_statistics,
+    load_demonstrations,
+    save_demonstrations,
+)
 from rove.training.learner import freeze
 from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.types import Demonstrations, EpisodeRecord
@@ -48,14 +54,16 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={suite.name: statistics(demonstrations)},
+            statistics={suite.name: dataset_statistics(demonstrations)},
             seed=run.seed,
             device=device,
         )
-        pictures = None
+        grounding = None
         if run.sft.grounding:
             progress.phase("picture", run.sft.grounding)
-            pictures = ground(env, pictures=run.sft.grounding, seed=run.seed, on_picture=progress.advance)
+            grounding = collect_grounding_images(
+                env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
+            )
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
         progress.advance()
@@ -63,10 +71,10 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             log.log_sft(step, metrics)
 
     common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step}
-    if pictures is not None:
+    if grounding is not None:
         assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
         progress.phase("point", run.sft.grounding_steps)
-        learn_to_point(policy, pictures, run.sft, run.seed, **common)
+        learn_to_point(policy, grounding, run.sft, run.seed, **common)
     freeze(policy, run.sft.freeze, "sft.freeze")
     progress.phase("sft", run.sft.steps)
     fit(policy, demonstrations, run.sft, run.seed, **common)
@@ -94,7 +102,7 @@ def demonstrate(
     """Demonstrations of the run's tasks from the suite's scripted expert; read from `path` if it is there."""
     assert run.sft is not None
     if path.exists():
-        return load(path)
+        return load_demonstrations(path)
     progress.phase("demonstrate", run.sft.episodes)
 
     def count(record: EpisodeRecord) -> None:
@@ -102,7 +110,7 @@ def demonstrate(
         if record.success:
             progress.advance()
 
-    demonstrations = collect(
+    demonstrations = collect_demonstrations(
         env,
         episodes=run.sft.episodes,
         noise=run.sft.noise,
@@ -111,7 +119,7 @@ def demonstrate(
         emphasis=run.sft.emphasis,
         on_episode=count,
     )
-    save(demonstrations, path)
+    save_demonstrations(demonstrations, path)
     return demonstrations
 
 
@@ -135,7 +143,7 @@ def fit(
         gradient = _l1(policy, demonstrations, config, jitter)
     else:
         gradient = _cross_entropy(policy, demonstrations, config, jitter)
-    descend(
+    gradient_descent(
         policy,
         len(demonstrations),
         config,

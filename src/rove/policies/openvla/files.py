@@ -167,11 +167,11 @@ def write(directory: Path, state: Mapping[str, Tensor], max_shard_bytes: int) ->
     model = {key: value for key, value in state.items() if not key.startswith(OWN_PREFIXES + _PART_PREFIXES)}
     shards = list(_shards(model, max_shard_bytes))
     if len(shards) == 1:
-        save(directory / "model.safetensors", shards[0])
+        write_safetensors(directory / "model.safetensors", shards[0])
         return
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        save(directory / name, shard)
+        write_safetensors(directory / name, shard)
     total = sum(value.numel() * value.element_size() for value in model.values())
     where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -182,14 +182,14 @@ def write_extras(directory: Path, state: Mapping[str, Tensor]) -> None:
     """Write those tensors of `state` that are not in the model's shards: Rove's own, and OFT's parts."""
     own = {key: value for key, value in state.items() if key.startswith(OWN_PREFIXES)}
     if own:
-        save(directory / OWN, own)
+        write_safetensors(directory / OWN, own)
     for part, prefix in zip(PARTS, _PART_PREFIXES, strict=True):
         tensors = {k.removeprefix(prefix): _stored(v) for k, v in state.items() if k.startswith(prefix)}
         if tensors:
             torch.save(tensors, directory / f"{part}--latest_checkpoint.pt")
 
 
-def save(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """One safetensors file."""
     save_file({key: _stored(value) for key, value in state.items()}, path, metadata={"format": "pt"})
 

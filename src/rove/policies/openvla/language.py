@@ -135,7 +135,7 @@ class Layer(LlamaDecoderLayer):
         )
         mixed = mixed.transpose(1, 2).flatten(2)
         if read is not None:
-            mixed, x = at(mixed, read), at(x, read)
+            mixed, x = select_positions(mixed, read), select_positions(x, read)
         (x,) = lora.linear(mixed, attention.o_proj, plus=x)
         gate, up = lora.linear(rms_norm(self.post_attention_layernorm, x), mlp.gate_proj, mlp.up_proj)
         (x,) = lora.linear(F.silu(gate) * up, mlp.down_proj, plus=x)
@@ -148,7 +148,7 @@ def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, cast(float, norm.variance_epsilon))
 
 
-def at(x: Tensor, read: int | Tensor) -> Tensor:
+def select_positions(x: Tensor, read: int | Tensor) -> Tensor:
     """Select from [B, L, D] the last `read` positions, or those that it names, int64 [B, n]."""
     if isinstance(read, int):
         return x[:, -read:]
@@ -183,7 +183,7 @@ class Llama(LlamaModel):
         mask, read = None, outputs if outputs < length else None
         if valid is not None and attention == "causal":
             order = valid.long().argsort(dim=1, descending=True, stable=True)
-            embeddings = at(embeddings, order)
+            embeddings = select_positions(embeddings, order)
             read = valid.sum(1, keepdim=True) - outputs + position[:outputs]
         elif valid is not None:
             mask = bidirectional_mask(valid)

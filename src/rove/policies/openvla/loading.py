@@ -28,14 +28,14 @@ from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.settings import Head, Settings
 from rove.policies.openvla.tokenizer import PromptTokenizer, read_tokenizer
-from rove.policies.openvla.weights import check_weights, from_reference, to_reference, units
+from rove.policies.openvla.weights import check_weights, from_reference, key_groups, to_reference
 from rove.types import ActionSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class CheckpointParts:
     """Contents of a checkpoint directory, before any weight is read."""
 
     settings: Settings
@@ -69,7 +69,7 @@ def read(
     statistics: Mapping[str, Any] | None,
     center_crop: bool | None,
     compiled: bool,
-) -> Parts:
+) -> CheckpointParts:
     """Read everything but the weights of a checkpoint; see `OpenVLA.from_pretrained`."""
     directory = hub.locate(path)
     base, origin, published = _base(path, directory)
@@ -99,13 +99,13 @@ def read(
     new = ("value_head.",) if critic != checkpoint.value_head else ()
     new += ("action_head.",) if not any(k.startswith("action_head.") for k in weights.shapes) else ()
     saved = checkpoint.lora
-    return Parts(
+    return CheckpointParts(
         settings, directory, weights, new, origin, published, saved, saved if lora == "saved" else lora
     )
 
 
 def complete(
-    policy: ActionModel, parts: Parts, *, seed: int, dtype: torch.dtype, device: torch.device
+    policy: ActionModel, parts: CheckpointParts, *, seed: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Fill a policy made from `parts.settings` with weights; heads that start anew are drawn from `seed`."""
     fill(policy, parts.weights, dtype, device, skip=parts.new_heads, adapter=parts.published)
@@ -177,7 +177,7 @@ def fill(
     check_weights(shapes, expected, str(weights.directory))
     if adapter is not None:
         adapter.check(weights)
-    for keys in units(shapes):
+    for keys in key_groups(shapes):
         stored = {key: weights.read(key) for key in keys}
         if adapter is not None:
             stored = {key: adapter.merged(key, value) for key, value in stored.items()}
@@ -193,7 +193,7 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
-def _adapt(policy: ActionModel, parts: Parts, generator: torch.Generator) -> None:
+def _adapt(policy: ActionModel, parts: CheckpointParts, generator: torch.Generator) -> None:
     """Put adapters beside the weights: the saved ones, or new ones after those are merged."""
     saved, wanted = parts.saved_lora, parts.lora
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)

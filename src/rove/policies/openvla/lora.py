@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rove.config.schema import LoraConfig
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.files import Weights, open_tensors, save
+from rove.policies.openvla.files import Weights, open_tensors, write_safetensors
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL = "all-linear"
@@ -243,7 +243,7 @@ def write(directory: Path, model: nn.Module, config: LoraConfig, base: str) -> N
         for name, value in model.state_dict().items()
         if ".lora_A." in name or ".lora_B." in name
     }
-    save(directory / FILE, state)
+    write_safetensors(directory / FILE, state)
     about = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,

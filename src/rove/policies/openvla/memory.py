@@ -25,9 +25,9 @@ from rove.policies.openvla.settings import Settings
 from rove.types import ActionSpec
 
 GIB = 2**30
-PROMPT = 40
+PROMPT_TOKENS = 40
 """Tokens of a long instruction in its template."""
-WORDS = 64
+VOCABULARY = 64
 """Words of a vocabulary from scratch; what they weigh does not show."""
 
 
@@ -76,7 +76,7 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
     if needs(run.algorithm).kl_coef:
         weights += _bytes(trained)
     half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
-    sample = Sample(policy, views=1, half=half)
+    sample = ChunkMemory(policy, views=1, half=half)
     return Memory(
         parameters=sum(p.numel() for p in everything),
         trained=sum(p.numel() for p in trained),
@@ -116,7 +116,7 @@ def skeleton(run: Run, action_dim: int = 7, kind: type[Model] = ActionModel) -> 
 def _checkpoint(run: Run) -> Checkpoint:
     name = run.policy.checkpoint
     if name is None:
-        return describe(run.policy, image_size=run.env.image_size, words=WORDS + bins.BINS)
+        return describe(run.policy, image_size=run.env.image_size, words=VOCABULARY + bins.BINS)
     try:
         return Checkpoint.read(hub.locate(name, download=False))
     except RoveError:
@@ -130,7 +130,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ChunkMemory:
     """Bytes that one chunk takes."""
 
     policy: ActionModel
@@ -163,7 +163,7 @@ class Sample:
         checkpoint = self.policy.checkpoint
         llama, side = checkpoint.llama, checkpoint.image_size // checkpoint.towers[0].patch
         patches = self.views * side**2
-        tokens = patches + PROMPT + self.policy.chunk * self.policy.action_spec.dim
+        tokens = patches + PROMPT_TOKENS + self.policy.chunk * self.policy.action_spec.dim
         text = (tokens, llama.hidden_size, llama.intermediate_size, llama.num_hidden_layers)
         return text, [(patches, t.width, t.mlp, t.depth - 1) for t in checkpoint.towers]
 

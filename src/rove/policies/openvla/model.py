@@ -29,7 +29,7 @@ from rove.policies.openvla.memory import estimate
 from rove.policies.openvla.settings import Head, Settings
 from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
-from rove.policies.openvla.work import count
+from rove.policies.openvla.work import count_work
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
 
 NO_POINTERS = "This policy does not point; set policy.pointers, or sft.grounding to 0."
 
-Chosen = tuple[Tensor, Tensor, Tensor, Tensor | None]
+ChunkFields = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """The fields of an `ActionChunk`."""
 
 
@@ -186,7 +186,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
     @staticmethod
     def work(run: Run) -> Work:
         """Count what acting and training cost a device, before anything is loaded."""
-        return count(run)
+        return count_work(run)
 
     # --- the Policy contract ----------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
             value=None if value is None else value[:rows].clone(),
         )
 
-    def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> Chosen:
+    def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> ChunkFields:
         """Act on the device without a look at any number, so that it can be captured as a CUDA graph.
 
         `uniform` is [B, G, C·A]; without it the likeliest tokens are chosen.

@@ -215,7 +215,7 @@ def looks_ahead(policy: ActionModel, prefix: Prefix) -> bool:
 
 def action_tokens(policy: ActionModel, prefix: Prefix) -> Finding:
     """Probability over the whole vocabulary has to lie on the action tokens, where it was trained to."""
-    mass, elsewhere, _ = _logits_fall(policy, prefix, policy.attention)
+    mass, elsewhere, _ = _token_mass(policy, prefix, policy.attention)
     if mass >= MASS:
         return Finding("action tokens", "pass", f"{mass:.0%} of probability")
     if elsewhere >= MASS:
@@ -235,8 +235,8 @@ def trained_attention(policy: ActionModel, prefix: Prefix) -> Finding:
     if policy.decoding == "autoregressive":
         return Finding("trained for", "pass", "autoregressive decoding, which is causal")
     other: Attention = "bidirectional" if policy.attention == "causal" else "causal"
-    mass, _, entropy = _logits_fall(policy, prefix, policy.attention)
-    other_mass, _, other_entropy = _logits_fall(policy, prefix, other)
+    mass, _, entropy = _token_mass(policy, prefix, policy.attention)
+    other_mass, _, other_entropy = _token_mass(policy, prefix, other)
     if other_mass > mass + 0.2 or (other_mass >= mass - 0.01 and other_entropy < entropy - 1.0):
         detail = (
             f"under {other} attention the model is surer: {other_mass:.0%} instead of {mass:.0%} on action "
@@ -247,7 +247,7 @@ def trained_attention(policy: ActionModel, prefix: Prefix) -> Finding:
     return Finding("trained for", "pass", f"{policy.attention} attention, or for neither more than the other")
 
 
-def _logits_fall(policy: ActionModel, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
+def _token_mass(policy: ActionModel, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
     """Probability of the action tokens, of the likeliest other token, and entropy, means over positions."""
     vlm, count = policy.vlm, policy.chunk * policy.action_spec.dim
     if policy.decoding == "parallel":

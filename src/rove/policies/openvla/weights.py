@@ -142,7 +142,7 @@ def to_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -> 
     return out
 
 
-def units(keys: Iterable[str]) -> Iterator[list[str]]:
+def key_groups(keys: Iterable[str]) -> Iterator[list[str]]:
     """The published keys in groups that `from_reference` needs at once; most are alone."""
     for key in keys:
         if ".attn_pool.q." in key:

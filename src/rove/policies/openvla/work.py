@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rove.config.schema import Run
 from rove.policies.base import Work
-from rove.policies.openvla.memory import Sample, skeleton
+from rove.policies.openvla.memory import ChunkMemory, skeleton
 
 
-def count(run: Run) -> Work:
+def count_work(run: Run) -> Work:
     """Count the policy of `run`: the matrix products of its layers and its attention; the rest is small
     beside them."""
     policy = skeleton(run)
-    text, towers = Sample(policy, views=1, half=True).layers()
+    text, towers = ChunkMemory(policy, views=1, half=True).layers()
     forward = sum(
         2.0 * depth * tokens * ((4 * width + (3 if layer is text else 2) * mlp) * width + 2 * tokens * width)
         for layer in (text, *towers)
