@@ -1,4 +1,4 @@
-"""Reinforcement learning as pure functions on tensors, which import torch and `rove.types` alone of ours.
+"""Reinforcement learning as pure functions on tensors, which import torch and, of Rove, `rove.types` alone.
 
 `ppo.py`, `grpo.py` and `vine.py` say which functions, in what order; each is an `Algorithm`.
 """

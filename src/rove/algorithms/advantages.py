@@ -1,4 +1,4 @@
-"""How much better than expected each action was. `done` is true once, where an episode ends."""
+"""Advantages: how much better than expected each action was. `done` is true once, where an episode ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gae(
     δ_t = r_t + γ·V_{t+1}·(1 − done_t) − V_t and A_t = δ_t + γλ·(1 − done_t)·A_{t+1}; the return is A + V.
     reward: float [T, B, C]; done: bool [T, B, C]. Truncation is unknown here: see `bootstrap`.
     At action level time runs over T·C actions and value is [T + 1, B, C], of which the first entry of the
-    last chunk judges what comes after the rollout; γ and λ act per action.
+    last chunk is the value of what comes after the rollout; γ and λ act per action.
     At chunk level rewards are summed within a chunk, any end inside ends it, value is [T + 1, B, 1], and
     γ and λ act per chunk.
     Returns advantage and returns, both [T, B, C], at chunk level [T, B, 1].
@@ -59,12 +59,12 @@ def gae(
 
 
 def _by_step(x: Tensor) -> Tensor:
-    """[T, B, C] -> [T·C, B], in the order in which actions are executed."""
+    """Reorder [T, B, C] to [T·C, B], in the order in which actions are executed."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def group_relative(score: Tensor, group_size: int) -> Tensor:
-    """(s − mean)/(std + 1e-6) within groups of consecutive entries (Shao et al. 2024, section 4.1.2).
+    """Standardise scores, (s − mean)/(std + 1e-6), in consecutive groups (Shao et al. 2024, section 4.1.2).
 
     score: float [B], one an episode; the standard deviation is unbiased. Returns float [B]: zero where all
     members of a group score alike. Raises ValueError unless group_size ≥ 2 divides B.
@@ -101,7 +101,7 @@ def branch_relative(reward: Tensor, executed: Tensor, *, gamma: float, floor: fl
 
 
 def normalize(advantage: Tensor, mask: Tensor) -> Tensor:
-    """(A − mean)/(std + 1e-5) with the unbiased statistics of the masked entries; every entry is transformed.
+    """Standardise to (A − mean)/(std + 1e-5), statistics over masked entries; every entry is transformed.
 
     advantage: float, any shape; mask: bool, the same shape. Fewer than two masked entries have no spread:
     they are only centred.
@@ -116,7 +116,7 @@ def normalize(advantage: Tensor, mask: Tensor) -> Tensor:
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 − Var(returns − value)/Var(returns) over the masked entries: 1 is a perfect critic, 0 a constant one.
 
-    All three of one shape. Zero where the returns do not vary.
+    `value`, `returns` and the mask have one shape. The result is zero where the returns do not vary.
     """
     target, error = returns[mask], (returns - value)[mask]
     if target.numel() < 2 or target.var() == 0:

@@ -1,4 +1,4 @@
-"""From rollouts [T, B, …] to rows [N, …]: only chunks in which something counts become rows."""
+"""Conversion of rollouts [T, B, …] to rows [N, …]: only chunks in which something counts become rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flatten(
     episode_length: Tensor | None = None,
     horizon: int | None = None,
 ) -> TrainBatch:
-    """The chunks of a rollout of which anything counts, in order of t, then slot.
+    """Return the chunks of a rollout of which anything counts, in order of t, then slot.
 
     advantage, mask, returns: [T, B, C] or [T, B, 1]; episode_length: int64 [B]; horizon: actions.
     """
@@ -45,7 +45,7 @@ def flatten(
 
 
 def cat(parts: Sequence[TrainBatch]) -> TrainBatch:
-    """The rows of all parts, in order; what is not a tensor of rows must agree, and is the first part's."""
+    """Concatenate the rows of all parts; other fields must agree, and are the first part's."""
     if len(parts) == 1:
         return parts[0]
     joined = {

@@ -1,4 +1,4 @@
-"""Which groups of episodes are worth training on."""
+"""Filters that choose the groups of episodes worth training on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rove.types import Trajectory
 
 
 def slot_success(trajectory: Trajectory) -> Tensor:
-    """bool [B]: whether the first episode of each slot succeeded; an unfinished one has not."""
+    """Return whether the first episode of each slot succeeded, bool [B]; an unfinished one has not."""
     success: dict[int, bool] = {}
     for record in trajectory.finished:
         success.setdefault(record.slot, record.success)
@@ -19,7 +19,7 @@ def slot_success(trajectory: Trajectory) -> Tensor:
 def informative_groups(
     success: Tensor, score: Tensor, group_size: int, *, keep_low: float, keep_high: float
 ) -> Tensor:
-    """The groups whose success rate lies in [keep_low, keep_high] and whose members do not all score alike.
+    """Select groups with a success rate in [keep_low, keep_high] whose members do not all score alike.
 
     A uniform group has zero advantage throughout: it would cost a forward and backward pass and teach
     nothing (Yu et al. 2025, section 3.2). success: bool [B]; score: float [B]; groups are consecutive.

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def wants_more(rounds: Sequence[Trajectory], config: GRPO, num_envs: int) -> bool:
-    """Until kept episodes fill the environments once, at most `max_rounds` rollouts (dynamic sampling,
-    Yu et al. 2025, section 3.2)."""
+    """Ask for rollouts until kept episodes fill the environments once, at most `max_rounds` (dynamic
+    sampling, Yu et al. 2025, section 3.2)."""
     if not rounds:
         return True
     kept = sum(len(_kept_slots(trajectory, config)) for trajectory in rounds)
@@ -33,13 +33,13 @@ def wants_more(rounds: Sequence[Trajectory], config: GRPO, num_envs: int) -> boo
 
 
 def filter(trajectory: Trajectory, config: GRPO) -> Trajectory:
-    """The slots of informative groups only; the very same trajectory where all groups are."""
+    """Keep only the slots of informative groups; where all groups are, return the very same trajectory."""
     kept = _kept_slots(trajectory, config)
     return trajectory if len(kept) == trajectory.shape[1] else trajectory.slots(kept)
 
 
 def prepare(rounds: Sequence[Trajectory], config: GRPO) -> tuple[TrainBatch, dict[str, float]]:
-    """The executed chunks of the kept groups' episodes as rows; no row where no group is kept.
+    """Turn the executed chunks of the kept groups' episodes into rows; no row where no group is kept.
 
     The denominator of the length-normalised loss stays kept episodes × horizon × elements per action slot,
     executed or not; without length normalisation it is left to the mask.
@@ -111,13 +111,13 @@ def loss(
 
 
 def _first_episodes(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    """Their executed actions, bool [T, B, C], and their undiscounted returns, float [B]."""
+    """Return each slot's first episode: executed actions, bool [T, B, C], and return, float [B]."""
     mask = episode_mask(trajectory.done)[0] & trajectory.executed
     return mask, (trajectory.reward * mask).sum((0, 2))
 
 
 def _kept_slots(trajectory: Trajectory, config: GRPO) -> Tensor:
-    """int64 [B']: the slots of the groups to train on."""
+    """Return the slots of the groups to train on, int64 [B']."""
     groups = informative_groups(
         slot_success(trajectory),
         _first_episodes(trajectory)[1],
@@ -142,6 +142,6 @@ def _rows(trajectory: Trajectory, config: GRPO) -> TrainBatch:
 
 
 def _elements_per_action(batch: TrainBatch, config: GRPO) -> float:
-    """Ratios per action slot: A tokens, one action, or 1/C of a chunk."""
+    """Return the number of ratios per action slot: A for tokens, 1 for actions, 1/C for chunks."""
     _, c, a = batch.tokens.shape
     return {"token": a, "action": 1, "chunk": 1 / c}[config.ratio_level]

@@ -33,10 +33,10 @@ def policy_loss(
     proximal: Tensor | None = None,
     max_behavior_weight: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate (Schulman et al. 2017, equation 7), with clip-higher and dual clip on demand.
+    """Clipped surrogate loss (Schulman et al. 2017, equation 7), with clip-higher and dual clip on demand.
 
     logprob, old_logprob: float [N, C, A]; advantage: float [N, C] or [N, 1]; mask: bool [N, C].
-    `level` is what a ratio is taken of: a token, an action (log-probs summed over A) or a chunk (over C and
+    `level` is the unit of a ratio: a token, an action (log-probs summed over A) or a chunk (over C and
     A; advantage and mask are then [N, 1]). At chunk level the tokens of actions that an early end left
     unexecuted are in the ratio: they were sampled with the rest, and change its variance, not its mean.
     Ratios are clipped to [1 − clip_low, 1 + clip_high] (Yu et al. 2025, section 3.1, has clip_high larger).
@@ -103,11 +103,11 @@ def value_loss(
     huber_delta: float,
     denominator: float | Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The larger of clipped and unclipped Huber error, averaged over the mask.
+    """Compute the larger of clipped and unclipped Huber error, averaged over the mask.
 
-    All of shape [N, C] or [N, 1]; mask bool. Clipped, the prediction leaves the old one by at most `clip`
-    (Andrychowicz et al. 2021, appendix B.1). Huber is 0.5·e² inside δ and δ·(|e| − 0.5·δ) outside.
-    Metrics: `value_loss`, and `value_clip_fraction`, the share of predictions beyond `clip`.
+    All tensors have shape [N, C] or [N, 1]; the mask is bool. The clipped prediction leaves the old one by at
+    most `clip` (Andrychowicz et al. 2021, appendix B.1). Huber is 0.5·e² inside δ and δ·(|e| − 0.5·δ)
+    outside. Metrics: `value_loss`, and `value_clip_fraction`, the share of predictions beyond `clip`.
     """
     step = value - old_value
     near = old_value + step.clamp(-clip, clip)
@@ -130,7 +130,7 @@ def token_mean(
     horizon: int | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
-    """Mean of a quantity of tokens (entropy, KL), in its own unit at every level.
+    """Average a quantity of tokens (entropy, KL), in its own unit at every level.
 
     x: float [N, C, A]; the other arguments as in `policy_loss`, whose weights and denominator it shares.
     """
@@ -140,16 +140,17 @@ def token_mean(
 
 
 def kl_estimate(logprob: Tensor, reference: Tensor) -> Tensor:
-    """KL(policy ‖ reference) at each sampled token, nats: k3 = e^d − 1 − d, d = log π_ref − log π.
+    """Estimate KL(policy ‖ reference) at each sampled token, nats: k3 = e^d − 1 − d, d = log π_ref − log π.
 
-    Unbiased and never negative (Schulman 2020). Both float, of one shape, which is the answer's.
+    The estimate is unbiased and never negative (Schulman 2020). Inputs and result are float tensors of one
+    shape.
     """
     difference = reference - logprob
     return difference.exp() - 1.0 - difference
 
 
 def _joint(logprob: Tensor, level: Level) -> Tensor:
-    """Log-probability [N, C] of an action, or [N, 1] of a chunk, from its tokens' [N, C, A]."""
+    """Sum the log-probabilities of tokens [N, C, A] into those of an action [N, C] or of a chunk [N, 1]."""
     return logprob.sum(-1) if level == "action" else logprob.sum((1, 2))[:, None]
 
 
@@ -160,7 +161,7 @@ def _mean(
     horizon: int | None,
     denominator: float | Tensor | None,
 ) -> Tensor:
-    """Mean over elements: the plain form of `masked_mean` divides by actions, of which each has A tokens."""
+    """Average over elements; `masked_mean`'s plain form divides by actions, of which each has A tokens."""
     mean = masked_mean(x, mask, episode_length=episode_length, horizon=horizon, denominator=denominator)
     return mean / x.shape[-1] if x.dim() == 3 and episode_length is None else mean
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def episode_mask(done: Tensor) -> tuple[Tensor, Tensor]:
-    """The first episode of each slot.
+    """Mask everything but the first episode of each slot.
 
     done: bool [T, B, C]. Returns the mask, bool [T, B, C], true up to and including the action that ends
     the episode, and its length in actions, int64 [B]: T·C where nothing ends.
@@ -24,7 +24,8 @@ def episode_mask(done: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def per_chunk(mask: Tensor) -> Tensor:
-    """bool [..., C] -> [..., 1]: a chunk counts if any of its actions does."""
+    """Reduce a mask over actions, bool [..., C], to one over chunks, [..., 1]: any action that counts makes
+    its chunk count."""
     return mask.any(-1, keepdim=True)
 
 
@@ -36,7 +37,7 @@ def masked_mean(
     horizon: int | None = None,
     denominator: float | Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum over what counts, over a denominator; what is masked adds neither value nor gradient.
+    """Average the entries that count over a denominator; masked entries add neither value nor gradient.
 
     x: float [N, C, A], [N, C] or [N, 1]; mask: bool [N, C] or [N, 1], x's shape without its token axis.
     Plain form: Σ x·mask / Σ mask. Tokens are summed within an action, so the mean is per action.

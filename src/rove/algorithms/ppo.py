@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def wants_more(rounds: Sequence[Trajectory], config: PPO, num_envs: int) -> bool:
-    """One rollout an iteration."""
+    """Ask for one rollout an iteration."""
     return not rounds
 
 
 def prepare(rounds: Sequence[Trajectory], config: PPO) -> tuple[TrainBatch, dict[str, float]]:
-    """Advantages and returns of every executed action, as rows.
+    """Compute advantages and returns of every executed action, as rows.
 
     With `bootstrap="truncated"` a rollout's `final_value` is read where an episode was truncated; with
     "always" at every end, so the collector must fill it there too. Raises ValueError without values.
@@ -109,5 +109,5 @@ def _rows(trajectory: Trajectory, config: PPO) -> TrainBatch:
 
 
 def _mask_like(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask at the level of `like` ([N, C] or [N, 1])."""
+    """Return the mask at the level of `like` ([N, C] or [N, 1])."""
     return mask if mask.shape == like.shape else per_chunk(mask)

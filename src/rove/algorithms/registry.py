@@ -1,4 +1,4 @@
-"""Algorithm kinds by name, and the three functions that the loop and the learner call."""
+"""The registry of algorithms by kind, and the three functions that the training loop and the learner call."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rove.types import PolicyOutput, TrainBatch, Trajectory
 
 
 class Algorithm(Protocol):
-    """A module, or an object, with these functions; `config` is the algorithm's own section of the run."""
+    """A module or object with the three functions of an algorithm; `config` is its own section of the run."""
 
     def wants_more(self, rounds: Sequence[Trajectory], config: Any, num_envs: int) -> bool:
-        """Whether this iteration needs another rollout; asked before each, the first included."""
+        """Return whether this iteration needs another rollout; called before each one, the first included."""
         ...
 
     def prepare(self, rounds: Sequence[Trajectory], config: Any) -> tuple[TrainBatch, dict[str, float]]:
-        """Rollouts → what to train on, possibly nothing, and metrics under their full names."""
+        """Turn rollouts into a batch to train on, possibly empty, and metrics under their full names."""
         ...
 
     def loss(
@@ -33,10 +33,11 @@ class Algorithm(Protocol):
         value_denominator: float,
         reference: Tensor | None,
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of a micro-batch and its metrics, detached; both sum to the batch's over its micro-batches.
+        """Compute the loss of a micro-batch and its detached metrics; both sum to those of the batch.
 
-        The denominators are the whole batch's: of the policy's terms (see `TrainBatch.denominator`), and of
-        the value loss. reference: float [N, C, A], log-probs of the frozen reference policy; None without.
+        The denominators are the whole batch's: `denominator` that of the policy's terms (see
+        `TrainBatch.denominator`), `value_denominator` that of the value loss. reference: float [N, C, A],
+        log-probs of the frozen reference policy, or None.
         """
         ...
 
@@ -47,8 +48,8 @@ _ALGORITHMS: dict[str, Algorithm] = {"ppo": ppo, "grpo": grpo, "vine": vine}
 def register(settings: type, algorithm: Algorithm) -> None:
     """Make an algorithm known by the `kind` of its settings, to recipes and on the command line.
 
-    `settings` is a frozen dataclass with `kind: Literal["name"] = "name"`; what the rest of Rove has to know
-    of the algorithm it declares by attributes of the names in `rove.config.needs.Needs`. Raises ValueError
+    `settings` is a frozen dataclass with `kind: Literal["name"] = "name"`; it declares the properties that
+    the rest of Rove has to know by attributes of the names in `rove.config.needs.Needs`. Raises ValueError
     where the kind is taken, RoveError where `settings` is no such dataclass.
     """
     kind = load.kind_of(settings)
@@ -59,7 +60,7 @@ def register(settings: type, algorithm: Algorithm) -> None:
 
 
 def get(kind: str) -> Algorithm:
-    """The algorithm registered as `kind`. Raises ValueError, naming the choices, where there is none."""
+    """Return the algorithm registered as `kind`. Raises ValueError, naming the choices, if there is none."""
     if kind not in _ALGORITHMS:
         raise ValueError(f"no algorithm {kind!r}: choose one of {', '.join(sorted(_ALGORITHMS))}")
     return _ALGORITHMS[kind]

@@ -1,11 +1,10 @@
-"""Vine sampling (Schulman et al. 2015, "Trust Region Policy Optimization", section 5.2): several chunks are
-tried from each state, and one of them is carried on.
+"""Vine sampling (Schulman et al. 2015, TRPO, section 5.2): compare several chunks from the same state.
 
     rounds ─ returns within the chunk ─ compare the G from one state ─▶ rows of states ─▶ TrainBatch ─▶ loss
 
-What G chunks bring from one and the same state differs by what was done and by nothing else: comparing them
-needs no critic, and has a fraction of the noise of comparing episodes. The comparison looks no further than
-the chunk's end, so it is for rewards that come at once, such as potential differences.
+One of the G chunks tried from a state is carried on. Their returns differ only by the actions taken:
+comparing them needs no critic, and has a fraction of the noise of comparing episodes. The comparison ends
+with the chunk, so vine sampling suits dense rewards, such as potential differences.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def wants_more(rounds: Sequence[Trajectory], config: Vine, num_envs: int) -> bool:
-    """One rollout an iteration."""
+    """Ask for one rollout an iteration."""
     return not rounds
 
 
 def prepare(rounds: Sequence[Trajectory], config: Vine) -> tuple[TrainBatch, dict[str, float]]:
-    """The states in which anything was done as rows, each with its G tries; see `branch_relative`.
+    """Turn the states in which anything was done into rows, each with its G tries; see `branch_relative`.
 
     Raises ValueError where a rollout tried nothing.
     """
@@ -75,7 +74,7 @@ def loss(
 
 
 def _rows(trajectory: Trajectory, config: Vine) -> tuple[TrainBatch, Tensor]:
-    """Rows of one rollout, and by how much the returns of their tries differ, [N]."""
+    """Return the rows of one rollout, and the spread of the returns of their tries, [N]."""
     tried = trajectory.branches
     if tried is None:
         raise ValueError(

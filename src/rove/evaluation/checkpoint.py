@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint directory by itself, outside a run."""
+"""Evaluation of a checkpoint directory by itself, outside a run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from rove.preflight import before_run
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 RANDOM = "random"
-"""In place of a checkpoint: actions drawn uniformly, in chunks of RANDOM_CHUNK."""
+"""The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
 SETTINGS = ("--env.", "--policy.", "--placement.device")
-"""How the settings of a run begin that an evaluation takes too."""
+"""Beginnings of the settings of a run that an evaluation takes too."""
 
 
 def evaluate_checkpoint(
@@ -49,13 +49,13 @@ def evaluate_checkpoint(
 
     `suite` is an environment, with or without tasks: "tabletop", "libero:130". Below a run's directory suite
     and policy are set up as that run had them, except for `tasks` and `settings` ("--env.protocol",
-    "published", "--policy.dtype", "bfloat16"); elsewhere as the schema's defaults, what is published for the
-    tasks and the checkpoint say. The policy is on a GPU where there is one, or where "--placement.device"
-    says. `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
-    episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
-    `on_begin` is told how many episodes are to be run, `say` what the policy's own check of the suite warns
-    of. Raises RoveError before the first episode on an unknown suite, task set, variant or setting, and where
-    the policy does not fit the suite.
+    "published", "--policy.dtype", "bfloat16"); elsewhere by the schema's defaults, by the published settings
+    of the tasks and by the checkpoint. The policy is on a GPU where there is one, or where
+    "--placement.device" says. `variants` is "none", names separated by commas, or "all" (which includes
+    "none"). With `out` every episode is kept in a journal beside that file, from which the same evaluation
+    goes on after a stop. `on_begin` is called with the number of episodes to run, `say` with the warnings of
+    the policy's preflight check of the suite. Raises RoveError before the first episode on an unknown suite,
+    task set, variant or setting, and where the policy does not fit the suite.
     """
     kind, _, named = suite.partition(":")
     trained = _run_of(path)
@@ -116,14 +116,14 @@ def evaluate_checkpoint(
 
 
 def _run_of(path: Path) -> Run | None:
-    """The run whose directory `path` lies in."""
+    """Read the run whose directory `path` lies in; None where it lies in none."""
     files = (folder / "run.json" for folder in path.resolve().parents)
     file = next((file for file in files if file.is_file()), None)
     return load.load(file) if file else None
 
 
 def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> Run:
-    """The run that an evaluation is a part of: `run` itself, or one that holds nothing else."""
+    """Return the run to evaluate as: `run`, or a new one, with environment and settings replaced."""
     if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
         raise RoveError(
             f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.* and --placement.device are."
@@ -140,9 +140,10 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
 def _policy(
     path: Path, run: Run, trained: bool, settings: Sequence[str]
 ) -> tuple[int, Callable[[ActionSpec], ActingPolicy]]:
-    """Its chunk C, and what makes it for environments of an action spec.
+    """Return the policy's chunk C, and a function that builds the policy for an action spec.
 
-    A checkpoint of a run is read as its run did; another one as it was saved, but for "--policy." `settings`.
+    A run's checkpoint is read with the run's settings, any other as it was saved, except for `settings`
+    ("--policy.").
     """
     if str(path) == RANDOM:
         return RANDOM_CHUNK, lambda spec: Uniform(spec, RANDOM_CHUNK)
@@ -154,7 +155,7 @@ def _policy(
 
 
 def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:
-    """The "--policy." settings, by the names that a policy's `from_pretrained` has for them."""
+    """Return the "--policy." settings as keyword arguments of a policy's `from_pretrained`."""
     words = [word.partition("=")[0] for word in settings]
     names = [word.removeprefix("--policy.") for word in words if word.startswith("--policy.")]
     known = ("unnorm_key", "center_crop", "dtype", "decoding", "attention", "temperature", "head")

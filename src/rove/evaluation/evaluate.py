@@ -1,4 +1,4 @@
-"""Episodes × tasks → EvalReport: an explicit list of held-out episodes, walked to its end.
+"""Evaluation of a policy: a list of held-out episodes is run to its end and becomes an `EvalReport`.
 
 A run judges its policy here before, during and after training, and `rove eval` does so here too.
 """
@@ -22,7 +22,7 @@ from rove.types import EpisodeRecord, EpisodeSpec, EvalReport, Mode, Split
 def episodes(
     suite: TaskSuite, count: int, *, variants: Iterable[str] = ("none",), split: Split = "held_out"
 ) -> list[EpisodeSpec]:
-    """`count` episodes per variant, spread evenly over the tasks, on the first states of the split.
+    """List `count` episodes per variant, spread evenly over the tasks, on the first states of the split.
 
     The same arguments give the same list everywhere. Raises RoveError when the split has too few states.
     """
@@ -42,7 +42,7 @@ def episodes(
 
 
 def make_env(run: Run, *, chunk: int, gpu: int | None = None) -> VectorEnv:
-    """The environment in which the run's policy is judged, in chunks of `chunk` actions.
+    """Make the environment in which the run's policy is evaluated, in chunks of `chunk` actions.
 
     `gpu` is the CUDA index of the device that simulates or renders, where the suite uses one.
     """

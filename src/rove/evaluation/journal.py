@@ -1,4 +1,4 @@
-"""Episodes on disk as they end, so that an evaluation that was stopped goes on where it was."""
+"""A journal of finished episodes on disk, from which an evaluation that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rove.types import EpisodeRecord, EpisodeSpec
 
 
 class Journal:
-    """A file beside the report-to-be: what is evaluated, then a line for each episode.
+    """A file beside the report to come: a line that describes the evaluation, then a line for each episode.
 
     `about` is everything that decides an outcome; a journal of another evaluation is refused.
     """
@@ -21,7 +21,7 @@ class Journal:
     def __init__(self, out: Path, about: Mapping[str, Any]) -> None:
         self.path = out.with_name(out.name + ".journal")
         self.done: list[EpisodeRecord] = []
-        """Episodes that ended before."""
+        """Episodes that ended before the evaluation was stopped."""
         head = json.dumps(about, sort_keys=True)
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         if lines and lines[0] != head:
@@ -36,12 +36,12 @@ class Journal:
         self.path.write_text("".join(f"{line}\n" for line in [head, *map(_line, self.done)]))
 
     def add(self, record: EpisodeRecord) -> None:
-        """Keep one more."""
+        """Append one finished episode."""
         with self.path.open("a") as file:
             file.write(_line(record) + "\n")
 
     def close(self) -> None:
-        """Delete the file: the report has everything."""
+        """Delete the file, since the report holds every episode."""
         self.path.unlink(missing_ok=True)
 
 

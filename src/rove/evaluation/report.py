@@ -1,4 +1,4 @@
-"""An `EvalReport` on disk, and the plain-text table that compares several.
+"""Evaluation reports on disk (`EvalReport` as JSON), and the plain-text tables that compare them.
 
 The JSON holds every episode, so any other grouping or interval can be computed from it later.
 `about["axes"]` maps each shifted variant to its axis ("vision", "semantics", "execution").
@@ -30,7 +30,7 @@ def save(report: EvalReport, path: Path) -> None:
 
 
 def load(path: Path) -> EvalReport:
-    """Read what `save` wrote. Raises RoveError when the file is missing or is not an evaluation report."""
+    """Read the report that `save` wrote. Raises RoveError when the file is missing or of another kind."""
     if not path.is_file():
         raise RoveError(f"no evaluation report at {path}; `rove eval` writes one.")
     try:
@@ -45,18 +45,18 @@ def load(path: Path) -> EvalReport:
 
 
 def load_all(run_dir: Path) -> dict[str, EvalReport]:
-    """The evaluations of a run that are compared, in the order of `NAMES`; those not made are left out."""
+    """Read the evaluations of a run that are compared, in the order of `NAMES`; missing ones are left out."""
     paths = {name: run_dir / "eval" / f"{name}.json" for name in NAMES}
     return {name: load(path) for name, path in paths.items() if path.exists()}
 
 
 def in_distribution(report: EvalReport) -> list[EpisodeRecord]:
-    """The episodes without a shift."""
+    """Return the episodes of a report that are not shifted."""
     return [record for record in report.records if record.spec.variant == IN_DISTRIBUTION]
 
 
 def shifted(report: EvalReport) -> dict[str, dict[str, Rate]]:
-    """Success on each shifted variant, grouped by axis: axis -> variant -> rate.
+    """Return the success rates on shifted variants, grouped by axis: axis -> variant -> rate.
 
     Variants that `about["axes"]` does not place come under "other".
     """
@@ -69,12 +69,12 @@ def shifted(report: EvalReport) -> dict[str, dict[str, Rate]]:
 
 
 def pooled(rates: Mapping[str, Rate]) -> Rate:
-    """All episodes of several groups together."""
+    """Pool the episodes of several groups into one rate."""
     return Rate(sum(r.successes for r in rates.values()), sum(r.trials for r in rates.values()))
 
 
 def rows(reports: Mapping[str, EvalReport]) -> list[tuple[str, int, dict[str, Rate]]]:
-    """The comparison as (label, indent, column -> rate): in distribution, then each axis and its variants."""
+    """Return rows (label, indent, column -> rate): in distribution, then each axis and its variants."""
     result = [("in distribution", 0, {name: Rate.of(in_distribution(r)) for name, r in reports.items()})]
     shifts = {name: shifted(report) for name, report in reports.items()}
     axes = dict.fromkeys(axis for grouped in shifts.values() for axis in grouped)
@@ -88,7 +88,7 @@ def rows(reports: Mapping[str, EvalReport]) -> list[tuple[str, int, dict[str, Ra
 
 
 def once_and_at_end(name: str, report: EvalReport) -> dict[str, EvalReport]:
-    """The report by its name; where episodes go on after a success, beside it what held at their end."""
+    """Return the report by its name, and where episodes go on after success, one of success at their end."""
     if all(record.success_at_end in (None, record.success) for record in report.records):
         return {name: report}
     at_end = tuple(replace(record, success=bool(record.success_at_end)) for record in report.records)
@@ -98,7 +98,7 @@ def once_and_at_end(name: str, report: EvalReport) -> dict[str, EvalReport]:
 def table(
     reports: Mapping[str, EvalReport], published: Mapping[str, Mapping[str, float]] | None = None
 ) -> str:
-    """Plain-text comparison: a column a report, each cell success with its 95 % Wilson interval.
+    """Format a plain-text comparison: a column a report, each cell success with its 95 % Wilson interval.
 
     Rows are the in-distribution episodes, then each axis of shift, pooled, with its variants below it, then
     the mean of the axes. The last column is the number of episodes of the first report that has any in that
@@ -127,8 +127,9 @@ def table(
 
 
 def task_table(report: EvalReport) -> str:
-    """Plain-text table of one evaluation without its shifts: each family of tasks (in LIBERO: each suite),
-    its tasks below it, then the mean of families, as LIBERO's results are published, and that of tasks."""
+    """Format a plain-text table of one evaluation without its shifts: each family of tasks (in LIBERO: each
+    suite) with its tasks below it, then the means of families, as LIBERO's results are published, and of
+    tasks."""
     records = in_distribution(report)
     families, tasks = by(records, family), by(records, task)
     body = []
@@ -146,14 +147,14 @@ def task_table(report: EvalReport) -> str:
 
 
 def tally(records: Sequence[EpisodeRecord]) -> str:
-    """Plain-text table of episodes that are no evaluation: each task, then all."""
+    """Format a plain-text table of episodes that are no evaluation: each task, then all."""
     body = [[name, str(rate), str(rate.trials)] for name, rate in sorted(by(records, task).items())]
     body.append(["all", str(Rate.of(records)), str(len(records))])
     return _aligned([["task", "success, 95 % interval", "episodes"], *body])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first to the left, a rule below the heading."""
+    """Format columns side by side, the first aligned left, with a rule below the heading."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -168,7 +169,7 @@ _SHIFTED = "shifted"
 
 
 def _with_means(column: Mapping[str, float], axes: Mapping[str, list[str]]) -> dict[str, float]:
-    """A published column with the means of the axes whose variants it has, and of all axes."""
+    """Add to a published column the means of the axes whose variants it has, and the mean of all axes."""
     whole = {
         axis: _mean([column[name] for name in names])
         for axis, names in axes.items()

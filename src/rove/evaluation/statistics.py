@@ -47,28 +47,28 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A success rate that knows how many episodes it rests on."""
+    """A success rate with the number of episodes behind it."""
 
     successes: int
     trials: int
 
     @staticmethod
     def of(records: Sequence[EpisodeRecord]) -> Rate:
-        """The success rate of these episodes."""
+        """Compute the success rate of episodes."""
         return Rate(sum(record.success for record in records), len(records))
 
     @property
     def rate(self) -> float:
-        """Fraction; NaN without trials."""
+        """The fraction of trials that succeeded; NaN without trials."""
         return self.successes / self.trials if self.trials else math.nan
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval, as fractions."""
+        """The 95 % Wilson interval of the rate, as fractions."""
         return wilson(self.successes, self.trials)
 
     def __str__(self) -> str:
-        """Example: `"61.3 % [55.1, 67.2]"`; `"–"` without trials."""
+        """Format as `"61.3 % [55.1, 67.2]"`; `"–"` without trials."""
         if not self.trials:
             return "–"
         low, high = self.interval
@@ -85,7 +85,7 @@ class Mean:
 
     @staticmethod
     def of(rates: Sequence[Rate]) -> Mean:
-        """Independent rates, each with at least one trial, else ValueError (Zou and Donner 2008)."""
+        """Average independent rates, each with at least one trial, else ValueError (Zou and Donner 2008)."""
         if not rates or not all(rate.trials for rate in rates):
             raise ValueError("the mean of success rates needs rates, each with at least one episode")
         value = sum(rate.rate for rate in rates) / len(rates)
@@ -94,27 +94,27 @@ class Mean:
         return Mean(value, value - below, value + above)
 
     def __str__(self) -> str:
-        """Example: `"61.3 % [55.1, 67.2]"`."""
+        """Format as `"61.3 % [55.1, 67.2]"`."""
         return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]".replace("%", " %")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much higher the first of two success rates is, in fractions, with its 95 % interval."""
+    """The difference of two success rates, first minus second, in fractions, with its 95 % interval."""
 
     value: float
     low: float
     high: float
     paired: bool
-    """Whether both rates come from the same episodes."""
+    """True where both rates come from the same episodes."""
 
     def __str__(self) -> str:
-        """Example: `"+31.6 points [+24.1, +38.2]"`."""
+        """Format as `"+31.6 points [+24.1, +38.2]"`."""
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
 def newcombe_difference(first: Rate, second: Rate, confidence: float = 0.95) -> Difference:
-    """`first - second` for two independent sets of episodes (Newcombe 1998a, method 10).
+    """Compute `first - second` for two independent sets of episodes (Newcombe 1998a, method 10).
 
     Raises ValueError when either has no trials.
     """
@@ -124,7 +124,7 @@ def newcombe_difference(first: Rate, second: Rate, confidence: float = 0.95) -> 
 def paired_difference(
     first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord], confidence: float = 0.95
 ) -> Difference:
-    """`first - second` for the same episodes judged twice (Newcombe 1998b, method 10).
+    """Compute `first - second` for the same episodes run under two policies (Newcombe 1998b, method 10).
 
     The interval is in closed form (no resampling): it narrows the independent one by the correlation of
     the two outcomes. Records are matched by `EpisodeRecord.spec`, in any order; ValueError when the two do
@@ -144,14 +144,14 @@ def paired_difference(
 
 
 def difference(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord]) -> Difference:
-    """`first - second`, paired where both hold the same episodes, else independent."""
+    """Compute `first - second`, paired where both hold the same episodes, else independent."""
     if {record.spec for record in first} == {record.spec for record in second}:
         return paired_difference(first, second)
     return newcombe_difference(Rate.of(first), Rate.of(second))
 
 
 def by(records: Sequence[EpisodeRecord], key: Callable[[EpisodeRecord], str]) -> dict[str, Rate]:
-    """Success rate of each group of episodes, in the order in which the groups first appear.
+    """Compute the success rate of each group of episodes, in the order in which the groups first appear.
 
     Example: `by(report.records, family)` -> `{"put": Rate(45, 64), "push": Rate(60, 64)}`
     """
@@ -162,17 +162,17 @@ def by(records: Sequence[EpisodeRecord], key: Callable[[EpisodeRecord], str]) ->
 
 
 def task(record: EpisodeRecord) -> str:
-    """Key for `by`: the task id."""
+    """Return the task id: a key for `by`."""
     return record.spec.task
 
 
 def family(record: EpisodeRecord) -> str:
-    """Key for `by`: the task family, the part of the task id before the first slash."""
+    """Return the task family, the part of the task id before the first slash: a key for `by`."""
     return record.spec.task.partition("/")[0]
 
 
 def variant(record: EpisodeRecord) -> str:
-    """Key for `by`: the shifted variant, "none" in distribution."""
+    """Return the shifted variant, "none" in distribution: a key for `by`."""
     return record.spec.variant
 
 

@@ -1,4 +1,4 @@
-"""The one converter between a policy's convention for actions and an environment's."""
+"""Conversion of actions between a policy's convention and an environment's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS = {"m": ("length", 1.0), "cm": ("length", 0.01), "mm": ("length", 0.001),
 
 
 class ActionConverter:
-    """Maps actions of one `ActionSpec` onto another: reorders, scales units, flips the gripper, clips.
+    """A map of actions from one `ActionSpec` to another: reorders, scales units, flips the gripper, clips.
 
     Dimensions are matched by name. Lengths and angles are scaled by their units; a dimensionless ("1")
     dimension is mapped linearly from the source's bounds onto the target's, mirrored where it is the
@@ -23,7 +23,7 @@ class ActionConverter:
     """
 
     def __init__(self, source: ActionSpec, target: ActionSpec) -> None:
-        """Raises RoveError where frame or control mode differ, or a dimension has no counterpart."""
+        """Prepare the map. Raises RoveError where frame or control mode differ, or a dimension is missing."""
         for name in ("frame", "control"):
             ours, theirs = getattr(source, name), getattr(target, name)
             if ours != theirs:
@@ -50,13 +50,13 @@ class ActionConverter:
         self._high = torch.tensor(target.high, dtype=torch.float32)
 
     def __call__(self, actions: Tensor) -> Tensor:
-        """float32 [..., A of the target] on the CPU, from [..., A of the source]."""
+        """Convert actions [..., A of the source] to float32 [..., A of the target], on the CPU."""
         picked = actions.cpu().float()[..., self._index]
         return (picked * self._scale + self._offset).clamp(self._low, self._high)
 
 
 def _affine(source: ActionSpec, j: int, target: ActionSpec, i: int) -> tuple[float, float]:
-    """Factor and offset of one dimension."""
+    """Return factor and offset of one dimension."""
     for unit in (source.units[j], target.units[i]):
         if unit not in _UNITS:
             raise RoveError(f"Unknown unit {unit!r} of {target.names[i]!r}. {nearest(unit, _UNITS)}")

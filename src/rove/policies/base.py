@@ -24,7 +24,7 @@ from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, 
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele et al. 2014) on int64 with wrap-around."""
+    """Apply the finaliser of splitmix64 (Steele et al. 2014) to int64, with wrap-around."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -32,16 +32,16 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SamplingNoise:
-    """Counter-based noise keyed by (seed, episode, chunk): never by arrival order, batch or device."""
+    """Counter-based noise keyed by (seed, episode, chunk), independent of arrival order, batch and device."""
 
     seed: int
     episode: Tensor
-    """int64 [B], `EpisodeSpec.seed` of each row."""
+    """`EpisodeSpec.seed` of each row, int64 [B]."""
     chunk: Tensor
-    """int64 [B], index of the chunk in its episode."""
+    """Index of the chunk in its episode, int64 [B]."""
 
     def uniform(self, count: int) -> Tensor:
-        """float64 [B, count] in (0, 1), on the host; entry j of a row does not depend on `count`."""
+        """Draw float64 [B, count] in (0, 1), on the host; entry j of a row does not depend on `count`."""
         golden = -7046029254386353131  # 0x9E3779B97F4A7C15
         seed = _mix(torch.tensor(self.seed, dtype=torch.int64) + golden)
         row = _mix(_mix(seed ^ self.episode.to(torch.int64)) ^ (self.chunk.to(torch.int64) + 1))
@@ -62,18 +62,18 @@ class Work:
     weights: float
     """Bytes that each pass over the weights reads."""
     passes: int
-    """Passes over the weights that an act takes, one after the other."""
+    """Number of passes over the weights that one act takes, one after the other."""
     published: float
-    """Bytes of what training changes."""
+    """Bytes of the weights that training changes, which each update publishes to the workers."""
 
 
 def maybe_checkpoint(block: nn.Module, *args: Any) -> Tensor:
-    """`block(*args)`. Where the learner has set `block.recompute`, activations inside are dropped and
-    computed again in the backward pass. Nothing inside may draw numbers, as dropout does: `act` and
-    `evaluate` would not agree either.
+    """Call `block(*args)`, recomputing its activations in the backward pass where `block.recompute` is set.
 
-    A policy that calls its repeated blocks by this can be trained with
-    `training.gradient_checkpointing`.
+    The learner sets it; activations inside are then dropped after the forward pass. Nothing inside may draw
+    random numbers, as dropout does: `act` and `evaluate` would not agree either.
+
+    A policy that calls its repeated blocks by this can be trained with `training.gradient_checkpointing`.
     """
     if getattr(block, "recompute", False) and torch.is_grad_enabled():
         # The generators' states need not be kept; on a GPU that waits for it.
@@ -84,12 +84,12 @@ def maybe_checkpoint(block: nn.Module, *args: Any) -> Tensor:
 
 
 class ActingPolicy(Protocol):
-    """The part of a policy that acts, which is all that an evaluation needs."""
+    """The part of a policy that acts: an evaluation needs no more."""
 
     chunk: int
-    """C, the number of actions in a chunk."""
+    """Number of actions in a chunk, C."""
     action_spec: ActionSpec
-    """The convention of `ActionChunk.actions`."""
+    """The action spec of `ActionChunk.actions`."""
 
     def act(
         self,
@@ -98,7 +98,7 @@ class ActingPolicy(Protocol):
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """See `Policy.act`."""
+        """Choose a chunk of actions for each row; see `Policy.act`."""
         ...
 
 
@@ -134,11 +134,11 @@ class Policy(nn.Module, ABC):
     """
 
     chunk: int
-    """C, the number of actions in a chunk."""
+    """Number of actions in a chunk, C."""
     action_spec: ActionSpec
-    """The convention of `ActionChunk.actions`."""
+    """The action spec of `ActionChunk.actions`."""
     value_head: nn.Module | None
-    """The critic; None without one."""
+    """The critic; None for a policy without one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,8 @@ class Policy(nn.Module, ABC):
     ) -> ActionChunk:
         """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it.
 
-        With `samples` = G that many for each row, [B, G, C, A]; the first is the one drawn without.
+        With `samples` = G it chooses G chunks for each row, [B, G, C, A]; the first is the one drawn without
+        `samples`.
         """
 
     @abstractmethod
@@ -200,11 +201,12 @@ class Policy(nn.Module, ABC):
         temperature: float | None = None,
         smoothing: float = 0.0,
     ) -> PolicyOutput:
-        """Log-probability, entropy and value of given tokens, differentiable.
+        """Compute log-probability, entropy and value of given tokens, differentiable.
 
-        Tokens are int64 [B, C, A], or [B, G, C, A] with G chunks for each row. At the policy's own sampling
-        temperature, as `act` reports them, unless another is given. With `smoothing`, a number of bins, the
-        log-probability is a Gaussian-weighted mean over the bins around each token, for imitation.
+        Tokens are int64 [B, C, A], or [B, G, C, A] with G chunks for each row. Log-probabilities are at the
+        policy's own sampling temperature, as `act` reports them, unless `temperature` is given. With
+        `smoothing`, a number of bins, the log-probability is a Gaussian-weighted mean over the bins around
+        each token, for imitation.
         """
 
     @abstractmethod
@@ -220,7 +222,7 @@ class Policy(nn.Module, ABC):
         raise RoveError(f"{type(self).__name__} has no critic: train it by GRPO or vine sampling.")
 
     def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
-        """Check whether this policy fits a suite: one finding a check, "pass", "warn" or "fail".
+        """Check whether this policy fits a suite; each check gives one finding, "pass", "warn" or "fail".
 
         `rl` says that the policy is to be trained by RL. The default checks nothing.
         """
@@ -263,20 +265,20 @@ class Regressor(Policy):
     @property
     @abstractmethod
     def regresses(self) -> bool:
-        """Whether this one does; then it can act greedily and be imitated, but not trained by RL."""
+        """True where this policy regresses: it can act greedily and be imitated, but not be trained by RL."""
 
     @abstractmethod
     def regress(self, observation: Observation) -> Tensor:
-        """Normalised actions, float32 [B, C, A], differentiable."""
+        """Predict normalised actions, float32 [B, C, A], differentiable."""
 
     @abstractmethod
     def normalize(self, actions: Tensor) -> Tensor:
-        """Normalise actions in the units of `action_spec` as `regress` gives them, float32 [..., A]."""
+        """Normalise actions in the units of `action_spec` to the units of `regress`, float32 [..., A]."""
 
 
 class Locator(Policy):
-    """A policy that points at what an instruction is about before it acts: it can be grounded in images."""
+    """A policy that points at an instruction's objects before it acts, so that images can ground it."""
 
     @abstractmethod
     def point(self, observation: Observation) -> Tensor:
-        """`PolicyOutput.pointing` alone, differentiable; raises RoveError where the policy does not point."""
+        """Compute `PolicyOutput.pointing` alone, differentiable; RoveError if the policy does not point."""

@@ -11,7 +11,7 @@ from rove.config.schema import ValueHeadConfig
 
 
 class ValueHead(nn.Module):
-    """Values of a chunk, one per action (`level="action"`) or one for all of it (`"chunk"`)."""
+    """A critic that gives a chunk one value per action (`level="action"`) or one in all (`"chunk"`)."""
 
     def __init__(self, config: ValueHeadConfig, *, width: int, chunk: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Normal weights of variance 1 / fan-in; the last layer starts at zero, and so does every value."""
+        """Draw normal weights of variance 1 / fan-in; the last layer, and so every value, starts at zero."""
         linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         for layer in linear:
             layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
@@ -32,7 +32,7 @@ class ValueHead(nn.Module):
         linear[-1].weight.zero_()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """float32 [B, C] or [B, 1] of hidden states [B, positions, D], the first action position first."""
+        """Compute values, float32 [B, C] or [B, 1], from hidden states [B, positions, D], in action order."""
         if self.config.detach:
             hidden = hidden.detach()
         pooled = hidden[:, 0] if self.config.source == "first" else hidden.mean(dim=1)

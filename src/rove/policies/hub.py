@@ -1,4 +1,4 @@
-"""Finding a checkpoint: a directory here, or a name on the Hugging Face hub."""
+"""Locating a checkpoint: a local directory, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from rove.errors import RoveError
 
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*_checkpoint.pt"]
-"""All that is read; a repository's Python files are not even fetched."""
+"""Patterns of the files that are downloaded; a repository's Python files are never fetched."""
 
 
 def locate(name: Path | str, *, download: bool = True) -> Path:
-    """The directory of the checkpoint `name`; "owner/name" is downloaded once, unless it is a directory here.
+    """Return the directory of checkpoint `name`, a local one or "owner/name", which is downloaded once.
 
     Raises RoveError where it is neither, or where it is not here yet and `download` is False.
     """
@@ -35,5 +35,5 @@ def locate(name: Path | str, *, download: bool = True) -> Path:
 
 
 def is_hub_name(name: Path | str) -> bool:
-    """Whether `name` reads "owner/name"; a path is better written with a leading ./ or /."""
+    """Return whether `name` reads "owner/name"; a path is better written with a leading ./ or /."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is not None

@@ -1,4 +1,4 @@
-"""Policies by name: the one place that knows which class builds or reads which."""
+"""The registry of policies by kind, which knows which class builds or reads each of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def register(kind: str, entry_point: str) -> None:
 
 
 def kinds() -> tuple[str, ...]:
-    """The registered names."""
+    """Return the registered names."""
     return tuple(sorted(_ENTRY_POINTS))
 
 
@@ -50,7 +50,7 @@ def build(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """A policy as `config` says, on `device`: new, or read from `config.checkpoint`.
+    """Make a policy on `device` as `config` says: new, or read from `config.checkpoint`.
 
     `chunk` is C; `vocabulary` the words of the suite's instructions; `statistics` those of the
     demonstrations, `{key: {"action": {"q01", "q99", "mask"}}}`, or None for the bounds of `action_spec`.
@@ -71,7 +71,7 @@ def build(
 
 
 def load(directory: Path | str, *, device: torch.device | str = "cpu", **settings: Any) -> Policy:
-    """The policy that a checkpoint (a directory, or a name on the hub) holds, as saved but for `settings`.
+    """Read the policy of a checkpoint (a directory, or a name on the hub) as saved, except for `settings`.
 
     A "dtype" may be named, "bfloat16". Raises RoveError on a setting that its class does not take.
     """
@@ -85,7 +85,7 @@ def load(directory: Path | str, *, device: torch.device | str = "cpu", **setting
 
 
 def restore(run: Run, directory: Path, action_spec: ActionSpec, device: torch.device) -> Policy:
-    """The policy that a checkpoint directory of `run` holds, set up as the run says."""
+    """Read the policy of a checkpoint directory of `run`, set up as the run says."""
     return build(
         replace(run.policy, checkpoint=str(directory)),
         chunk=run.rollout.chunk,
@@ -114,7 +114,7 @@ def work(run: Run) -> Work:
 
 
 def _class_of(run: Run) -> type[Policy]:
-    """The class of the run's policy, without a look at a checkpoint that may not be here."""
+    """Return the class of the run's policy, without reading a checkpoint that may not be here."""
     if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
         return _policy_class(run.policy.kind)
     return _policy_class(_kind(run.policy.checkpoint))

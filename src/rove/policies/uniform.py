@@ -1,4 +1,4 @@
-"""A policy that knows nothing: uniform within the bounds. What a success rate must be compared with."""
+"""A random policy, uniform within the bounds: the baseline that a success rate must be compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rove.types import ActionChunk, ActionSpec, Mode, Observation
 
 
 class Uniform:
-    """An `ActingPolicy` in an environment's own convention."""
+    """A random `ActingPolicy` in an environment's own action spec."""
 
     def __init__(self, action_spec: ActionSpec, chunk: int) -> None:
         self.action_spec, self.chunk = action_spec, chunk
@@ -25,7 +25,7 @@ class Uniform:
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """Needs `noise`: there is no best action among equals."""
+        """Draw a chunk of actions. Raises RoveError without `noise`: a random policy has no best action."""
         if noise is None:
             raise RoveError("A random policy has no best action: add --decoding sample.")
         shape = (len(observation), self.chunk, self.action_spec.dim)

@@ -23,11 +23,11 @@ _recipes: dict[str, Recipe] = {}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A named way to train."""
+    """A named training configuration."""
 
     name: str
     summary: str
-    """The first line of the function's docstring."""
+    """The first line of the recipe function's docstring."""
     build: Callable[[], Run]
 
 
@@ -43,7 +43,7 @@ def recipe(build: Callable[[], Run]) -> Callable[[], Run]:
 
 
 def get(name: str) -> Recipe:
-    """The recipe called `name`, or, for "path/to/file.py:name", the one in that file.
+    """Return the recipe called `name`, or, for "path/to/file.py:name", the one in that file.
 
     Raises RoveError with the nearest name, or when the file is missing.
     """
@@ -59,14 +59,14 @@ def get(name: str) -> Recipe:
 
 
 def all() -> tuple[Recipe, ...]:
-    """Every recipe, by name."""
+    """Return every recipe, sorted by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return tuple(sorted(_recipes.values(), key=lambda r: r.name))
 
 
 def import_file(path: Path) -> None:
-    """Import a file of the user's, as a module named after it, for what it registers; once is enough."""
+    """Import a user's file, once, as a module named after it, so that it can register recipes."""
     if not path.is_file():
         raise RoveError(f"No recipe file at {path}.")
     there = sys.modules.get(path.stem)

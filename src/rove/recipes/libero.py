@@ -1,8 +1,8 @@
-"""LIBERO: a tiny policy on a laptop, and OpenVLA-OFT 7B on GPUs in the setting of published RL results.
+"""LIBERO recipes: a tiny policy on a laptop, and OpenVLA-OFT 7B on GPUs in a published RL setting.
 
-That setting (SimpleVLA-RL, Li et al. 2025): groups of eight episodes from one initial state, nothing but
-success for a reward, groups without a difference left out and replaced, tokens weighted by one over their
-episode's length, asymmetric clipping, and sampling at temperature 1.6.
+The published setting (SimpleVLA-RL, Li et al. 2025) has groups of eight episodes from one initial state,
+success as the only reward, dynamic sampling (groups without a difference are left out and replaced), tokens
+weighted by one over their episode's length, asymmetric clipping, and sampling at temperature 1.6.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ PUBLISHED_GRPO = GRPO(
     max_rounds=4,
     length_normalization=True,
 )
-"""Groups that all succeed or all fail teach nothing: up to four rollouts make up for them."""
+"""GRPO as published, with at most four rollouts to make up for groups that all succeed or all fail."""
 
 
 @recipe
@@ -100,9 +100,9 @@ def libero_multitask_grpo() -> Run:
 
 
 def _oft(name: str, tasks: str, horizon: int, checkpoint: str) -> Run:
-    """OpenVLA-OFT 7B with discrete tokens, LoRA, from a checkpoint that was warmed up on demonstrations.
+    """Build a recipe for OpenVLA-OFT 7B: discrete tokens, LoRA, a checkpoint warmed up on demonstrations.
 
-    One camera, pictures by OpenGL and all 50 initial states, as in published results.
+    It has one camera, images rendered by OpenGL and all 50 initial states, as in published results.
     """
     return Run(
         name=name,

@@ -1,4 +1,4 @@
-"""ManiSkill: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
+"""ManiSkill recipes: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
 
 `put_on_plate_*` train OpenVLA 7B and OpenVLA-OFT 7B after a warm-up on the scripted expert's demonstrations;
 `put_on_plate_tiny_*` train 756 thousand weights on a reduced set: three objects, one table, 64².
@@ -25,10 +25,11 @@ from rove.recipes.openvla import CRITIC, PUBLISHED, openvla_oft_grpo, openvla_of
 from rove.recipes.tabletop import PERCEPTION, TINY
 
 BENCHMARK = PutOnPlateConfig(full_frame=True)
-"""As published: frames of 640 × 480, which the policy squashes, and 80 actions."""
+"""The benchmark as published: images of 640 × 480, which the policy resizes to a square, and 80 actions."""
 
 REDUCED = PutOnPlateConfig(objects=(2, 5, 13), tables=(0,), image_size=64, horizon=40, sim_freq=100)
-"""For two cores. A fifth of the published physics steps: the expert fails no more, an action costs half."""
+"""A reduced set for two cores, with a fifth of the published physics steps: the expert fails no more often,
+and an action costs half."""
 
 
 @recipe

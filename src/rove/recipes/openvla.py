@@ -1,4 +1,4 @@
-"""The published 7B checkpoint: LoRA in bfloat16 on one large GPU, warmed up on demonstrations, then RL.
+"""Recipes for the published 7B checkpoint: LoRA in bfloat16 on one large GPU, SFT on demonstrations, then RL.
 
 OpenVLA decodes token by token, OpenVLA-OFT a chunk at once; both start from the same weights. For a
 checkpoint that already knows the suite, leave the warm-up out and name its data set:
@@ -31,7 +31,7 @@ PUBLISHED = PolicyConfig(
     center_crop=False,
     decoding="autoregressive",
 )
-"""7.5 billion weights, frozen; adapters beside every linear layer."""
+"""The published OpenVLA 7B: 7.5 billion frozen weights, with adapters beside every linear layer."""
 
 CRITIC = ValueHeadConfig(level="action", source="first", hidden=(512, 128))
 

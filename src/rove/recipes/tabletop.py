@@ -1,4 +1,4 @@
-"""The built-in suite on a laptop: a tiny VLA, warmed up by SFT, then trained by RL."""
+"""Recipes for the built-in suite on a laptop: a tiny VLA, warmed up by SFT, then trained by RL."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ TINY = PolicyConfig(
     pointers=3,
     placeholders="learned",
 )
-"""About 756 thousand weights."""
+"""A tiny VLA of about 756 thousand weights."""
 
 PERCEPTION = (
     "vlm.towers",
@@ -38,7 +38,7 @@ PERCEPTION = (
     "vlm.pointer.queries",
     "vlm.language_model.embed_tokens",
 )
-"""Perception parameters, frozen after grounding: RL gradients through them are mostly noise."""
+"""Prefixes of perception parameters, frozen after grounding: RL gradients through them are mostly noise."""
 
 
 @recipe

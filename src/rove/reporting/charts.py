@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rove.evaluation.statistics import Rate
 
 WIDE, NARROW = 960, 350
-"""Widths in pixels, for a desktop and a phone."""
+"""Widths of charts in pixels, for a desktop and a phone."""
 _MAX_POINTS = 240
 
 Point = tuple[float, float]
@@ -34,7 +34,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class PlotArea:
-    """The plotting area, and where a value falls in it."""
+    """The plotting area of a chart, which maps values to pixels and draws in SVG."""
 
     width: int
     height: int
@@ -54,23 +54,23 @@ class PlotArea:
         )
 
     def path(self, points: Sequence[Point]) -> str:
-        """The `points` attribute of a line through them."""
+        """Return the `points` attribute of a line through `points`."""
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
 
     def line(self, points: Sequence[Point], colour: str) -> str:
-        """A line through the points; a dot where there is only one."""
+        """Draw a line through the points; a dot where there is only one."""
         if len(points) == 1:
             (x, y) = points[0]
             return f'<circle style="fill:var(--{colour})" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3"/>'
         return f'<polyline class="line" style="stroke:var(--{colour})" points="{self.path(points)}"/>'
 
     def area(self, low: Sequence[Point], high: Sequence[Point], colour: str, opacity: float) -> str:
-        """The surface between two lines."""
+        """Fill the surface between two lines."""
         outline = self.path([*high, *reversed(low)])
         return f'<polygon style="fill:var(--{colour});opacity:{opacity}" points="{outline}"/>'
 
     def axes(self, x_title: str, y_label: Callable[[float], str], y_ticks: Sequence[float]) -> str:
-        """Grid lines with their values, and the title of the horizontal axis."""
+        """Draw grid lines with their values, and the title of the horizontal axis."""
         parts, end = [], self.width - self.right
         for tick in y_ticks:
             y = self.y(tick)
@@ -86,7 +86,7 @@ class PlotArea:
         return "".join(parts)
 
     def hover(self, texts: Mapping[float, str]) -> str:
-        """Invisible columns that show a text each."""
+        """Draw invisible columns, each of which shows its text on hover."""
         places = sorted(texts)
         edges = [self.x(a) / 2 + self.x(b) / 2 for a, b in itertools.pairwise(places)]
         starts, ends = [self.left, *edges], [*edges, self.width - self.right]
@@ -109,12 +109,12 @@ class Responsive(NamedTuple):
 
 
 def responsive(draw: Callable[[int], str]) -> Responsive:
-    """The chart that `draw` makes for a width in pixels, at both widths."""
+    """Draw a chart at both widths; `draw` takes a width in pixels."""
     return Responsive(draw(WIDE), draw(NARROW))
 
 
 def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[HeldOut]) -> str:
-    """Success over iterations: rollouts as a line with its 95 % band, evaluations as points with bars."""
+    """Draw success over iterations: rollouts as a line with a 95 % band, evaluations as points with bars."""
     last = max([*rollout, *(point.iteration for point in held_out), 1])
     plot = PlotArea(width, 320 if width > 500 else 240, (0, last), (0.0, 1.0))
     low = [(i, rate.interval[0]) for i, rate in rollout.items()]
@@ -130,7 +130,7 @@ def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[H
 
 
 def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
-    """Seconds an iteration: `parts` maps a name to (iteration, seconds), the same iterations in each."""
+    """Draw seconds an iteration: `parts` maps a name to (iteration, seconds), the same iterations in each."""
     parts = {name: thin(points) for name, points in parts.items()}
     steps = [x for x, _ in next(iter(parts.values()))]
     base = [(x, 0.0) for x in steps]
@@ -152,7 +152,7 @@ def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
 
 
 def small_chart(name: str, points: Sequence[Point]) -> str:
-    """One metric over steps, in a small frame."""
+    """Draw one metric over steps in a small frame."""
     points = thin(points)
     values = [y for _, y in points]
     low, high = min(values), max(values)
@@ -177,14 +177,14 @@ def small_chart(name: str, points: Sequence[Point]) -> str:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most `_MAX_POINTS` points: means of neighbours, so that a long run stays a small page."""
+    """Reduce to at most `_MAX_POINTS` points, means of neighbours, so that a long run stays a small page."""
     stride = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[i : i + stride] for i in range(0, len(points), stride)]
     return [(group[len(group) // 2][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """About `count` round numbers in [low, high], multiples of 1, 2 or 5 times a power of ten."""
+    """Return about `count` round numbers in [low, high], multiples of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))

@@ -1,13 +1,13 @@
 """The report page of a run: one self-contained HTML file that opens anywhere, without a network.
 
-`templates/report.html.j2` is the page; this module reads the run directory and works out what it shows:
+`templates/report.html.j2` is the page; this module reads the run directory and computes the values on it:
 
 - `run.json`: the resolved configuration; `about.json`: versions, git commit, seed, machine, command.
 - `metrics.jsonl`: see `log.py`.
 - `eval/<name>.json`: see `evaluation/report.py`; the names in its `NAMES`.
 - `videos/`: see `video.py`.
 
-Whatever a run directory lacks is left out of the page.
+Files that a run directory lacks are left out of the page.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from rove.types import EvalReport
 _PARTS = ("simulation", "inference", "training", "sync", "evaluation", "checkpoint")
 
 Lines = Sequence[Mapping[str, Any]]
-"""The lines of `metrics.jsonl`."""
+"""The lines of a run's `metrics.jsonl`."""
 Reports = Mapping[str, EvalReport]
-"""Name of an evaluation -> its report."""
+"""The evaluations of a run: name -> report."""
 Row = tuple[str, int, dict[str, Rate]]
 """A row of a table of success rates: label, indent, evaluation -> rate."""
 
 
 class Time(NamedTuple):
-    """Where the wall-clock time of the iterations went."""
+    """The wall-clock time of the iterations, by part."""
 
     chart: charts.Responsive
     shares: dict[str, float]
-    """Part -> its fraction of the whole."""
+    """Fraction of the whole time that each part took."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -80,7 +80,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _environment() -> Environment:
-    """The templates, in which everything is escaped and a name that is not given is an error."""
+    """Make the template environment: values are escaped, and a name that is not given is an error."""
     environment = Environment(
         loader=PackageLoader("rove.reporting"),
         autoescape=True,
@@ -94,7 +94,7 @@ def _environment() -> Environment:
 
 
 def _facts(config: Mapping[str, Any], about: Mapping[str, Any], reports: Reports) -> list[str]:
-    """The line below the title: algorithm, tasks, seed, commit, number of episodes."""
+    """Return the facts below the title: algorithm, tasks, seed, commit, number of episodes."""
     tasks = config["env"].get("tasks", "all")
     facts = [
         config["algorithm"]["kind"].upper(),
@@ -110,20 +110,20 @@ def _facts(config: Mapping[str, Any], about: Mapping[str, Any], reports: Reports
 
 
 def _gain(reports: Reports) -> Difference | None:
-    """Success after RL minus success before it; None unless both were measured."""
+    """Compute success after RL minus success before it; None unless both were measured."""
     if len(reports) < len(NAMES):
         return None
     return difference(*(evaluation.in_distribution(reports[name]) for name in ("after", "before")))
 
 
 def _learning_curve(lines: Lines, reports: Reports) -> charts.Responsive | None:
-    """Success rate of rollouts and of held-out evaluations over iterations; None when nothing was logged."""
+    """Draw success of rollouts and of held-out evaluations over iterations; None when nothing was logged."""
     rollout, evaluated = _rates(lines, "rollout"), _rates(lines, "eval")
     if not rollout and not evaluated:
         return None
     last = max([*rollout, *evaluated])
     if "after" in reports:
-        evaluated.pop(last, None)  # the final evaluation judges the same weights on more episodes
+        evaluated.pop(last, None)  # the final evaluation runs the same weights on more episodes
     held = [charts.HeldOut(i, rate, f"iteration {i}", "after") for i, rate in evaluated.items()]
     for name, iteration in (("before", 0), ("after", last)):
         if name in reports:
@@ -133,13 +133,13 @@ def _learning_curve(lines: Lines, reports: Reports) -> charts.Responsive | None:
 
 
 def _shift_rows(reports: Reports) -> list[Row]:
-    """Success in distribution and on each shifted variant; empty without shifted episodes."""
+    """Return success in distribution and on each shifted variant; empty without shifted episodes."""
     rows = evaluation.rows(reports) if reports else []
     return rows if len(rows) > 1 else []
 
 
 def _task_rows(reports: Reports) -> list[Row]:
-    """Success in distribution on each family of tasks, followed by its tasks where it has several."""
+    """Return success in distribution on each family of tasks, followed by its tasks where it has several."""
     episodes = {name: evaluation.in_distribution(report) for name, report in reports.items()}
     families = {name: by(records, family) for name, records in episodes.items()}
     rates = {name: by(records, task) for name, records in episodes.items()}
@@ -157,7 +157,7 @@ def _task_rows(reports: Reports) -> list[Row]:
 
 
 def _episodes(run_dir: Path) -> list[list[video.Video]]:
-    """The recorded episodes in pairs, before and after RL."""
+    """Return the recorded episodes in pairs, before and after RL."""
     pairs: dict[tuple[str, str, int], list[video.Video]] = {}
     seen: dict[tuple[str, str, str], itertools.count[int]] = {}
     for each in video.index(run_dir):
@@ -168,7 +168,7 @@ def _episodes(run_dir: Path) -> list[list[video.Video]]:
 
 
 def _time(lines: Lines) -> Time | None:
-    """Seconds of each part of an iteration; None when no iteration was timed."""
+    """Sum and draw the seconds of each part of an iteration; None when no iteration was timed."""
     timed = [line for line in lines if line.get("time/iteration")]
     if not timed:
         return None
@@ -191,7 +191,7 @@ def _time(lines: Lines) -> Time | None:
 
 
 def _metrics(lines: Lines) -> dict[str, list[tuple[Metric, str]]]:
-    """Title of a group -> its logged metrics, each with its chart."""
+    """Return the logged metrics, each with its chart, by title of their group."""
     groups: dict[str, list[tuple[Metric, str]]] = {}
     for metric in METRICS.values():
         counter = "sft_step" if metric.group in WARM_UP else "step"
@@ -203,7 +203,7 @@ def _metrics(lines: Lines) -> dict[str, list[tuple[Metric, str]]]:
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as pairs of a dotted key and a value."""
+    """Flatten a nested mapping to pairs of a dotted key and a value."""
     if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
         tree = {str(number): item for number, item in enumerate(tree)}
     if isinstance(tree, dict):
@@ -216,7 +216,7 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _rates(lines: Lines, group: str) -> dict[int, Rate]:
-    """Iteration -> success rate, where success and episodes of the group were logged."""
+    """Return iteration -> success rate, where success and episodes of the group were logged."""
     return {
         line["step"]: Rate(
             round(line[f"{group}/success"] * line[f"{group}/episodes"]), round(line[f"{group}/episodes"])

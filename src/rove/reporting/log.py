@@ -21,7 +21,7 @@ FILE = "metrics.jsonl"
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The logged lines of a run directory, in order; empty when nothing was logged.
+    """Read the logged lines of a run directory, in order; empty when nothing was logged.
 
     A last line that a crash cut short is left out.
     """
@@ -32,7 +32,7 @@ def read(directory: Path) -> list[dict[str, Any]]:
 
 
 class Logger:
-    """Appends the metrics of one run below its directory.
+    """Writer of a run's metrics below its directory, each call appending one line.
 
     Example:
         with Logger(directory, tensorboard=True, wandb=False) as logger:
@@ -40,7 +40,7 @@ class Logger:
     """
 
     def __init__(self, directory: Path, *, tensorboard: bool, wandb: bool) -> None:
-        """Raises RoveError, with the install command, when a sink that was asked for is not installed."""
+        """Open the sinks. Raises RoveError, with the install command, when one is not installed."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._tensorboard = _tensorboard_writer(directory) if tensorboard else None
@@ -57,11 +57,11 @@ class Logger:
             self._tensorboard = _tensorboard_writer(self._directory, purge_step=iteration + 1)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Write one line, flushed. Raises RoveError on a metric that is not declared."""
+        """Write the metrics of one iteration, flushed. Raises RoveError on a metric that is not declared."""
         self._write("step", iteration, metrics)
 
     def log_sft(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The same for an optimizer step of the warm-up."""
+        """Write the metrics of one optimizer step of the warm-up, flushed; see `log`."""
         self._write("sft_step", step, metrics)
 
     def _write(self, counter: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Every metric, declared once: name, unit, meaning. What is not declared here cannot be logged.
+"""Declarations of every metric: name, unit, meaning. A metric that is not declared here cannot be logged.
 
 Names are `group/name`. `python -m rove.reporting.metrics > docs/metrics.md` writes the reference page.
 """
@@ -15,17 +15,17 @@ Better = Literal["higher", "lower", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number a run reports over time."""
+    """A number that a run reports over time."""
 
     name: str
     unit: str
-    """"1" for a dimensionless number, "fraction" for one in [0, 1]."""
+    """Unit of the metric: "1" for a dimensionless number, "fraction" for one in [0, 1]."""
     meaning: str
     better: Better = "none"
 
     @property
     def group(self) -> str:
-        """The part of the name before the slash."""
+        """The part of the metric's name before the slash."""
         return self.name.partition("/")[0]
 
 
@@ -127,13 +127,13 @@ _DECLARED = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
-"""Name -> declaration, by group."""
+"""Every declared metric by its name, in the order of groups."""
 
 assert len(METRICS) == len(_DECLARED), "a metric is declared twice"
 
 
 def declaration(name: str) -> Metric:
-    """The declaration of `name`; RoveError with the nearest declared name when there is none."""
+    """Return the declaration of `name`; RoveError with the nearest declared name when there is none."""
     if name not in METRICS:
         raise RoveError(
             f"metric {name!r} is not declared in rove/reporting/metrics.py. {nearest(name, METRICS)}"
@@ -142,7 +142,7 @@ def declaration(name: str) -> Metric:
 
 
 def markdown() -> str:
-    """The reference page, docs/metrics.md."""
+    """Format the reference page, docs/metrics.md."""
     lines = [
         "# Metrics",
         "",

@@ -1,4 +1,5 @@
-"""The live view of a training run: bars on a terminal, and lines elsewhere, never silent for long."""
+"""The live view of a training run: bars on a terminal, lines elsewhere, one every `QUIET_SECONDS` at
+least."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ _PARTS = {
     "sync": "yellow",
     "evaluation": "blue",
 }
-"""`time/` metrics that are shown, with their colours."""
+"""The `time/` metrics that the view shows, with their colours."""
 _SPARKS = "▁▂▃▄▅▆▇█"
 QUIET_SECONDS = 15.0
-"""Longest time without a line where there is no terminal and a phase goes on."""
+"""Longest time without a line where output is no terminal and a phase goes on."""
 
 
 class Progress:
-    """Shows how a run is doing; iterations count from 1. An evaluation by itself has none.
+    """Live view of a run, whose iterations count from 1; an evaluation by itself has none.
 
     Example:
         with Progress("demo", iterations=100) as progress:
@@ -55,7 +56,7 @@ class Progress:
         self._seconds: Counter[str] = Counter()
         self._announced: set[str] = set()
         self._spoke = self._began
-        """When the last line was printed where there is no terminal."""
+        """Time of the last line that was printed where output is no terminal."""
         self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self) -> Progress:
@@ -73,8 +74,8 @@ class Progress:
     def phase(self, name: str, total: int) -> None:
         """Begin a phase of `total` units ("collect" in chunks, "update" in steps, "evaluate" in episodes).
 
-        Without a terminal, a phase that has not been before is announced, and one that takes its time tells
-        every `QUIET_SECONDS` how far it is.
+        Without a terminal, a phase is announced the first time, and its progress is printed every
+        `QUIET_SECONDS`.
         """
         self._phases[name] = (0, total)
         self._phase = name
@@ -91,7 +92,7 @@ class Progress:
             self._say(f"{self._phase}: {done + n}/{total} · {_clock(time.perf_counter() - self._began)}")
 
     def iteration(self, i: int, metrics: Mapping[str, float]) -> None:
-        """Iteration `i` is complete; `metrics` are what was logged for it."""
+        """Show that iteration `i` is complete; `metrics` are those logged for it."""
         self._done = i
         self._ends.append(time.perf_counter())
         # A metric that not every iteration measures, such as an evaluation's, stays on view.
@@ -106,7 +107,7 @@ class Progress:
         self._entered = set()
 
     def message(self, text: str) -> None:
-        """Print a line above the live view; nothing where there is no text."""
+        """Print a line above the live view; an empty text prints nothing."""
         if text:
             self._say(text)
 
@@ -172,7 +173,7 @@ class Progress:
 
 
 class _Drawn:
-    """Text that is drawn to the width it gets."""
+    """A renderable that draws text to the width it gets."""
 
     def __init__(self, draw: Callable[[int], Text]) -> None:
         self._draw = draw
@@ -185,13 +186,13 @@ class _Drawn:
 
 
 def _sparkline(values: Sequence[float], width: int) -> Text:
-    """The last `width` success rates, on a scale from 0 to 1."""
+    """Draw the last `width` success rates, on a scale from 0 to 1."""
     marks = [_SPARKS[min(int(value * len(_SPARKS)), len(_SPARKS) - 1)] for value in values[-width:]]
     return Text("".join(marks), style="green")
 
 
 def _interval(rate: Rate, width: int) -> Text:
-    """A scale from 0 to 1 with the interval and its point estimate on it."""
+    """Draw a scale from 0 to 1 with the interval and its point estimate on it."""
     low, point, high = (
         round(value * (width - 1)) for value in (rate.interval[0], rate.rate, rate.interval[1])
     )
@@ -203,7 +204,7 @@ def _interval(rate: Rate, width: int) -> Text:
 
 
 def _stacked(split: Mapping[str, float], width: int) -> Text:
-    """One bar, divided by share."""
+    """Draw one bar, divided by share."""
     text, whole, drawn = Text(), 0.0, 0
     for name, share in split.items():
         whole += share
@@ -213,7 +214,7 @@ def _stacked(split: Mapping[str, float], width: int) -> Text:
 
 
 def _rate(metrics: Mapping[str, float], group: str) -> Rate | None:
-    """The success rate of a group with the episodes behind it; None where it was not measured."""
+    """Return the success rate of a group with the episodes behind it; None where it was not measured."""
     success, episodes = metrics.get(f"{group}/success"), metrics.get(f"{group}/episodes")
     if success is None or not episodes or math.isnan(success):
         return None
@@ -221,7 +222,7 @@ def _rate(metrics: Mapping[str, float], group: str) -> Rate | None:
 
 
 def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Fraction of the measured time that each part took; parts below half a percent are left out."""
+    """Return the fraction of the measured time that each part took; parts below 0.5 % are left out."""
     whole = sum(seconds.values())
     return {name: value / whole for name, value in seconds.items() if value > 0.005 * whole}
 
@@ -231,7 +232,7 @@ def _bar(done: int, total: int, colour: str) -> ProgressBar:
 
 
 def _clock(seconds: float) -> str:
-    """Example: `"7:05"`, `"1:02:03"`."""
+    """Format seconds as a clock shows them: `"7:05"`, `"1:02:03"`."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""Records → metrics: what a rollout and an evaluation say, under the names declared in `metrics.py`."""
+"""Metrics of a rollout and of an evaluation, computed from records, by the names declared in `metrics.py`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rove.types import EvalReport, Trajectory
 def rollout_metrics(
     rounds: Sequence[Trajectory], trained: int, seconds: Mapping[str, float], total: float
 ) -> dict[str, float]:
-    """Success, lengths, values and speed of an iteration, of which `trained` chunks were trained on.
+    """Compute success, lengths, values and speed of an iteration, of which `trained` chunks were trained on.
 
-    `seconds` are those of each phase, `total` those of the whole iteration.
+    `seconds` are the seconds of each phase, `total` those of the whole iteration.
     """
     records = [record for trajectory in rounds for record in trajectory.finished]
     steps = sum(int(trajectory.executed.sum()) for trajectory in rounds)
@@ -49,7 +49,7 @@ def rollout_metrics(
 
 
 def evaluation_metrics(report: EvalReport) -> dict[str, float]:
-    """Success over all episodes, with its 95 % Wilson interval, and their mean length."""
+    """Compute success over all episodes, with its 95 % Wilson interval, and their mean length."""
     wins, count = sum(r.success for r in report.records), len(report.records)
     low, high = wilson(wins, count)
     return {

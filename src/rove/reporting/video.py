@@ -24,11 +24,11 @@ from rove.errors import RoveError
 from rove.types import EpisodeSpec, EvalReport
 
 _WIDTH = 192
-"""Pixels that a smaller frame is enlarged to, in whole steps."""
+"""Pixels that a smaller image is enlarged to, by a whole factor."""
 _MILLISECONDS = 100
-"""Duration of a frame."""
+"""Duration of a frame of the animation, in milliseconds."""
 _HOLD = 1000
-"""Milliseconds of the last frame."""
+"""Duration of the last frame, in milliseconds."""
 _PASS, _FAIL, _PAPER, _INK = "#2e9e5b", "#d1495b", "#16181d", "#f2f3f5"
 _FONT_SIZE = 11
 
@@ -38,15 +38,15 @@ Side = Literal["before", "after"]
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One entry of `videos/index.json`."""
+    """An entry of `videos/index.json`."""
 
     phase: Side
-    """Side of RL that the episode was recorded on."""
+    """The side of RL that the episode was recorded on."""
     task: str
     instruction: str
     success: bool
     file: str
-    """Relative to the `videos` folder."""
+    """Path of the animation, relative to the `videos` folder."""
 
 
 class Evaluator(Protocol):
@@ -55,7 +55,7 @@ class Evaluator(Protocol):
     suite: TaskSuite
 
     def evaluate(self, specs, name, about, on_episode=..., on_frames=...) -> EvalReport:
-        """Run the episodes given."""
+        """Run the given episodes; see `Executor.evaluate`."""
         ...
 
 
@@ -76,7 +76,7 @@ def record(executor: Evaluator, specs: Sequence[EpisodeSpec], directory: Path, p
 def animate(
     frames: Tensor, instruction: str, success: bool, format: Literal["WEBP", "GIF"] = "WEBP"
 ) -> bytes:
-    """An endlessly looping picture of an episode, with instruction and outcome below it.
+    """Make an endlessly looping animation of an episode, with instruction and outcome below it.
 
     `frames` is uint8 [F, H, W, 3], one an action. The last one is held in a frame of the outcome's colour.
     Raises RoveError on frames of another kind, and when there are none.
@@ -103,17 +103,17 @@ def animate(
 
 
 def write_webp(path: Path, frames: Tensor, instruction: str, success: bool) -> None:
-    """Write `animate`'s picture as an animated WebP."""
+    """Write an episode as an animated WebP; see `animate`."""
     path.write_bytes(animate(frames, instruction, success))
 
 
 def data_uri(picture: bytes) -> str:
-    """A WebP picture as an address that a page can hold."""
+    """Encode a WebP image as a data URI, which a page can hold."""
     return "data:image/webp;base64," + base64.b64encode(picture).decode()
 
 
 def index(run_dir: Path) -> list[Video]:
-    """The entries of a run's `videos/index.json`; empty when nothing was recorded."""
+    """Read the entries of a run's `videos/index.json`; empty when nothing was recorded."""
     return _read_index(run_dir / "videos")
 
 
@@ -123,7 +123,7 @@ def _read_index(directory: Path) -> list[Video]:
 
 
 def _caption(instruction: str, outcome: str, width: int, colour: str) -> Image.Image:
-    """Both on a strip; the instruction is wrapped to `width` pixels."""
+    """Draw instruction and outcome on a strip; the instruction is wrapped to `width` pixels."""
     font = ImageFont.load_default(_FONT_SIZE)
     lines, line = [], ""
     for word in instruction.split():

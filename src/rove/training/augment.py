@@ -1,4 +1,4 @@
-"""Pictures as they would look in another light."""
+"""Colour augmentation of images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from rove.types import Observation
 
 
 class ColorJitter:
-    """Multiplies every picture by a brightness of 1 ± `amount`, and each of its channels by 1 ± `amount` / 4,
-    uniformly drawn: what light does, short of shadows. Nothing is done, or drawn, where `amount` is 0."""
+    """Random brightness and colour of every image, as a change of light without shadows.
+
+    Every image is multiplied by a brightness of 1 ± `amount`, and each of its channels by 1 ± `amount` / 4,
+    uniformly drawn. Where `amount` is 0 nothing is drawn and images stay as they are.
+    """
 
     def __init__(self, amount: float, seed: int) -> None:
         self.amount = amount

@@ -1,4 +1,4 @@
-"""Supervised steps: which rows each sees, and the loop that takes them."""
+"""Supervised training steps: the rows of each batch, and the loop over batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rove.config.schema import SFTConfig
 from rove.training.optim import Optimizer
 
 Gradient = Callable[[Tensor], dict[str, Tensor]]
-"""Given the rows of a batch, int64 [batch]: adds their gradient to the parameters, answers its metrics, which
-may be on a device still."""
+"""A function of a batch's rows, int64 [batch], that adds their gradient to the parameters and returns its
+metrics, which may still be on a device."""
 OnStep = Callable[[int, dict[str, float]], None]
-"""Told the number of each optimizer step and its metrics."""
+"""A function that is called with the number and the metrics of each optimizer step."""
 
 
 def gradient_descent(
@@ -32,7 +32,7 @@ def gradient_descent(
 ) -> None:
     """Train `policy` in place for `steps` optimizer steps on batches of `rows` examples.
 
-    What is measured, by `gradient` and here, begins with `name`.
+    Names of metrics, those of `gradient` and those measured here, begin with `name`.
     """
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     rows_of = batches(rows, config.batch, seed)
@@ -46,8 +46,8 @@ def gradient_descent(
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches of row indices, int64 [size], every pass a fresh permutation of `count` rows; a
-    remainder opens the next pass."""
+    """Yield endless batches of row indices, int64 [size]; every pass is a fresh permutation of `count` rows,
+    and a remainder opens the next pass."""
     left = np.empty(0, dtype=np.int64)
     lap = 0
     while True:

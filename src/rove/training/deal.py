@@ -1,7 +1,7 @@
-"""A batch dealt out to the learner's ranks, each of which is given the rows that it trains on and no others.
+"""Splitting a batch among the learner's ranks, each of which is given only the rows that it trains on.
 
-Which rows an optimizer step sees, and what its losses are divided by, is a matter of the whole batch and is
-decided here: results do not depend on how many ranks share the rows.
+The rows of an optimizer step and the denominators of its losses are properties of the whole batch and are
+decided here: results do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ class OptimizerStep:
     same passes and meet in every collective."""
 
     rows: Tensor
-    """int64 [M], among those of the rank."""
+    """Indices into the rank's rows, int64 [M]."""
     real: Tensor
-    """bool [M]; False for a row that only fills up and counts nothing."""
+    """Mask of real rows, bool [M]; a row that is False only pads and counts nothing."""
     denominator: float
     """Denominator of the policy loss, over the whole batch."""
     value_denominator: float
-    """Values that count."""
+    """Denominator of the value loss: the number of values that count."""
 
     def select(self, batch: TrainBatch) -> TrainBatch:
-        """The rows of the step, of which those that are not real have an empty mask."""
+        """Return the rows of the step; those that are not real have an empty mask."""
         part = batch.select(self.rows)
         return replace(part, mask=part.mask & self.real.view(-1, *(1,) * (part.mask.ndim - 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """The part of a batch that a rank is given."""
+    """The part of a batch that one rank trains on."""
 
     batch: TrainBatch
-    """Its rows, as many as each other rank has."""
+    """The rank's rows, as many as each other rank has."""
     steps: tuple[OptimizerStep, ...]
-    """In the order in which they are taken."""
+    """The optimizer steps, in the order in which they are taken."""
     size: int
-    """Rows of the whole batch."""
+    """Number of rows of the whole batch."""
 
 
 def schedule(rows: int, run: Run, iteration: int) -> list[Tensor]:
-    """The rows of each optimizer step of an iteration, int64 [M]: every epoch goes through all `rows`, in an
-    order of its own."""
+    """Return the rows of each optimizer step of an iteration, int64 [M]: every epoch goes through all `rows`,
+    in an order of its own."""
     steps: list[Tensor] = []
     for epoch in range(needs(run.algorithm).epochs if rows else 0):
         order = np.random.default_rng((run.seed, iteration, epoch)).permutation(rows)
@@ -61,7 +61,7 @@ def schedule(rows: int, run: Run, iteration: int) -> list[Tensor]:
 
 
 def step_of_rank(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1) -> OptimizerStep:
-    """The part of rank `rank` of `world` in an optimizer step over `rows` (int64 [M]) of `batch`."""
+    """Return the part of rank `rank` of `world` in an optimizer step over `rows` (int64 [M]) of `batch`."""
     mask = batch.mask[rows]
     at_value_level = mask if batch.value is None or batch.value.shape == batch.mask.shape else mask.any(-1)
     if batch.denominator is None:
@@ -79,15 +79,14 @@ def step_of_rank(batch: TrainBatch, rows: Tensor, rank: int = 0, world: int = 1)
 
 
 def _part(rows: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
-    """The rows of a rank, int64 [M], and which of them are real: M is the same for all ranks."""
+    """Return the rows of a rank, int64 [M], and which of them are real; M is the same for all ranks."""
     each = -(-len(rows) // world)
     place = torch.arange(rank * each, (rank + 1) * each)
     return rows[place.clamp(max=len(rows) - 1)], place < len(rows)
 
 
 def deal(batch: TrainBatch, steps: Sequence[Tensor], rank: int = 0, world: int = 1) -> Share:
-    """Return the share of rank `rank` of `world` in training on `batch` in `steps`: its own rows, once
-    each."""
+    """Return the share of rank `rank` of `world` in training on `batch` in `steps`, each row once."""
     taken = [step_of_rank(batch, rows, rank, world) for rows in steps]
     if world == 1 or not steps:
         return Share(batch, tuple(taken), len(batch))
@@ -99,5 +98,5 @@ def deal(batch: TrainBatch, steps: Sequence[Tensor], rank: int = 0, world: int =
 
 
 def _owned(steps: Sequence[Tensor], rank: int, world: int) -> Tensor:
-    """The rows that a rank has in any of the steps, ascending."""
+    """Return the rows that a rank has in any of the steps, ascending."""
     return torch.cat([_part(rows, rank, world)[0] for rows in steps]).unique()

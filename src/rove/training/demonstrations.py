@@ -1,4 +1,4 @@
-"""Expert demonstrations: what the policy would have seen at each chunk, and what the expert did then."""
+"""Expert demonstrations: observations at each chunk, with the actions of the scripted expert."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rove.types import Demonstrations, EpisodeRecord
 
 
 def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
-    """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
+    """Compute for each dimension q01, q99, min, max, mean and std: of the actions that count ("action") and,
     where there is one, of the state ("proprio")."""
     found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
     return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
@@ -36,7 +36,7 @@ def _spread(values: torch.Tensor) -> dict[str, list[float]]:
 
 
 def save_demonstrations(demonstrations: Demonstrations, path: Path) -> None:
-    """Write one compressed file; nothing in it can run code."""
+    """Write one compressed file, which holds no executable code."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft.npz")
     arrays = {name: getattr(demonstrations, name).numpy() for name in _TENSORS}
@@ -48,7 +48,7 @@ def save_demonstrations(demonstrations: Demonstrations, path: Path) -> None:
 
 
 def load_demonstrations(path: Path) -> Demonstrations:
-    """Read what `save_demonstrations` wrote; RoveError where it is something else."""
+    """Read the file that `save_demonstrations` wrote. Raises RoveError where it is another kind of file."""
     with np.load(path, allow_pickle=False) as file:
         if missing := {"instruction", *_TENSORS} - set(file.files):
             raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
@@ -71,12 +71,13 @@ def collect_demonstrations(
     emphasis: Sequence[str] = (),
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Demonstrations:
-    """The first `episodes` successes of the environment's scripted expert on train states, failures left out.
+    """Collect the first `episodes` successes of the environment's scripted expert on train states.
 
-    `noise`: see `Demonstrator.step_expert_chunk`; `slips`: the share of chunks in which the expert misses,
-    which are left out; `emphasis`: see `RolloutConfig`. `on_episode` is told how each went, failures too.
-    Raises RoveError where the suite has no expert, or none that can miss, or where it fails more than half of
-    the time.
+    Failures are left out. `noise`: see `Demonstrator.step_expert_chunk`; `slips`: the share of chunks in
+    which the expert misses on purpose, which are left out, so that the chunks after them show how to recover;
+    `emphasis`: see `RolloutConfig`. `on_episode` is called with every record, failures included. Raises
+    RoveError where the suite has no expert, or none that can miss, or where it fails more than half of the
+    time.
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
@@ -133,7 +134,7 @@ def collect_demonstrations(
 
 
 def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
-    """The rows of all parts, in order. Points are kept where all parts have them."""
+    """Concatenate the rows of all parts, in order; points are kept where all parts have them."""
     offsets = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
     points = [part.points for part in parts if part.points is not None]
     return Demonstrations(
@@ -149,8 +150,7 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
 def collect_grounding_images(
     env: VectorEnv, *, images: int, seed: int, on_image: Callable[[int], None]
 ) -> Demonstrations:
-    """Collect where things are in `pictures` images, or a few more, of scenes of the train split: see
-    `Grounder.ground`.
+    """Collect `images` grounding images, or a few more, of train scenes; see `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy
     trained from scratch this stands in for it.

@@ -1,5 +1,8 @@
-"""TrainBatch → optimizer steps. Gradients are accumulated over micro-batches under whole-batch
-denominators, so how a batch is split changes memory, not the gradient."""
+"""Training on a `TrainBatch` in optimizer steps.
+
+Gradients are accumulated over micro-batches under whole-batch denominators, so the micro-batch size changes
+memory, not the gradient.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from rove.types import PolicyOutput, TrainBatch
 
 
 def freeze(module: nn.Module, beginnings: Sequence[str], setting: str) -> None:
-    """Keep the parameters whose names begin so from being trained. Raises RoveError where none does."""
+    """Freeze the parameters whose names begin with one of `beginnings`. RoveError where one matches none."""
     for beginning in beginnings:
         found = [p for name, p in module.named_parameters() if name.startswith(beginning)]
         if not found:
@@ -35,7 +38,7 @@ def freeze(module: nn.Module, beginnings: Sequence[str], setting: str) -> None:
 
 
 class Learner:
-    """Owns the policy's gradients: one `update` per iteration, `epochs` passes over its batch.
+    """Owner of the policy's gradients: one `update` per iteration, `epochs` passes over its batch.
 
     Several learners, one a rank, train on their shares of each step's rows.
     """
@@ -62,7 +65,7 @@ class Learner:
     def update(
         self, batch: TrainBatch, iteration: int, on_step: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Train on `batch`, of which every rank is given the whole; see `train`."""
+        """Train on `batch`, the whole of which every rank is given; see `train`."""
         steps = schedule(len(batch), self.run, iteration)
         return self.train(deal(batch, steps, self.ranks.rank, self.ranks.world), iteration, on_step)
 
@@ -71,9 +74,9 @@ class Learner:
     ) -> dict[str, float]:
         """Train on this rank's share of a batch; returns the mean of each metric over the optimizer steps.
 
-        `iteration` is also the version of the weights: where older ones acted, policy and critic as they are
-        now are what the updates stay close to, and samples count by how likely the policy is to act so
-        (decoupled objective, see `losses.policy_loss`).
+        `iteration` is also the version of the weights: where older ones acted, updates stay close to policy
+        and critic as they are now, and samples are weighted by how likely the policy is to act so (decoupled
+        objective, see `losses.policy_loss`).
         """
         batch = share.batch
         behind = 0 if batch.version is None else iteration - batch.version
@@ -98,8 +101,8 @@ class Learner:
         }
 
     def accumulate(self, batch: TrainBatch, step: OptimizerStep, iteration: int = 0) -> dict[str, Tensor]:
-        """Gradients of one optimizer step on this rank's `batch`, and its metrics, which are all ranks' and
-        stay on the device: the host does not wait for them here."""
+        """Compute the gradients of one optimizer step on this rank's `batch`. Returns metrics, summed over
+        all ranks, which stay on the device: the host does not wait for them here."""
         totals: dict[str, Tensor] = {}
         mine = step.select(batch)
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
@@ -130,7 +133,7 @@ class Learner:
 
     @torch.no_grad()
     def anchored(self, batch: TrainBatch) -> TrainBatch:
-        """`batch` with the log-probs of the policy as it is now, and where there is a critic, its values."""
+        """Return `batch` with current log-probs as `proximal`, and with a critic, current values."""
         micros = torch.arange(len(batch)).split(self.training.micro_batch)
         outputs = [self._evaluate(self.policy, transfer.to(batch.select(own), self.device)) for own in micros]
         values = [output.value for output in outputs if output.value is not None]
@@ -140,7 +143,7 @@ class Learner:
 
     @torch.no_grad()
     def _reference_logprobs(self, mine: TrainBatch, micros: Sequence[Tensor]) -> list[Tensor] | None:
-        """Those of each micro-batch, evaluated as it will be by the policy: to the bit the same, at first."""
+        """Compute the reference's log-probs of each micro-batch; at first exactly the policy's."""
         if self.reference is None:
             return None
         with self.reference.in_place():
@@ -153,16 +156,16 @@ class Learner:
                 parameter.grad = None
 
     def state_dict(self) -> dict:
-        """Optimizer state, and the reference where there is one; every rank has to call it."""
+        """Return optimizer state, and the reference where there is one; every rank has to call it."""
         reference = None if self.reference is None else self.reference.state_dict()
         return {"optimizer": gather_full(self.optimizer.state_dict()), "reference": reference}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The tensors that training changes, by name."""
+        """Return the parameters that training changes, by name."""
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def trainable(self) -> dict[str, Tensor]:
-        """The weights that training changes, whole, by name; every rank has to call it."""
+        """Gather the weights that training changes, whole, by name; every rank has to call it."""
         return {name: gather_full(p).detach() for name, p in self.parameters().items()}
 
     def offload(self) -> None:
@@ -170,7 +173,7 @@ class Learner:
         self.optimizer.move("cpu")
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])

@@ -15,7 +15,7 @@ from rove.training.parallel import shard_like
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
-    """The factor on the base rate at optimizer step `step` of `total`: linear warm-up, then the schedule."""
+    """Return the factor on the base rate at `step` of `total`: linear warm-up, then the schedule."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -28,7 +28,7 @@ def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
 def make_optimizer(
     module: nn.Module, config: OptimConfig, head: nn.Module | None = None
 ) -> torch.optim.AdamW:
-    """One group for the model, one for the value head `head`; matrices decay, vectors and scalars do not."""
+    """Make AdamW with groups for the model and for the value head `head`; only matrices have weight decay."""
     in_head = {id(p) for p in head.parameters()} if head is not None else set()
     groups = []
     for is_head, lr in ((False, config.lr), (True, config.value_lr or config.lr)):
@@ -42,7 +42,7 @@ def make_optimizer(
 
 
 class Optimizer:
-    """AdamW with schedule, clipping and the finite check; refuses to train on through repeated bad steps."""
+    """AdamW with schedule and clipping; skips non-finite gradients, and raises after too many in a row."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self, metrics: Mapping[str, Tensor] | None = None) -> tuple[dict[str, float], bool]:
-        """Clip and apply the gradients. Returns the numbers of `metrics` with the gradients' norm,
-        "grad_norm", and whether the step was taken; all are read from the device at once.
+        """Clip and apply the gradients. Returns numbers and whether the step was taken.
 
+        The numbers are those of `metrics` and the gradients' norm, "grad_norm", read from the device at once.
         A non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises
         FloatingPointError after more than `max_bad_steps` of them in a row.
         """
@@ -94,11 +94,11 @@ class Optimizer:
         return read, taken
 
     def _ordered(self) -> list[nn.Parameter]:
-        """The parameters as the saved state numbers them."""
+        """Return the parameters in the order in which the saved state numbers them."""
         return [p for group in self.adamw.param_groups for p in group["params"]]
 
     def move(self, device: torch.device | str) -> None:
-        """Keep the moments on `device`; the next step brings them back to their parameters'."""
+        """Move the moments to `device`; the next step moves them back to the device of their parameters."""
         for own in self.adamw.state.values():
             for name, value in own.items():
                 if isinstance(value, torch.Tensor) and value.dim():
@@ -119,11 +119,11 @@ class Optimizer:
         return self.config.lr * learning_rate_factor(self.steps, self.total_steps, self.config)
 
     def state_dict(self) -> dict:
-        """Moments and counters."""
+        """Return moments and counters."""
         return {"adamw": self.adamw.state_dict(), "steps": self.steps, "bad_streak": self.bad_streak}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         adamw = state["adamw"]
         # Saved whole: each moment is laid out as its parameter is here, on one device or over several.
         index = dict(enumerate(self._ordered()))

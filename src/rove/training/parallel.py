@@ -1,4 +1,4 @@
-"""One learner or many: how the gradients of a rank meet the others'.
+"""Data-parallel training: one learner or several ranks, whose gradients are joined.
 
     ddp    every rank holds all weights; gradients are summed over ranks in the backward pass
     fsdp   every rank holds a share of each weight, its gradient and its moments (FSDP2)
@@ -38,13 +38,13 @@ Evaluate = Callable[[Observation, Tensor], PolicyOutput]
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This learner among all of them."""
+    """The rank of this learner, and the number of ranks."""
 
     rank: int = 0
     world: int = 1
 
     def sum(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each metric's sum over the ranks, on the device that it is on."""
+        """Sum each metric over the ranks, on its own device."""
         if self.world == 1 or not metrics:
             return metrics
         total = torch.stack(list(metrics.values())).double()
@@ -53,14 +53,14 @@ class Ranks:
 
 
 def free_address() -> str:
-    """ "host:port" of this machine, where a rendezvous can be held."""
+    """Return "host:port" of this machine, free for a rendezvous."""
     with socket.socket() as sock:
         sock.bind(("", 0))
         return f"{_own_address()}:{sock.getsockname()[1]}"
 
 
 def _own_address() -> str:
-    """The address by which other machines reach this one; no packet is sent to find out."""
+    """Return the address by which other machines reach this one; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("10.255.255.255", 1))
@@ -84,13 +84,13 @@ def join(rank: int, world: int, address: str, device: torch.device) -> Ranks:
 
 
 def leave() -> None:
-    """Give up what `join` took."""
+    """Leave the process group that `join` entered."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 class ParallelModel:
-    """A policy's `evaluate` on this rank's rows, with the ranks' gradients joined. Wraps the policy in place.
+    """A policy whose `evaluate` runs on this rank's rows and joins gradients; it wraps the policy in place.
 
     See `recompute` for `config.gradient_checkpointing`.
     """
@@ -109,7 +109,7 @@ class ParallelModel:
             self._joined = DistributedDataParallel(_Evaluation(policy))
 
     def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
-        """As `Policy.evaluate`."""
+        """Evaluate tokens as `Policy.evaluate` does."""
         if self._joined is None:
             return self.policy.evaluate(observation, tokens)
         return PolicyOutput(*self._joined(observation, tokens))
@@ -121,7 +121,7 @@ class ParallelModel:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around a micro-batch: gradients travel with the last one only."""
+        """Wrap the passes over one micro-batch: gradients are exchanged with the last one only."""
         if self.ranks.world == 1:
             yield
         elif self._joined is not None:
@@ -137,7 +137,7 @@ class ParallelModel:
 
 
 class _Evaluation(nn.Module):
-    """`evaluate` as a forward pass, which is what DDP wraps."""
+    """A policy's `evaluate` as a module's forward pass, which DDP can wrap."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -149,16 +149,16 @@ class _Evaluation(nn.Module):
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: what lies in its innermost `nn.ModuleList`s, a tower's blocks and not
-    the tower."""
+    """Return the repeated modules of a model: the items of its innermost `nn.ModuleList`s, so a tower's
+    blocks and not the tower."""
     lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
     items = [item for one in lists for item in one]
     return [item for item in items if not any(isinstance(part, nn.ModuleList) for part in item.modules())]
 
 
 def recompute(policy: nn.Module) -> None:
-    """From now on every block computes its activations again in the backward pass instead of keeping them;
-    see `policies.base.maybe_checkpoint`."""
+    """Make every block recompute its activations in the backward pass; see
+    `policies.base.maybe_checkpoint`."""
     for module in policy.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
@@ -166,7 +166,7 @@ def recompute(policy: nn.Module) -> None:
 
 
 def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks) -> None:
-    """FSDP2: each block's weights are gathered when it is computed, the rest with the whole.
+    """Shard a policy by FSDP2: a block's weights are gathered when it is computed, the rest with the whole.
 
     Gathering begins when a module is called: a policy calls its blocks as modules (see
     `policies.base.maybe_checkpoint`), and may read whatever else it holds without calling it. The critic,
@@ -192,8 +192,8 @@ def _shard(policy: nn.Module, config: TrainingConfig, device: torch.device, rank
 
 
 def _trained(policy: nn.Module) -> list[FSDPModule]:
-    """The sharded modules that have gradients. Others need not be told when to join them, and must not be:
-    FSDP2 would look for those of a block that is never computed, and so never gathered."""
+    """Return the sharded modules that have gradients. Others must not be told when to join theirs: FSDP2
+    would look for gradients of a block that is never computed, and so never gathered."""
     return [
         module
         for module in policy.modules()
@@ -205,7 +205,7 @@ def _trained(policy: nn.Module) -> list[FSDPModule]:
 
 
 def gather_full(value: Any) -> Any:
-    """`value` with every sharded tensor in it gathered, on the CPU; every rank has to call it."""
+    """Return `value` with every sharded tensor in it gathered, on the CPU; every rank has to call it."""
     if isinstance(value, DTensor):
         return value.full_tensor().detach().cpu()
     if isinstance(value, dict):
@@ -216,7 +216,7 @@ def gather_full(value: Any) -> Any:
 
 
 def shard_like(value: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor as `model` has it: sharded where it is, on its device."""
+    """Return a whole tensor laid out as `model` is: sharded where it is, on its device."""
     if isinstance(model, DTensor):
         return distribute_tensor(value.to(model.device_mesh.device_type), model.device_mesh, model.placements)
     return value.to(model.device)

@@ -1,8 +1,8 @@
-"""Pointing: where the things are that an instruction is about, learned patch by patch.
+"""Learning to point: the positions of an instruction's objects, learned patch by patch.
 
-A policy from scratch that is shown actions alone needs many thousands before it finds what a sentence
-names: each says a little, about all of the policy at once. Asked for the place itself, under a loss over the
-patches of the picture, it finds it within a few hundred steps.
+A policy from scratch that is shown actions alone needs many thousands before it finds what a sentence names:
+each tells a little, about the whole policy at once. Trained on the positions themselves, with a loss over the
+patches of the image, it finds them within a few hundred steps.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rove.types import Demonstrations
 
 
 def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -> Tensor:
-    """Cross-entropy, nats, of logits [B, K, P] against those of points [B, K, 2] that are there, in pixels of
-    a picture `size` wide, over `denominator`: how many there are in the whole batch.
+    """Cross-entropy, nats, of logits [B, K, P] against points [B, K, 2], in pixels of an image `size` wide.
 
+    Points that are not there are left out. The sum is over `denominator`, their number in the whole batch.
     Raises RoveError where policy and data differ in K.
     """
     if logits.shape[:2] != points.shape[:2]:
@@ -40,15 +40,15 @@ def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -
 
 
 def present(points: Tensor) -> Tensor:
-    """bool [..., K] of points [..., K, 2]: those that are there."""
+    """Return which of points [..., K, 2] are there, bool [..., K]."""
     return ~points.isnan().any(-1)
 
 
 def bilinear_targets(points: Tensor, size: int, side: int) -> Tensor:
-    """How points [..., 2], in pixels of a picture `size` wide, lie on a grid of side x side patches.
+    """Distribute points [..., 2], in pixels of an image `size` wide, over a grid of side x side patches.
 
-    Returns [..., side²]: bilinear weights of the four nearest patch centres, so that the weighted mean of
-    the centres is the point itself, to a fraction of a patch.
+    Returns [..., side²]: bilinear weights of the four nearest patch centres, so that the weighted mean of the
+    centres is the point itself, to a fraction of a patch.
     """
     place = (points * (side / size) - 0.5).clamp(0, side - 1)
     weight = (1 - (place[..., None] - torch.arange(side)).abs()).clamp_min(0)
@@ -65,9 +65,9 @@ def learn_to_point(
     max_bad_steps: int,
     on_step: OnStep = lambda step, metrics: None,
 ) -> None:
-    """Train `policy` in place for `config.grounding_steps` optimizer steps, on pictures alone.
+    """Train `policy` in place for `config.grounding_steps` optimizer steps, on grounding images alone.
 
-    Raises RoveError where these do not say where things are, or where the policy does not point.
+    Raises RoveError where the images have no points, or where the policy does not point.
     """
     if grounding.points is None:
         raise RoveError("The pictures do not say where things are in them; set sft.grounding to 0.")

@@ -33,10 +33,11 @@ from rove.types import Demonstrations, EpisodeRecord
 
 
 def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: str = "cpu") -> Path:
-    """The policy that RL starts from: `policy.checkpoint` as it is where `run.sft` is None, or one trained
-    here on demonstrations, from that checkpoint or from scratch, kept below `directory`.
+    """Return the checkpoint that RL starts from.
 
-    `directory/demonstrations.npz` and `directory/sft` are made once and used again.
+    Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
+    demonstrations, from that checkpoint or from scratch. `directory/demonstrations.npz` and `directory/sft`
+    are made once and used again.
     """
     if run.sft is None:
         if run.policy.checkpoint is None:
@@ -82,7 +83,7 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
 
 
 def make_env(run: Run, device: str = "cpu") -> VectorEnv:
-    """The environment that demonstrations are collected in; where it needs a GPU, that of `device`."""
+    """Make the environment that demonstrations are collected in; a GPU environment uses `device`."""
     return envs.make(
         run.env,
         num_envs=run.rollout.num_envs,
@@ -99,7 +100,7 @@ def demonstrate(
     progress: Progress,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Demonstrations:
-    """Demonstrations of the run's tasks from the suite's scripted expert; read from `path` if it is there."""
+    """Collect demonstrations of the run's tasks from the scripted expert; read from `path` if it exists."""
     assert run.sft is not None
     if path.exists():
         return load_demonstrations(path)
@@ -136,7 +137,8 @@ def fit(
 
     Every pass over the demonstrations is a fresh permutation. Actions are learned by the cross-entropy of
     their tokens or, where the policy regresses, by the mean absolute error of their normalised values. Where
-    the policy points and the demonstrations say where at, that counts `config.pointing_weight` times beside.
+    the policy points and the demonstrations have points, the pointing loss is added, times
+    `config.pointing_weight`.
     """
     jitter = ColorJitter(config.color_jitter, seed)
     if isinstance(policy, Regressor) and policy.regresses:
@@ -189,7 +191,7 @@ def _cross_entropy(
 def _l1(
     policy: Regressor, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
 ) -> Gradient:
-    """For a policy that gives actions outright (Kim et al. 2025, section 4)."""
+    """Return the gradient function for a policy that gives actions outright (Kim et al. 2025, section 4)."""
     target = transfer.to(policy.normalize(demonstrations.actions), "cpu")
 
     def gradient(rows: Tensor) -> dict[str, Tensor]:

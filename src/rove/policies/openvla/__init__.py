@@ -1,4 +1,4 @@
-"""One Prismatic vision-language-action model, two decodings: OpenVLA and OpenVLA-OFT."""
+"""The OpenVLA family: one Prismatic vision-language-action model, decoded as OpenVLA or OpenVLA-OFT."""
 
 from rove.policies.openvla.model import OpenVLA
 

@@ -22,14 +22,14 @@ from rove.types import ActionSpec
 
 
 def tokenize(normalized: Tensor, vocab_size: int) -> Tensor:
-    """int64 token ids of actions in [-1, 1], clipped to that range; any shape."""
+    """Convert actions in [-1, 1], clipped to that range, to int64 token ids; any shape."""
     edges = _edges(normalized.device)
     bins = torch.bucketize(normalized.double().clamp(-1.0, 1.0), edges, right=True)
     return vocab_size - bins
 
 
 def detokenize(tokens: Tensor, vocab_size: int) -> Tensor:
-    """float64 bin centres in (-1, 1) of token ids; any shape. The two lowest ids share a centre."""
+    """Convert token ids to float64 bin centres in (-1, 1); any shape. The two lowest ids share a centre."""
     edges = _edges(tokens.device)
     centres = (edges[:-1] + edges[1:]) / 2
     return centres[(vocab_size - tokens - 1).clamp(0, BINS - 2)]
@@ -37,17 +37,16 @@ def detokenize(tokens: Tensor, vocab_size: int) -> Tensor:
 
 @cache
 def _edges(device: torch.device) -> Tensor:
-    """float64 [256], evenly from -1 to 1; copied to each device once."""
+    """Return the bin edges, float64 [256], evenly from -1 to 1; copied to each device once."""
     with torch.inference_mode(False):
         return transfer.to(torch.from_numpy(np.linspace(-1.0, 1.0, BINS)), device)
 
 
 def smooth(logp: Tensor, column: Tensor, width: float) -> Tensor:
-    """[..., G]: the mean of `logp` [..., 256] around each of `column` [..., G], under Gaussian weights of a
-    standard deviation of `width` bins.
+    """Average `logp` [..., 256] around each of `column` [..., G] to [..., G], under Gaussian weights.
 
-    Its negative is a cross-entropy that knows the order of the bins: a histogram loss (Farebrother et al.
-    2024, "Stop Regressing", section 3.1).
+    `width` is the standard deviation in bins. The negative of the result is a cross-entropy that knows the
+    order of the bins: a histogram loss (Farebrother et al. 2024, "Stop Regressing", section 3.1).
     """
     place = torch.arange(BINS, device=logp.device)
     weight = torch.exp(-0.5 * ((place - column[..., None]) / width) ** 2)
@@ -56,19 +55,19 @@ def smooth(logp: Tensor, column: Tensor, width: float) -> Tensor:
 
 
 def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
-    """Statistics that map [-1, 1] onto the bounds of `spec`, for a policy that has seen no data."""
+    """Make statistics that map [-1, 1] onto the bounds of `spec`, for a policy that has seen no data."""
     action = {"q01": list(spec.low), "q99": list(spec.high), "mask": [True] * spec.dim}
     return {"bounds": {"action": action}}
 
 
 def read_statistics(directory: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset_statistics.json of a checkpoint, or else what its config.json has `stored`; may be empty."""
+    """Read a checkpoint's dataset_statistics.json, or else its config.json's, `stored`; may be empty."""
     path = directory / "dataset_statistics.json"
     return read_json(path) if path.is_file() else dict(stored)
 
 
 def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
-    """The data set whose statistics un-normalise; tolerates a missing or surplus `_no_noops` suffix.
+    """Choose the data set whose statistics un-normalise; a `_no_noops` suffix may be missing or surplus.
 
     None where `key` is None and there is not exactly one. Raises RoveError where `key` is unknown.
     """
@@ -81,7 +80,7 @@ def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
 
 
 def no_key(statistics: Mapping[str, Any]) -> RoveError:
-    """The message for a checkpoint whose actions cannot be un-normalised, as `choose_key` had no answer."""
+    """Return the error message for a checkpoint for which `choose_key` found no statistics."""
     if not statistics:
         return RoveError(
             "The checkpoint has action statistics neither in dataset_statistics.json nor in config.json "
@@ -92,14 +91,14 @@ def no_key(statistics: Mapping[str, Any]) -> RoveError:
 
 
 class Normalizer(nn.Module):
-    """Between normalised actions in [-1, 1] and a data set's units; unmasked dimensions pass through."""
+    """Conversion between [-1, 1] and a data set's units; unmasked dimensions pass through."""
 
     q01: Tensor
     q99: Tensor
     mask: Tensor
 
     def __init__(self, action: Mapping[str, Any]) -> None:
-        """`action` holds "q01", "q99" and, optionally, "mask", A entries each."""
+        """Take the statistics `action`: "q01", "q99" and, optionally, "mask", A entries each."""
         super().__init__()
         low = torch.tensor(action["q01"], dtype=torch.float64)
         mask = torch.tensor(action.get("mask", [True] * len(low)), dtype=torch.bool)
@@ -109,17 +108,17 @@ class Normalizer(nn.Module):
 
     @property
     def dim(self) -> int:
-        """A."""
+        """Number of dimensions, A."""
         return len(self.mask)
 
     def normalize(self, actions: Tensor) -> Tensor:
-        """float64 [..., A], not clipped."""
+        """Normalise actions to float64 [..., A], not clipped."""
         span = (self.q99 - self.q01).clamp_min(1e-8)
         scaled = 2 * (actions.double() - self.q01) / span - 1
         return torch.where(self.mask, scaled, actions.double())
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
-        """float64 [..., A]."""
+        """Convert normalised actions to the data set's units, float64 [..., A]."""
         normalized = normalized.double()
         scaled = 0.5 * (normalized + 1) * (self.q99 - self.q01) + self.q01
         return torch.where(self.mask, scaled, normalized)

@@ -19,7 +19,7 @@ from rove.policies.openvla import datasets
 from rove.types import ActionSpec
 
 BINS = 256
-"""K: bins of an action dimension, and so action tokens."""
+"""Number of bins of an action dimension, K, and so of action tokens."""
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -47,14 +47,14 @@ _LLAMA_2 = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The two JSON files of a checkpoint directory, and what they mean."""
+    """The two JSON files of a checkpoint directory, with their meaning as properties."""
 
     config: dict[str, Any]
     preprocessor: dict[str, Any]
 
     @staticmethod
     def read(directory: Path) -> Checkpoint:
-        """Raises RoveError where config.json is missing, damaged, or not an OpenVLA's."""
+        """Read both files. Raises RoveError where config.json is missing, damaged, or not an OpenVLA's."""
         path = directory / "config.json"
         if not path.is_file():
             raise RoveError(f"{directory} is not a checkpoint: it has no config.json.")
@@ -70,17 +70,17 @@ class Checkpoint:
             (directory / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
     def with_settings(self, settings: dict[str, Any]) -> Checkpoint:
-        """The same files with Rove's own settings updated."""
+        """Return the same files with Rove's own settings updated."""
         return replace(self, config={**self.config, "rove": {**self.rove, **settings}})
 
     @property
     def rove(self) -> dict[str, Any]:
-        """Rove's own settings; empty in a checkpoint of somebody else's."""
+        """Rove's own settings; empty in a checkpoint that Rove did not write."""
         return self.config.get("rove", {})
 
     @property
     def image_size(self) -> int:
-        """Pixels, height and width, of what the towers see."""
+        """Height and width, in pixels, of the vision towers' input."""
         return int(self.config.get("image_sizes", [224])[0])
 
     @property
@@ -100,12 +100,12 @@ class Checkpoint:
 
     @property
     def center_crop(self) -> bool | None:
-        """Whether the centre of every picture is cut out; None where the files do not say."""
+        """True where the centre of every image is cut out; None where the files do not say."""
         return self.rove.get("center_crop", self.config.get("center_crop"))
 
     @property
     def interpolation(self) -> str:
-        """ "bicubic", or "lanczos", by which pictures are resized."""
+        """Interpolation by which images are resized: "bicubic" or "lanczos"."""
         stored = self.rove.get("interpolation") or self.preprocessor.get("interpolations", ["bicubic"])[0]
         if stored not in ("bicubic", "lanczos"):
             choice = nearest(stored, ("bicubic", "lanczos"))
@@ -114,7 +114,7 @@ class Checkpoint:
 
     @property
     def num_images(self) -> int | None:
-        """Pictures that the policy was trained to see at once; None where the files do not say."""
+        """Number of images that the policy was trained to see at once; None where the files do not say."""
         return self.rove.get("num_images")
 
     @property
@@ -130,27 +130,27 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens without the padding of the embedding table; the last 256 of them are the actions."""
+        """Number of tokens without the embedding table's padding; the last 256 are the actions."""
         return self.llama.vocab_size - int(self.config.get("pad_to_multiple_of", 64))
 
     @property
     def pad_token(self) -> int:
-        """The id that pads prompts on the left."""
+        """Id of the token that pads prompts on the left."""
         return int(self.config.get("pad_token_id", 32000))
 
     @property
     def stop_token(self) -> int:
-        """EOS, which closes the sequence where attention is bidirectional."""
+        """Id of EOS, which closes the sequence where attention is bidirectional."""
         return 2
 
     @property
     def prompt(self) -> str:
-        """Template around the lower-cased instruction."""
+        """Template of the prompt around the lower-cased instruction."""
         return self.rove.get("prompt", PROMPT)
 
     @property
     def prompt_end(self) -> int:
-        """The id every prompt ends in; for Llama-2's tokenizer the lone space, 29871."""
+        """Id of the token that every prompt ends in; for Llama-2's tokenizer the lone space, 29871."""
         return int(self.rove.get("prompt_end", 29871))
 
     @property
@@ -159,9 +159,9 @@ class Checkpoint:
         return self.config.get("norm_stats", {})
 
     def settings(self, decoding: str | None, *, head: str, proprio: bool) -> dict[str, Any]:
-        """How to run the model: as saved by Rove, or else as the published checkpoints are run.
+        """Return the settings to run the model with: saved by Rove, or else those of published checkpoints.
 
-        `head` and `proprio` are what the directory's files hold.
+        `head` and `proprio` describe the files that the directory holds.
         """
         regression = head == "l1"
         decoding = decoding or self.rove.get("decoding", "parallel" if regression else "autoregressive")
@@ -181,7 +181,7 @@ class Checkpoint:
         return saved | {"decoding": decoding, "head": head}
 
     def action_spec(self, key: str | None, dim: int) -> ActionSpec:
-        """Return the convention of `dim` numbers an action: as saved, or as the data set `key` has it."""
+        """Return the action spec of `dim` dimensions: the saved one, or else that of the data set `key`."""
         spec = self.rove.get("action_spec")
         if spec is None:
             return datasets.action_spec(key, dim)
@@ -190,19 +190,19 @@ class Checkpoint:
 
     @property
     def lora(self) -> LoraConfig | None:
-        """The adapters whose weights the checkpoint holds beside its own or its base's."""
+        """Configuration of the adapters whose weights the checkpoint holds; None without adapters."""
         lora = self.rove.get("lora")
         return None if lora is None else LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
 
     @property
     def value_head(self) -> ValueHeadConfig | None:
-        """The critic whose weights the checkpoint holds."""
+        """Configuration of the critic whose weights the checkpoint holds; None without a critic."""
         head = self.rove.get("value_head")
         return None if head is None else ValueHeadConfig(**{**head, "hidden": tuple(head["hidden"])})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; RoveError naming a file that is damaged."""
+    """Read a JSON object. Raises RoveError naming a file that is damaged."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -257,7 +257,7 @@ def _check_sizes(policy: PolicyConfig, image_size: int) -> None:
 
 
 def describe(policy: PolicyConfig, *, image_size: int, words: int) -> Checkpoint:
-    """The JSON files of a new model: `words` is the size of its tokenizer, action tokens included.
+    """Make the JSON files of a new model; `words` is the size of its tokenizer, action tokens included.
 
     Raises RoveError where sizes do not divide.
     """

@@ -25,7 +25,7 @@ from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 
 
 class ActionModel(nn.Module):
-    """Token ids and pixels in, logits and values of a chunk of actions out."""
+    """A model that maps token ids and pixels to logits and values of a chunk of actions."""
 
     value_head: ValueHead | None
     mean: Tensor
@@ -34,7 +34,7 @@ class ActionModel(nn.Module):
     high: Tensor
 
     def __init__(self, settings: Settings) -> None:
-        """The weights are left on the meta device, for `build` or `from_pretrained` to fill."""
+        """Make the modules on the meta device; `build` or `from_pretrained` fills in the weights."""
         super().__init__()
         checkpoint, spec = settings.checkpoint, settings.action_spec
         self.checkpoint = checkpoint
@@ -51,9 +51,9 @@ class ActionModel(nn.Module):
         self.lora: LoraConfig | None = None
         self.adapters: tuple[LoraLinear, ...] = ()
         self.base: str | None = None
-        """The checkpoint that holds the weights which adapters are beside; None: they are only here."""
+        """The checkpoint with the weights beneath the adapters; None where only this policy has them."""
         self.trainable: frozenset[str] = frozenset()
-        """Parameters of `vlm` that are trained where there are no adapters."""
+        """Names of the parameters of `vlm` that are trained where there are no adapters."""
         self._read_statistics(settings)
         with torch.device("meta"):
             self._make_modules(settings)
@@ -72,7 +72,7 @@ class ActionModel(nn.Module):
 
     @property
     def lowered_bytes(self) -> int:
-        """Bytes of the copies of adapters that inference computes with; see `lora.lowered`."""
+        """Bytes of the low-precision copies of adapters that inference uses; see `lora.lowered`."""
         pairs = [side for layer in self.adapters for side in layer.pair]
         dtype = self.vlm.lm_head.weight.dtype
         return sum(side.numel() * dtype.itemsize for side in pairs if side.dtype != dtype)
@@ -83,9 +83,9 @@ class ActionModel(nn.Module):
         return self.vlm.lm_head.weight.device
 
     def process_images(self, images: Tensor, center_crop: bool | None = None) -> Tensor:
-        """Pixel values [B, 3·towers·n, size, size] of uint8 [B, n, H, W, 3], on the model's device.
+        """Convert uint8 images [B, n, H, W, 3] to pixel values [B, 3·towers·n, size, size].
 
-        `center_crop=None` does as the checkpoint's config says.
+        The result is on the model's device. `center_crop=None` stands for the policy's own setting.
         """
         crop = bool(self.center_crop if center_crop is None else center_crop)
         size = self.checkpoint.image_size
@@ -126,12 +126,12 @@ class ActionModel(nn.Module):
         state: Tensor | None = None,
         return_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """float32 [B, C, A, 256], column j being token id `vocab_size - 256 + j`, at temperature 1.
+        """Compute logits, float32 [B, C, A, 256], at temperature 1; column j is id `vocab_size - 256 + j`.
 
         `input_ids` [B, L] is padded on the left where `attention_mask` [B, L] is False (None: nowhere).
-        Autoregressive decoding is teacher-forced by `tokens` [B, C, A] (any vocabulary ids), or greedy
-        over the action tokens where they are None; parallel decoding does not look at them. With
-        `return_hidden` also the hidden states [B, C·A, D] that predict each token, after the final norm.
+        Autoregressive decoding is teacher-forced by `tokens` [B, C, A] (any vocabulary ids), or greedy over
+        the action tokens where they are None; parallel decoding does not look at them. With `return_hidden`
+        it also returns the hidden states [B, C·A, D] that predict each token, after the final norm.
         """
         given = (input_ids, attention_mask, pixel_values, tokens, state)
         input_ids, attention_mask, pixel_values, tokens, state = transfer.to(given, self.device)
@@ -144,17 +144,17 @@ class ActionModel(nn.Module):
         return (self._chunked(logits), hidden) if return_hidden else self._chunked(logits)
 
     def tokenize(self, actions: Tensor) -> Tensor:
-        """int64 [B, C, A] token ids of actions [B, C, A] in the units of the statistics."""
+        """Convert actions [B, C, A] in the units of the statistics to int64 token ids [B, C, A]."""
         return bins.tokenize(
             self._statistics().normalize(transfer.to(actions, self.device)), self.vlm.vocab_size
         )
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        """float64 [B, C, A] in (-1, 1)."""
+        """Convert token ids to normalised actions, float64 [B, C, A] in (-1, 1)."""
         return bins.detokenize(tokens, self.vlm.vocab_size)
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
-        """float64 [B, C, A] in the units of the statistics; raises RoveError where none are chosen."""
+        """Convert normalised actions to the statistics' units, float64; RoveError without a data set."""
         return self._statistics().unnormalize(normalized)
 
     def adapt(self, config: LoraConfig, generator: torch.Generator) -> None:
@@ -163,7 +163,7 @@ class ActionModel(nn.Module):
         self.lora, self.adapters = config, tuple(lora.adapted(self.vlm).values())
 
     def merge(self) -> Self:
-        """Add the adapters to the weights, as a checkpoint that stands by itself needs it; returns self."""
+        """Add the adapters to the weights, so that a checkpoint stands by itself; returns self."""
         if self.lora is not None:
             lora.merge(self.vlm)
             for name, parameter in self.vlm.named_parameters():
@@ -202,9 +202,8 @@ class ActionModel(nn.Module):
         self.action_head = L1Head(width, spec.dim) if settings.head == "l1" else None
 
     def _compile_blocks(self) -> None:
-        """Have every block of towers and language model run through torch.compile, one piece each: blocks of
-        one kind share what is compiled, the shapes that a policy meets make more kinds than the usual
-        limit."""
+        """Compile every block of towers and language model with torch.compile, one piece each. Blocks of one
+        kind share what is compiled; the shapes that a policy meets make more kinds than the usual limit."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in self.vlm.blocks():
             block.compile(fullgraph=True)
@@ -230,7 +229,7 @@ class ActionModel(nn.Module):
         return decoding.parallel(self.vlm, prefix, self._count, self.attention, self.checkpoint.stop_token)
 
     def _hidden(self, prefix: Prefix, tokens: Tensor | None) -> Tensor:
-        """Hidden states [B, C·A, D] that predict each token, given `tokens` [B, C·A]."""
+        """Compute the hidden states [B, C·A, D] that predict each token, given `tokens` [B, C·A]."""
         if self.decoding == "parallel":
             return self._parallel(prefix)
         assert tokens is not None
@@ -242,5 +241,5 @@ class ActionModel(nn.Module):
         return self.value_head(hidden[:, :1] if self.decoding == "autoregressive" else hidden)
 
     def _chunked(self, x: Tensor) -> Tensor:
-        """[B, C·A, ...] -> [B, C, A, ...]."""
+        """Reshape [B, C·A, ...] to [B, C, A, ...]."""
         return x.unflatten(1, (self.chunk, self.action_spec.dim))

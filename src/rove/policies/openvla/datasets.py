@@ -1,4 +1,4 @@
-"""Action conventions of published data sets: what a checkpoint's actions mean where its files do not say.
+"""Action conventions of published data sets, for checkpoints whose files do not describe their actions.
 
 A data set is a name in a checkpoint's statistics, whichever robot or simulator it was recorded with.
 """
@@ -13,13 +13,13 @@ from rove.types import ActionSpec
 _ARM = ("x", "y", "z", "roll", "pitch", "yaw")
 _NAMES = (*_ARM, "gripper")
 _OPEN_X = ActionSpec(_NAMES, (*["m"] * 3, *["rad"] * 3, "1"), (*[-math.inf] * 6, 0.0), (*[math.inf] * 6, 1.0))
-"""Open X-Embodiment: metres and radians, the gripper 0 closed to 1 open."""
+"""Convention of Open X-Embodiment: metres and radians, the gripper from 0 closed to 1 open."""
 _PUBLISHED = {"libero*": ActionSpec(_NAMES, ("1",) * 7, (*[-1.0] * 6, 0.0), (1.0,) * 7)}
-"""Data sets with another convention, by pattern of their names: units of the arm's controller."""
+"""Conventions of other data sets, by pattern of their names: units of the arm's controller."""
 
 
 def action_spec(dataset: str | None, dim: int) -> ActionSpec:
-    """Return the convention of `dim` numbers an action in a data set; None: one of Open X-Embodiment."""
+    """Return the action spec of `dim` dimensions in a data set; None stands for one of Open X-Embodiment."""
     if dim != len(_NAMES):
         names = tuple(f"joint_{i}" for i in range(dim))
         return ActionSpec(names, ("1",) * dim, (-math.inf,) * dim, (math.inf,) * dim)

@@ -1,4 +1,4 @@
-"""How a chunk of tokens comes out of the language model: all at once, or one by one.
+"""Decoding of a chunk of tokens from the language model: in parallel, or one by one.
 
     BOS | patches of every picture | points and state, if read | prompt | suffix
 
@@ -22,12 +22,12 @@ Decoding = Literal["autoregressive", "parallel"]
 
 
 def prompt_state(vlm: PrismaticVLM, prefix: Prefix, attention: Attention) -> Tensor:
-    """Hidden state [B, 1, D] at the last prompt token, with nothing after it."""
+    """Compute the hidden state [B, 1, D] at the last prompt token, with nothing after it."""
     return vlm.hidden(prefix.embeddings, prefix.valid, outputs=1, attention=attention)
 
 
 def parallel(vlm: PrismaticVLM, prefix: Prefix, count: int, attention: Attention, stop: int) -> Tensor:
-    """Hidden states [B, count, D] that predict `count` tokens, from one pass; `stop` is EOS."""
+    """Compute the hidden states [B, count, D] that predict `count` tokens, in one pass; `stop` is EOS."""
     before = prefix.embeddings
     # Under causal attention nothing is read at or after the last placeholder.
     read = count - (attention == "causal")
@@ -42,13 +42,13 @@ def parallel(vlm: PrismaticVLM, prefix: Prefix, count: int, attention: Attention
 
 
 def teacher_forced(vlm: PrismaticVLM, prefix: Prefix, tokens: Tensor) -> Tensor:
-    """Hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it, in one pass."""
+    """Compute hidden states [B, N, D] that predict each of `tokens` [B, N] from those before it."""
     suffix = vlm.language_model.embed_tokens(tokens[:, :-1])
     return after_prompt(vlm, prefix, suffix, "causal")
 
 
 def after_prompt(vlm: PrismaticVLM, prefix: Prefix, suffix: Tensor, attention: Attention) -> Tensor:
-    """Hidden states from the last prompt token to the end of the suffix."""
+    """Compute hidden states from the last prompt token to the end of the suffix."""
     extra, valid = suffix.shape[1], prefix.valid
     if valid is not None:
         valid = torch.cat((valid, valid.new_ones(len(valid), extra)), dim=1)
@@ -88,7 +88,7 @@ def one_by_one(
 
 
 def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
-    """Columns [B, N, G] from logits [B, N, 256]: the largest, G = 1, or by inverse CDF from `uniform`
+    """Choose columns [B, N, G] from logits [B, N, 256]: the largest (G = 1), or by inverse CDF from `uniform`
     [B, N, G]."""
     if uniform is None:
         return logits.argmax(dim=-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint directory: read one at a time, written shard by shard, never executed.
+"""The tensor files of a checkpoint directory: read one at a time, written shard by shard, never executed.
 
 model*.safetensors           the published keys
 action_head--*.pt, proprio_projector--*.pt     parts of OpenVLA-OFT
-rove.safetensors             what only Rove has: critic, FiLM, pointers, placeholders
+rove.safetensors             Rove's own: critic, FiLM, pointers, placeholders
 adapter_model.safetensors    LoRA, see `lora`
 """
 
@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 OWN = "rove.safetensors"
 OWN_PREFIXES = ("value_head.", "placeholders", "film.", "pointer.")
 HEADS = ("value_head.", "action_head.")
-"""Parts that are trained beside adapters, and so saved with them."""
+"""Prefixes of the parts that are trained beside adapters, and so saved with them."""
 PARTS = ("action_head", "proprio_projector")
 """Parts of OpenVLA-OFT that its layout keeps in files of their own."""
 _PART_PREFIXES = tuple(f"{part}." for part in PARTS)
@@ -39,13 +39,13 @@ _REFUSED = {
 
 
 class Weights:
-    """Shapes of all tensors of a directory, and the tensors themselves, one by one.
+    """The tensors of a checkpoint directory, read one by one, and the shapes of all of them.
 
-    A tensor is mapped into memory while it is converted, and no longer: the peak is that of the model.
+    A tensor is mapped into memory only while it is converted, so peak memory is that of the model.
     """
 
     def __init__(self, directory: Path, overlay: Path | None = None) -> None:
-        """Reads headers, and the small `.pt` parts; heads of `overlay` take the place of `directory`'s.
+        """Read headers, and the small `.pt` parts; heads of `overlay` take the place of `directory`'s.
 
         Raises RoveError naming a file that is absent, damaged, or holds pickled code.
         """
@@ -82,7 +82,7 @@ class Weights:
                 self._where[key] = path, name
 
     def read(self, key: str) -> Tensor:
-        """The tensor, on the CPU and as it was stored."""
+        """Read a tensor, on the CPU and in its stored dtype."""
         if key in self._parts:
             return self._parts[key]
         path, name = self._where[key]
@@ -100,7 +100,7 @@ def open_tensors(path: Path) -> Any:
 
 
 def model_files(directory: Path) -> list[str]:
-    """Names of the files that hold the published keys: one, or those that the index lists."""
+    """Return the names of the files that hold the published keys: one, or those that the index lists."""
     index = directory / INDEX
     if index.is_file():
         try:
@@ -121,7 +121,7 @@ def model_files(directory: Path) -> list[str]:
 
 
 def part_file(directory: Path, part: str) -> Path | None:
-    """The file of one of OFT's parts, `PART--STEP_checkpoint.pt`; None without one.
+    """Return the file of one of OFT's parts, `PART--STEP_checkpoint.pt`; None without one.
 
     Raises RoveError where there are several, or one of a part that cannot be used.
     """
@@ -136,7 +136,7 @@ def part_file(directory: Path, part: str) -> Path | None:
 
 
 def read_part(path: Path) -> dict[str, Tensor]:
-    """A `.pt` state dict, without the prefix that data-parallel training leaves.
+    """Read a `.pt` state dict, without the prefix that data-parallel training leaves.
 
     Raises RoveError naming a file that is damaged, or that holds anything but tensors.
     """
@@ -154,7 +154,7 @@ def read_part(path: Path) -> dict[str, Tensor]:
 
 
 def clear(directory: Path) -> None:
-    """Remove tensors that an earlier checkpoint left: they would be read together with the new ones."""
+    """Remove tensors of an earlier checkpoint, which would be read together with the new ones."""
     parts = [f"{part}--*.pt" for part in PARTS]
     for pattern in ("model*.safetensors", INDEX, OWN, "adapter_*", *parts):
         for path in directory.glob(pattern):
@@ -190,7 +190,7 @@ def write_extras(directory: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """One safetensors file."""
+    """Write one safetensors file."""
     save_file({key: _stored(value) for key, value in state.items()}, path, metadata={"format": "pt"})
 
 
@@ -203,7 +203,7 @@ def _stored(value: Tensor) -> Tensor:
 
 
 def _shards(state: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """In order, each of at most `limit` bytes, or of a single tensor."""
+    """Split a state dict, in order, into shards of at most `limit` bytes, or of a single tensor."""
     shard: dict[str, Tensor] = {}
     size = 0
     for key, value in state.items():

@@ -1,6 +1,6 @@
-"""A policy's act as one CUDA graph: what is launched a thousand times is launched once.
+"""Acting as one CUDA graph: a thousand kernel launches become one.
 
-A graph is of one shape, so batches are padded to a power of two and prompts to a multiple of 16 tokens:
+A graph has one shape, so batches are padded to a power of two and prompts to a multiple of 16 tokens:
 environments that end do not each cost another capture.
 """
 
@@ -18,26 +18,25 @@ from rove.policies.base import SamplingNoise
 from rove.types import Observation
 
 PROMPT_MULTIPLE = 16
-"""Tokens."""
+"""Number of tokens that the length of a prompt is padded to a multiple of."""
 
 
 class Graphs:
-    """A function of tensors on a GPU, captured as a CUDA graph for every combination of shapes that it is
-    given.
+    """A function of tensors on a GPU, captured as a CUDA graph for every combination of input shapes.
 
-    It must not look at the numbers on the host. Weights may change in place: a graph reads them where they
-    are. All graphs share one pool of memory, and what they answer is copied out of it.
+    The function must not read numbers on the host. Weights may change in place: a graph reads them at their
+    address. All graphs share one memory pool, and results are copied out of it.
     """
 
     def __init__(self, run: Callable[..., Any], anchor: Tensor) -> None:
-        """`anchor` is one of the weights: where it lies elsewhere than before, graphs are captured anew."""
+        """Wrap `run`; graphs are captured anew when the address of `anchor`, one of the weights, changes."""
         self._run, self._anchor = run, anchor
         self._address = anchor.data_ptr()
         self._pool: Any = None
         self._captured: dict[Any, tuple[list[Tensor], torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
-        """Return a clone of the function's answer."""
+        """Return a clone of the function's result for `inputs`."""
         leaves, layout = tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
@@ -71,7 +70,7 @@ class Graphs:
 
 
 def padded(observation: Observation, noise: SamplingNoise | None) -> tuple[Observation, SamplingNoise | None]:
-    """The same rows, the last one repeated until their number is a power of two."""
+    """Pad a batch to a power of two by repeating its last row."""
     rows = len(observation)
     index = torch.arange(1 << (rows - 1).bit_length()).clamp_max(rows - 1)
     if noise is not None:

@@ -40,7 +40,7 @@ class _ResidualMLP(nn.Module):
 
 
 class L1Head(nn.Module):
-    """All hidden states of one action, side by side, through a residual MLP of the model's width."""
+    """A regression head: all hidden states of one action through a residual MLP of the model's width."""
 
     def __init__(self, width: int, action_dim: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class L1Head(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Normal weights of variance 1 / fan-in; normalisation layers start as the identity."""
+        """Draw normal weights of variance 1 / fan-in; normalisation layers start as the identity."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
@@ -59,12 +59,12 @@ class L1Head(nn.Module):
                 layer.bias.zero_()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalised actions, float32 [B, C, A], of hidden states [B, C·A, D]."""
+        """Compute normalised actions, float32 [B, C, A], from hidden states [B, C·A, D]."""
         grouped = hidden.unflatten(1, (-1, self.action_dim)).flatten(2)
         return self.model(grouped.to(self.model.fc1.weight.dtype)).float()
 
 
 def refuse_rl(head: nn.Module | None) -> None:
-    """Raises RoveError where actions come from a head that has no likelihood."""
+    """Raise RoveError where actions come from a head that has no likelihood."""
     if head is not None:
         raise RoveError(NO_LIKELIHOOD)

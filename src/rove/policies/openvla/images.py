@@ -1,4 +1,4 @@
-"""Camera pictures to pixel values, batched, on the model's device."""
+"""Conversion of camera images to pixel values, batched, on the model's device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rove import transfer
 from rove.errors import RoveError
 
 CROP_AREA = 0.9
-"""Share of the picture's area that a centre crop keeps, OpenVLA's augmentation at test time."""
+"""Fraction of an image's area that a centre crop keeps, OpenVLA's augmentation at test time."""
 
 
 def process(
@@ -25,10 +25,10 @@ def process(
     center_crop: bool,
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """Pixel values [B, 3·k·n, size, size] of n pictures for k towers.
+    """Compute pixel values [B, 3·k·n, size, size] of n images for k towers.
 
-    `images` is uint8 [B, n, H, W, 3]; `mean` and `std` are [3·k], of pixels in [0, 255]. Channels go by
-    picture, then tower, then colour. Pictures are resized by `interpolation` ("bicubic" or "lanczos"),
+    `images` is uint8 [B, n, H, W, 3]; `mean` and `std` are [3·k], of pixels in [0, 255]. Channels are ordered
+    by image, then tower, then colour. Images are resized by `interpolation` ("bicubic" or "lanczos"),
     antialiased, without regard to their aspect, and then cropped: the order that published checkpoints were
     evaluated in. Raises RoveError on another dtype or shape.
     """
@@ -49,14 +49,14 @@ def process(
 
 
 def _resize(pictures: Tensor, size: int, interpolation: str) -> Tensor:
-    """Antialiased, as PIL does it: columns, then rows, each rounded to 8 bits."""
+    """Resize with antialiasing, as PIL does: columns, then rows, each rounded to 8 bits."""
     if pictures.device.type == "cpu":
         return F.interpolate(pictures, size=(size, size), mode=interpolation, antialias=True)
     return resize_by_matrix(pictures, size, interpolation)
 
 
 def resize_by_matrix(pictures: Tensor, size: int, interpolation: str) -> Tensor:
-    """The same within a level or two, as two matrix products: what a device without an 8-bit kernel does."""
+    """Resize like `_resize`, within a level or two, by two matrix products, where no 8-bit kernel exists."""
     x = pictures.float()
     x = (x @ _kernel(x.shape[-1], size, interpolation, x.device).T).round().clamp(0, 255)
     return (_kernel(x.shape[-2], size, interpolation, x.device) @ x).round().clamp(0, 255)
@@ -64,7 +64,7 @@ def resize_by_matrix(pictures: Tensor, size: int, interpolation: str) -> Tensor:
 
 @cache
 def _kernel(before: int, after: int, interpolation: str, device: torch.device) -> Tensor:
-    """float32 [after, before]: weights of the pixels of one line, stretched where it shrinks."""
+    """Return the weights of the pixels of one line, float32 [after, before], stretched where it shrinks."""
     scale = before / after
     stretch = max(scale, 1.0)
     centre = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
@@ -78,7 +78,7 @@ def _kernel(before: int, after: int, interpolation: str, device: torch.device) -
 
 
 def _center_crop(pictures: Tensor, size: int) -> Tensor:
-    """The central `CROP_AREA` of each picture, sampled bilinearly at size x size, corners aligned."""
+    """Sample the central `CROP_AREA` of each image bilinearly at size x size, corners aligned."""
     side = math.sqrt(CROP_AREA)
     grid = torch.linspace(-side, side, size, device=pictures.device)
     y, x = torch.meshgrid(grid, grid, indexing="ij")

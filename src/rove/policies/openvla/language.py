@@ -1,4 +1,4 @@
-"""A Llama without what a policy does not need.
+"""A Llama reduced to the needs of a policy.
 
 Modules, weights' names and configuration are those of `transformers`; the forward pass is ours. The last
 layer's output is computed at the positions that are read, the rotary table is made once, and causal attention
@@ -21,18 +21,18 @@ from rove.policies.openvla import lora
 
 Attention = Literal["causal", "bidirectional"]
 Rope = tuple[Tensor, Tensor]
-"""Cosine and signed sine of every channel, see `rotary`."""
+"""Cosine and signed sine of every channel; see `rotary`."""
 Buffers = tuple[Tensor, Tensor]
-"""Keys and values of a layer, [B, heads, capacity, d] each."""
+"""Keys and values of one layer, [B, heads, capacity, d] each."""
 Cache = list[Buffers]
 """Keys and values of every layer."""
 
 
 def make_cache(model: LlamaModel, batch: int, capacity: int, like: Tensor) -> Cache:
-    """Zeroed buffers of one size from the first token to the last.
+    """Make a zeroed cache whose buffers keep one size from the first token to the last.
 
-    A step attends over all of a buffer and a mask leaves out what is not there yet: its shapes never change,
-    so that it can be compiled, or captured, once.
+    A step attends over a whole buffer, and a mask leaves out the entries that are not filled yet: its shapes
+    never change, so that it can be compiled, or captured, once.
     """
     config = model.config
     dim = config.hidden_size // config.num_attention_heads
@@ -41,21 +41,22 @@ def make_cache(model: LlamaModel, batch: int, capacity: int, like: Tensor) -> Ca
 
 
 def first_come(valid: Tensor, capacity: int) -> Tensor:
-    """bool [B, capacity]: as many entries as `valid` [B, L] has in each row, moved to the row's beginning."""
+    """Return which cache entries are filled, bool [B, capacity]: the first n of each row, n counted in
+    `valid` [B, L]."""
     return torch.arange(capacity, device=valid.device) < valid.sum(1, keepdim=True)
 
 
 def bidirectional_mask(valid: Tensor) -> Tensor:
-    """bool [B, 1, L, L], True where a position may look; `valid` is bool [B, L].
+    """Return the attention mask, bool [B, 1, L, L], True where a position may look; `valid` is bool [B, L].
 
-    A position that is not valid still sees itself, so that no softmax is empty.
+    A position that is not valid still attends to itself, so that no softmax is empty.
     """
     itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     return valid[:, None, None, :] | itself
 
 
 def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> Rope:
-    """Cosine and sine [..., 1, L, d] of rotary embedding for `position` int64 [L] or [B, L].
+    """Return cosine and sine [..., 1, L, d] of rotary embedding for `position` int64 [L] or [B, L].
 
     Su et al. 2021, RoFormer, section 3.2.2, with the half-split layout of Llama checkpoints: channel i turns
     with channel i + d/2, and the sine of the lower half is negated, so that a head turns by `x·cos +
@@ -70,7 +71,7 @@ def rotary(model: LlamaModel, position: Tensor, dtype: torch.dtype) -> Rope:
 
 
 class _Rotate(torch.autograd.Function):
-    """`x·cos + roll(x)·sin` in three passes over memory, and its gradient in as many: the turn back."""
+    """Rotation `x·cos + roll(x)·sin` in three passes over memory, and the rotation back as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # pyright: ignore
@@ -88,12 +89,12 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Heads [B, heads, L, d], turned by their positions."""
+    """Rotate heads [B, heads, L, d] by their positions."""
     return _Rotate.apply(x, *rope)  # pyright: ignore[reportReturnType]
 
 
 class Layer(LlamaDecoderLayer):
-    """One layer: attention and MLP, each with its norm, added to what came in."""
+    """A transformer layer: attention and MLP, each with its norm, added to the residual stream."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -105,10 +106,10 @@ class Layer(LlamaDecoderLayer):
         buffers: Buffers | None = None,
         slot: Tensor | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; with `read` only at the positions that `at` takes from L.
+        """Apply the layer, [B, L, D] -> [B, L, D]; `read` selects output positions (`select_positions`).
 
-        `buffers` are filled with the first keys and values. Where `slot`, int64 [1], says which entry the
-        only position has, it attends to all of them.
+        `buffers` are filled with the first keys and values. Where `slot`, int64 [1], is given, the input is
+        one position, which is stored at that entry and attends to all of them.
         """
         attention, mlp = self.self_attn, self.mlp
         normed = rms_norm(self.input_layernorm, x)
@@ -143,20 +144,20 @@ class Layer(LlamaDecoderLayer):
 
 
 def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Root-mean-square norm as one operation, with the weights of a Llama's."""
+    """Apply a Llama's root-mean-square norm as one operation."""
     weight = cast(Tensor, norm.weight)
     return F.rms_norm(x, x.shape[-1:], weight, cast(float, norm.variance_epsilon))
 
 
 def select_positions(x: Tensor, read: int | Tensor) -> Tensor:
-    """Select from [B, L, D] the last `read` positions, or those that it names, int64 [B, n]."""
+    """Select from [B, L, D] the last `read` positions, or those that `read` names, int64 [B, n]."""
     if isinstance(read, int):
         return x[:, -read:]
     return x.gather(1, read[..., None].expand(-1, -1, x.shape[2]))
 
 
 class Llama(LlamaModel):
-    """The model; see the module."""
+    """The language model: `transformers`' Llama with a forward pass of its own; see the module."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -172,7 +173,7 @@ class Llama(LlamaModel):
         attention: Attention = "causal",
         cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
+        """Compute hidden states after the final norm at the last `outputs` positions, [B, outputs, D].
 
         `embeddings` is [B, S, D]; `valid`, bool [B, S], marks the attended entries (None: all), among them
         the last `outputs`. Position ids count them. A `cache` is filled for the steps that follow, in each
@@ -205,10 +206,10 @@ class Llama(LlamaModel):
         position: Tensor,
         valid: Tensor,
     ) -> Tensor:
-        """Hidden state [B, 1, D] after one more token, [B, 1, D], which is stored at `slot`, int64 [1].
+        """Compute the hidden state [B, 1, D] after one more token, [B, 1, D].
 
-        `position` int64 [B, 1]; `valid` bool [B, capacity] marks what is
-        attended to, the new entry included.
+        The token is stored at entry `slot`, int64 [1]. `position` is int64 [B, 1]; `valid`, bool [B,
+        capacity], marks the attended entries, the new one included.
         """
         rope = rotary(self, position, embedding.dtype)
         mask = valid[:, None, None, :]

@@ -39,19 +39,19 @@ class CheckpointParts:
     """Contents of a checkpoint directory, before any weight is read."""
 
     settings: Settings
-    """How to build and run the policy: as asked for, as saved, or as published."""
+    """Settings to build and run the policy with: those asked for, saved, or published."""
     directory: Path
     weights: Weights
     new_heads: tuple[str, ...]
-    """Beginnings of the names of heads that are not taken from the checkpoint, "value_head." for one."""
+    """Prefixes of the heads that are not taken from the checkpoint, such as "value_head."."""
     base: str | None
-    """How to name the place of the weights in checkpoints of adapters alone; None: they hold them too."""
+    """Name of the checkpoint with the weights, for saving adapters alone; None: weights are saved too."""
     published: lora.PublishedAdapter | None
-    """The adapter of somebody else's that is to be merged into the weights."""
+    """The adapter of others that is to be merged into the weights; None without one."""
     saved_lora: LoraConfig | None
-    """The adapters whose weights are in the checkpoint."""
+    """Configuration of the adapters whose weights are in the checkpoint; None without adapters."""
     lora: LoraConfig | None
-    """The adapters that the policy is to have."""
+    """Configuration of the adapters that the policy is to have; None without adapters."""
 
 
 def read(
@@ -118,8 +118,8 @@ def complete(
 
 
 def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.PublishedAdapter | None]:
-    """Find where a checkpoint's weights are, how to name that place in checkpoints of adapters alone (None:
-    they have to hold the weights as well), and the adapter of somebody else's that is to be merged."""
+    """Find the directory of a checkpoint's weights, its name for saving adapters alone (None: the weights are
+    saved with them), and the adapter of others that is to be merged."""
     if (directory / lora.CONFIG).is_file() and not _stands_alone(directory):
         adapter = lora.PublishedAdapter(directory)
         return hub.locate(adapter.base), None, adapter
@@ -138,7 +138,7 @@ def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.Pub
 
 
 def _stands_alone(directory: Path) -> bool:
-    """Whether a directory with adapters is Rove's, or holds all weights as well."""
+    """Return whether a directory with adapters is Rove's, or holds all weights as well."""
     has_config = (directory / "config.json").is_file()
     return has_config and bool(Checkpoint.read(directory).rove or any(directory.glob("model*.safetensors")))
 
@@ -164,7 +164,7 @@ def fill(
     skip: Sequence[str],
     adapter: lora.PublishedAdapter | None = None,
 ) -> None:
-    """Take the weights over, converted and moved one by one; keys that begin as in `skip` are left out.
+    """Copy the weights into the policy, converted and moved one by one, except keys with a prefix in `skip`.
 
     Heads stay float32. Raises RoveError naming the keys that do not fit.
     """
@@ -194,7 +194,7 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _adapt(policy: ActionModel, parts: CheckpointParts, generator: torch.Generator) -> None:
-    """Put adapters beside the weights: the saved ones, or new ones after those are merged."""
+    """Put adapters beside the weights: the saved ones, or new ones after the saved are merged."""
     saved, wanted = parts.saved_lora, parts.lora
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)
     if saved is not None:
@@ -209,7 +209,7 @@ def _adapt(policy: ActionModel, parts: CheckpointParts, generator: torch.Generat
 
 
 def save(policy: ActionModel, directory: Path, max_shard_bytes: int) -> None:
-    """See `OpenVLA.save_pretrained`."""
+    """Write a checkpoint directory; see `OpenVLA.save_pretrained`."""
     base = policy.base if policy.lora is not None else None
     if base is not None and Path(base).resolve() == directory.resolve():
         raise RoveError(f"{directory} holds the weights that the adapters belong to: save them elsewhere.")
@@ -253,6 +253,6 @@ def _saved_settings(policy: ActionModel) -> dict[str, Any]:
 
 
 def _where(base: str, directory: Path) -> dict[str, Any]:
-    """How to find the base again, also after both have been moved together."""
+    """Return how to find the base again, also after both directories have been moved together."""
     there = Path(base)
     return {"base": base, "base_from_here": os.path.relpath(there, directory) if there.is_dir() else None}

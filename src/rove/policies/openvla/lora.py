@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021): adapters beside frozen linear layers, computed, kept, merged, or written by
-themselves.
+"""LoRA (Hu et al. 2021): adapters beside frozen linear layers, computed, kept, merged, or written alone.
 
-An adapter of Rove's is stored under this package's module names, in the layout of `peft`. Those that others
-trained on the published layout, where query, key and value are one matrix, are merged while they are read.
+An adapter of Rove's is stored under this package's module names, in the layout of `peft`. Adapters that
+others trained on the published layout, where query, key and value are one matrix, are merged while they are
+read.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SAVED = "base_model.model."
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter: `x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ`.
 
-    A and B are float32 for the optimizer's sake. They are computed with in the dtype of the weights.
+    A and B are float32 for the optimizer's sake; the forward pass casts them to the dtype of the weights.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scaling: float) -> None:
         super().__init__()
         self.base_layer, self.scaling = base, scaling
         self.low: tuple[Tensor, Tensor] | None = None
-        """A and B in the dtype of the weights, within `lowered` only."""
+        """A and B in the dtype of the weights, set within `lowered` only."""
         self._copies: tuple[Tensor, Tensor] | None = None
         device = base.weight.device
 
@@ -49,20 +49,20 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, without the adapter."""
+        """The layer's weight W, without the adapter."""
         return self.base_layer.weight
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
-        """A [rank, in] and B [out, rank]."""
+        """The adapter's matrices, A [rank, in] and B [out, rank]."""
         return self.lora_A[_NAME].weight, self.lora_B[_NAME].weight  # pyright: ignore[reportReturnType]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Apply layer and adapter, [..., in] -> [..., out]."""
         return linear(x, self)[0]
 
     def copies(self) -> tuple[Tensor, Tensor]:
-        """Room for A and B in the dtype of the weights, on their device; the same each time."""
+        """Return memory for A and B in the dtype and on the device of the weights; the same each time."""
         if self._copies is None or self._copies[0].device != self.weight.device:
             with torch.inference_mode(False):
                 a, b = (torch.empty_like(side, dtype=self.weight.dtype) for side in self.pair)
@@ -72,8 +72,8 @@ class LoraLinear(nn.Module):
 
 @contextmanager
 def lowered(layers: Sequence[LoraLinear]) -> Iterator[None]:
-    """Within the block, for inference, adapters are computed with as copies in the dtype of their layers'
-    weights, made all at once, where else each layer casts its own."""
+    """Use, within the block and for inference, copies of the adapters in the dtype of their layers' weights,
+    made all at once; outside of it each layer casts its own."""
     layers = [layer for layer in layers if layer.weight.dtype != layer.pair[0].dtype]
     if layers:
         low = [copy for layer in layers for copy in layer.copies()]
@@ -108,7 +108,7 @@ def linear(x: Tensor, *layers: nn.Module, plus: Tensor | None = None) -> tuple[T
 
 
 class _Adapted(torch.autograd.Function):
-    """Linear layers with adapters, of one input, in as few passes over memory as matrix products allow.
+    """Linear layers with adapters on one input, in as few passes over memory as matrix products allow.
 
     The adapter's output is written first, and the layer's own product added to it in place: a large product
     hides the reading. So does the gradient of the input. The adapters of all layers read `x` once.
@@ -166,7 +166,7 @@ class _Adapted(torch.autograd.Function):
 def inject(model: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
     """Put adapters beside the linear layers of `model` that `config` names, and freeze all else.
 
-    Layers that are never computed get none. They start as no change: A is normal with standard deviation
+    Layers that are never computed get none. Adapters start as no change: A is normal with standard deviation
     1 / rank (drawn from `generator`), B zero. Raises RoveError on an unknown target.
     """
     targets, rank = find_targets(model, config), config.rank
@@ -185,7 +185,7 @@ def inject(model: nn.Module, config: LoraConfig, generator: torch.Generator) -> 
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
-    """Full names of the linear layers meant, those left out whose weights nothing reads."""
+    """Return the full names of the linear layers that `config` names, unless nothing reads their weights."""
     linear = {
         name: set(name.split("."))
         for name, module in model.named_modules()
@@ -203,12 +203,12 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def adapted(model: nn.Module) -> dict[str, LoraLinear]:
-    """The layers that carry an adapter, by name."""
+    """Return the layers that carry an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def rows(layer: nn.Module, x: Tensor, where: slice) -> Tensor:
-    """Some of a linear layer's outputs for `x` [..., in], those of the rows `where` of its weight."""
+    """Compute some of a linear layer's outputs for `x` [..., in], those of the rows `where` of its weight."""
     weight = layer.weight[where]  # pyright: ignore[reportIndexIssue]
     out = F.linear(x, weight)
     if isinstance(layer, LoraLinear):
@@ -219,7 +219,7 @@ def rows(layer: nn.Module, x: Tensor, where: slice) -> Tensor:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add the adapters to their layers' weights and take them away."""
+    """Add the adapters to their layers' weights and remove them."""
     for name, layer in adapted(model).items():
         base, (a, b) = layer.base_layer, layer.pair
         base.weight.copy_(base.weight.float() + layer.scaling * (b @ a))
@@ -228,7 +228,7 @@ def merge(model: nn.Module) -> None:
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without adapters, under the names that it had before there were any."""
+    """Return a state dict without adapters, under the names of a model that has none."""
     return {
         key.replace(".base_layer.", "."): value
         for key, value in state.items()
@@ -237,7 +237,7 @@ def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(directory: Path, model: nn.Module, config: LoraConfig, base: str) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`; `base` is the checkpoint that they belong to."""
+    """Write `adapter_config.json` and `adapter_model.safetensors` for the base checkpoint `base`."""
     state = {
         _SAVED + name.replace(f".{_NAME}.", "."): value
         for name, value in model.state_dict().items()
@@ -258,7 +258,7 @@ def write(directory: Path, model: nn.Module, config: LoraConfig, base: str) -> N
 
 @torch.no_grad()
 def read(directory: Path, model: nn.Module) -> None:
-    """Fill the adapters of `model` with what `write` wrote. Raises RoveError where the two do not fit."""
+    """Fill the adapters of `model` from the files of `write`. Raises RoveError where the two do not fit."""
     path = directory / FILE
     own = {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
     with open_tensors(path) as file:
@@ -276,10 +276,10 @@ def read(directory: Path, model: nn.Module) -> None:
 
 
 class PublishedAdapter:
-    """A LoRA that was trained on the published layout: what it adds to which key."""
+    """A LoRA that was trained on the published layout, by the keys that it changes."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises RoveError where it is more than a plain LoRA."""
+        """Read configuration and keys. Raises RoveError where it is more than a plain LoRA."""
         self.path = directory / FILE
         about = json.loads((directory / CONFIG).read_text())
         more = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
@@ -302,12 +302,12 @@ class PublishedAdapter:
             yield f"{stem}.weight"
 
     def check(self, weights: Weights) -> None:
-        """Raises RoveError naming a key that the base checkpoint does not have."""
+        """Raise RoveError naming a key that the base checkpoint does not have."""
         for key in sorted(self.keys - weights.shapes.keys()):
             raise RoveError(f"{self.path} adapts {key}, which {weights.directory} does not have.")
 
     def merged(self, key: str, value: Tensor) -> Tensor:
-        """The weight with what the adapter adds, in float32."""
+        """Return the weight of `key` with the adapter added, in float32; other weights unchanged."""
         if key not in self.keys:
             return value
         stem = key.removesuffix(".weight")

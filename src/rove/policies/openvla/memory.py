@@ -1,7 +1,7 @@
-"""How much memory a run needs on the device that holds its policy, counted before anything is loaded.
+"""Memory that a run needs on the device that holds its policy, counted before anything is loaded.
 
-Weights are counted exactly, on the meta device. What a layer keeps for its backward pass is a sum over its
-widths whose factors were measured with autograd's saved tensors; a test holds the two together.
+Weights are counted exactly, on the meta device. The activations that a layer keeps for its backward pass are
+a sum over its widths whose factors were measured with autograd's saved tensors; a test compares the two.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from rove.types import ActionSpec
 
 GIB = 2**30
 PROMPT_TOKENS = 40
-"""Tokens of a long instruction in its template."""
+"""Number of tokens of a long instruction in its template."""
 VOCABULARY = 64
-"""Words of a vocabulary from scratch; what they weigh does not show."""
+"""Number of words assumed for a vocabulary from scratch; their share of memory is negligible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one device that holds policy and learner."""
+    """Memory, in bytes, on one device that holds policy and learner."""
 
     parameters: int
     trained: int
-    """How many of them have a gradient."""
+    """Number of parameters that have a gradient."""
     weights: float
-    """The policy's, and those that are trained once more where GRPO's KL term keeps a reference."""
+    """Bytes of the policy's weights; trained ones count twice where GRPO's KL term keeps a reference."""
     optimizer: float
-    """Gradients, and Adam's two moments."""
+    """Bytes of gradients and of Adam's two moments."""
     training: float
-    """Activations of one micro-batch."""
+    """Bytes of the activations of one micro-batch."""
     rollout: float
-    """Activations, and keys and values, of one step of all environments."""
+    """Bytes of activations, keys and values of one step of all environments."""
 
     @property
     def total(self) -> float:
-        """Rollout and training take turns."""
+        """Bytes in all; rollout and training take turns, so the larger of the two counts."""
         return self.weights + self.optimizer + max(self.training, self.rollout)
 
     def __str__(self) -> str:
@@ -67,8 +67,8 @@ class Memory:
 
 
 def estimate(run: Run, action_dim: int = 7) -> Memory:
-    """Estimate the memory of the policy of `run`. A hub checkpoint that is not here yet is taken to be of the
-    published size."""
+    """Estimate the memory of the policy of `run`. A hub checkpoint that is not here yet is assumed to be of
+    the published size."""
     policy = skeleton(run, action_dim)
     everything = list(policy.parameters())
     trained = [p for p in everything if p.requires_grad]
@@ -91,7 +91,7 @@ Model = TypeVar("Model", bound=ActionModel)
 
 
 def skeleton(run: Run, action_dim: int = 7, kind: type[Model] = ActionModel) -> Model:
-    """Make the policy of `run` on the meta device: every shape and dtype, and no memory."""
+    """Make the policy of `run` on the meta device, with every shape and dtype and no memory."""
     config = run.policy
     names = tuple(f"joint_{i}" for i in range(action_dim))
     spec = ActionSpec(names, ("1",) * action_dim, (-1.0,) * action_dim, (1.0,) * action_dim)
@@ -131,16 +131,16 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ChunkMemory:
-    """Bytes that one chunk takes."""
+    """Memory, in bytes, of the activations of one chunk."""
 
     policy: ActionModel
     views: int
-    """Pictures, n."""
+    """Number of images, n."""
     half: bool
-    """Whether arithmetic is in bfloat16."""
+    """True where arithmetic is in bfloat16."""
 
     def training(self, recompute: bool) -> float:
-        """Bytes that are kept for the backward pass."""
+        """Return the bytes that are kept for the backward pass."""
         text, towers = self.layers()
         if recompute:  # the input of every layer, and the inside of the largest one
             size = 2 if self.half else 4
@@ -150,7 +150,7 @@ class ChunkMemory:
         return sum(self._kept(layer is text, layer) for layer in (text, *towers))
 
     def acting(self) -> float:
-        """The largest layer's activations; with autoregressive decoding also all keys and values."""
+        """Return the bytes of the largest layer's activations; plus all keys and values if autoregressive."""
         text, towers = self.layers()
         size = 2 if self.half else 4
         transient = max(size * tokens * (5 * width + 4 * mlp) for tokens, width, mlp, _ in (text, *towers))
@@ -159,7 +159,7 @@ class ChunkMemory:
         return transient + cached
 
     def layers(self) -> tuple[tuple[int, int, int, int], list[tuple[int, int, int, int]]]:
-        """(tokens, width, MLP width, layers) of the language model, and of each tower as far as computed."""
+        """Return (tokens, width, MLP width, layers) of language model and of each tower's computed part."""
         checkpoint = self.policy.checkpoint
         llama, side = checkpoint.llama, checkpoint.image_size // checkpoint.towers[0].patch
         patches = self.views * side**2

@@ -37,19 +37,19 @@ class Inputs(NamedTuple):
     """The inputs that the model reads from an observation."""
 
     images: Tensor
-    """uint8 [B, n, H, W, 3]."""
+    """Images, uint8 [B, n, H, W, 3]."""
     ids: Tensor
-    """int64 [B, L], the prompts."""
+    """Token ids of the prompts, int64 [B, L]."""
     mask: Tensor | None
-    """bool [B, L], False where a prompt is padded; None: nowhere."""
+    """Mask of the prompts, bool [B, L], False where one is padded; None: no prompt is padded."""
     state: Tensor | None
-    """float32 [B, P]; None where it is not read."""
+    """The robot's state, float32 [B, P]; None where it is not read."""
 
 
 NO_POINTERS = "This policy does not point; set policy.pointers, or sft.grounding to 0."
 
 ChunkFields = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""The fields of an `ActionChunk`."""
+"""The fields of an `ActionChunk`: actions, tokens, log-probabilities, values."""
 
 
 class OpenVLA(ActionModel, Locator, Regressor):
@@ -68,14 +68,12 @@ class OpenVLA(ActionModel, Locator, Regressor):
         seed: int,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """A policy as `config` says, on `device`: read from its checkpoint, or new, with random float32
-        weights.
+        """Make a policy as `config` says: read from its checkpoint, or new, with random float32 weights.
 
-        The same seed gives the same weights. `vocabulary` lists the words that instructions use;
-        `statistics` is like `dataset_statistics.json`, and None maps [-1, 1] onto the bounds of
-        `action_spec`. A checkpoint keeps its own vocabulary, and its statistics and action spec unless
-        `statistics` are given, those of data that it is to be trained on. Raises RoveError where sizes do not
-        fit.
+        The same seed gives the same weights. `vocabulary` lists the words that instructions use; `statistics`
+        is like `dataset_statistics.json`, and None maps [-1, 1] onto the bounds of `action_spec`. A
+        checkpoint keeps its own vocabulary, and its statistics and action spec unless `statistics`, those of
+        the data that it is to be trained on, are given. Raises RoveError where sizes do not fit.
         """
         if config.checkpoint is not None:
             return cls.from_pretrained(
@@ -137,12 +135,12 @@ class OpenVLA(ActionModel, Locator, Regressor):
     ) -> Self:
         """Read a checkpoint: a directory, or a name on the Hugging Face hub.
 
-        What is None is as saved, or as published for others' checkpoints. A `value_head` other than the saved
-        one starts anew, from `seed`. `lora` puts adapters beside the weights; saved ones go on where they
-        are the same, and are merged into the weights otherwise. `statistics` replace those of the
-        checkpoint, together with `action_spec`: see `build`. Weights are converted to `dtype` and moved to
-        `device` one by one. Raises RoveError, naming the key or the file, where weights are missing, left
-        over, misshapen, unreadable, or would execute code.
+        Parameters that are None are as saved, or as published for others' checkpoints. A `value_head` other
+        than the saved one starts anew, from `seed`. `lora` puts adapters beside the weights; saved adapters
+        are continued where their configuration is the same, and are merged into the weights otherwise.
+        `statistics` replace those of the checkpoint, together with `action_spec`: see `build`. Weights are
+        converted to `dtype` and moved to `device` one by one. Raises RoveError, naming the key or the file,
+        where weights are missing, left over, misshapen, unreadable, or would execute code.
         """
         parts = loading.read(
             path,
@@ -166,13 +164,14 @@ class OpenVLA(ActionModel, Locator, Regressor):
     def save_pretrained(self, directory: Path | str, *, max_shard_bytes: int = 5 * 10**9) -> None:
         """Write a checkpoint directory: config, weights in the published layout, tokenizer, statistics.
 
-        With adapters whose base is a checkpoint, those and the heads alone, and where it is: see `merge`.
+        With adapters whose base is a checkpoint, it holds only adapters, heads and the base's location; see
+        `merge`.
         """
         loading.save(self, Path(directory), max_shard_bytes)
 
     @classmethod
     def check(cls, run: Run) -> None:
-        """See `Policy.check`. A policy from scratch needs pointers to be grounded in images."""
+        """Check that the policy can do what `run` asks; a new one is grounded by its pointers only."""
         super().check(run)
         grounding = run.sft is not None and run.sft.grounding
         if grounding and run.policy.checkpoint is None and not run.policy.pointers:
@@ -197,7 +196,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """See `Policy.act`. Raises RoveError where `mode` is "sample" and there is no noise."""
+        """Choose a chunk of actions; see `Policy.act`. Raises RoveError where "sample" has no noise."""
         if mode == "sample":
             refuse_rl(self.action_head)
             if noise is None:
@@ -227,7 +226,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         )
 
     def _choose(self, inputs: Inputs, uniform: Tensor | None, samples: int | None) -> ChunkFields:
-        """Act on the device without a look at any number, so that it can be captured as a CUDA graph.
+        """Choose actions without reading numbers on the host, so that a CUDA graph can capture it.
 
         `uniform` is [B, G, C·A]; without it the likeliest tokens are chosen.
         """
@@ -264,7 +263,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         temperature: float | None = None,
         smoothing: float = 0.0,
     ) -> PolicyOutput:
-        """See `Policy.evaluate`; `tokens` are action tokens. Raises RoveError with an L1 head."""
+        """Evaluate given action tokens; see `Policy.evaluate`. Raises RoveError with an L1 head."""
         refuse_rl(self.action_head)
         samples = tokens.shape[1] if tokens.ndim == 4 else None
         inputs, given = self._inputs(observation, tokens)
@@ -289,7 +288,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         )
 
     def value(self, observation: Observation) -> Tensor:
-        """See `Policy.value`."""
+        """Compute values alone; see `Policy.value`."""
         if self.value_head is None:
             raise RoveError("This policy has no critic; set policy.value_head.")
         first = self.decoding == "autoregressive" or self.value_head.config.source == "first"
@@ -299,7 +298,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         return self._value(self._parallel(prefix))
 
     def point(self, observation: Observation) -> Tensor:
-        """See `Locator`."""
+        """Compute pointing logits alone; see `Locator.point`."""
         seen, _ = self._inputs(replace(observation, state=None))
         logits = self.vlm.point(self.vlm.patches(seen.ids, seen.mask, self.process_images(seen.images)))
         if logits is None:
@@ -307,22 +306,22 @@ class OpenVLA(ActionModel, Locator, Regressor):
         return logits
 
     def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
-        """See `Policy.preflight`."""
+        """Check whether this policy fits a suite; see `Policy.preflight`."""
         return preflight.examine(self, conventions, rl=rl)
 
     @property
     def regresses(self) -> bool:
-        """See `Regressor`: whether actions come from the L1 head."""
+        """True where actions come from the L1 head; see `Regressor.regresses`."""
         return self.action_head is not None
 
     def regress(self, observation: Observation) -> Tensor:
-        """See `Regressor`."""
+        """Predict normalised actions; see `Regressor.regress`."""
         if self.action_head is None:
             raise RoveError("This policy has no regression head; set policy.head to l1.")
         return self.action_head(self._parallel(self._prefix(self._inputs(observation)[0])))
 
     def normalize(self, actions: Tensor) -> Tensor:
-        """See `Regressor`."""
+        """Normalise actions; see `Regressor.normalize`."""
         return self._statistics().normalize(transfer.to(actions, self.device)).float()
 
     # --- inside -----------------------------------------------------------------------------------
@@ -332,7 +331,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         return self.unnormalize(normalized).float().clamp(self.low, self.high)
 
     def _prompt(self, observation: Observation, multiple: int = 1) -> tuple[Tensor, Tensor | None]:
-        """Token ids and their mask (see `PromptTokenizer`), on the host."""
+        """Return the prompts' token ids and mask, on the host; see `PromptTokenizer`."""
         if self.tokenizer is None:
             raise RoveError(
                 "The checkpoint has no tokenizer.json, so it cannot read instructions. Where it has a "
@@ -344,8 +343,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
     def _inputs(
         self, observation: Observation, more: Tensor | None = None, multiple: int = 1
     ) -> tuple[Inputs, Any]:
-        """Return the model's inputs, and `more`, on its device: all that is on the host goes there in one
-        transfer."""
+        """Return the model's inputs, and `more`, on its device, moved from the host in one transfer."""
         ids, mask = self._prompt(observation, multiple)
         state = observation.state if self.state_normalizer is not None else None
         return transfer.to((Inputs(observation.images, ids, mask, state), more), self.device)
@@ -359,13 +357,13 @@ class OpenVLA(ActionModel, Locator, Regressor):
         return self.vlm.prefix(seen.ids, seen.mask, self.process_images(seen.images), state)
 
     def _row_value(self, hidden: Tensor, rows: int) -> Tensor | None:
-        """Values of B rows; the samples of a row, where they have hidden states of their own, share one."""
+        """Compute values of B rows; samples of a row that have hidden states of their own share one value."""
         if self.value_head is None:
             return None
         value = self._value(hidden)
         return value[:: len(value) // rows]
 
     def _sampled(self, x: Tensor, samples: int | None) -> Tensor:
-        """[B, C·A, G] or [B·G, C·A, 1] -> [B, G, C, A]; without `samples`, [B, C·A, 1] -> [B, C, A]."""
+        """Reshape [B, C·A, G] or [B·G, C·A, 1] to [B, G, C, A]; without `samples`, to [B, C, A]."""
         rows = x.mT.reshape(-1, samples or 1, self.chunk, self.action_spec.dim)
         return rows if samples else rows.squeeze(1)

@@ -1,7 +1,7 @@
-"""Does a policy fit a suite, and does it still do what its weights were trained to? One function a check.
+"""Checks that a policy fits a suite, and still does what its weights were trained for; a function each.
 
-The mistakes looked for raise nothing by themselves: they cost success. Where a check runs the model, it
-runs the very functions that act, on pictures of noise.
+They look for mistakes that raise nothing by themselves but cost success. A check that runs the model runs the
+functions that act, on images of noise.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rove.policies.openvla.vlm import Prefix
 from rove.types import Conventions
 
 MASS = 0.5
-"""Share of probability that a trained policy gives the action tokens, at least."""
+"""Least probability that a trained policy gives the action tokens."""
 _BOS = 1
 
 
 def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[Finding]:
-    """Every check; none changes the policy."""
+    """Run every check; none changes the policy."""
     # What learned from this suite's own demonstrations learned from what it is given here: conventions of
     # published checkpoints, and words of suites that it knows a part of, are nothing to it.
     at_home = (policy.unnorm_key or "").partition(":")[0] == conventions.suite.partition(":")[0]
@@ -57,7 +57,10 @@ def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[
 
 
 def statistics(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Un-normalisation by another data set's percentiles scales and shifts every action."""
+    """Check that actions are un-normalised by this suite's percentiles.
+
+    Those of another data set would scale and shift every action.
+    """
     key, names = policy.unnorm_key, ", ".join(sorted(policy.statistics)) or "none"
     if key is None:
         detail = f"no data set is chosen; the checkpoint has {names}"
@@ -76,7 +79,10 @@ def statistics(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def images(policy: ActionModel, conventions: Conventions) -> Finding:
-    """A policy that was trained on two pictures reads its prompt elsewhere when it is given one."""
+    """Check that the suite gives as many images as the policy was trained on.
+
+    With another number the policy would read its prompt at other positions.
+    """
     wanted, given = policy.num_images, conventions.images
     if wanted is None or not given:
         return Finding(
@@ -96,7 +102,7 @@ def images(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def actions(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Every dimension that the suite expects has to come out of the policy, in a unit that converts."""
+    """Check that the policy gives every action dimension that the suite expects, in a unit that converts."""
     try:
         ActionConverter(policy.action_spec, conventions.action_spec)
     except RoveError as error:
@@ -107,7 +113,10 @@ def actions(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def gripper(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Statistics of the gripper tell its range, and so whether the sign was turned before training."""
+    """Check the gripper's range in the statistics against the action spec.
+
+    The range tells whether the sign was flipped before training.
+    """
     spec, normalizer = policy.action_spec, policy.normalizer
     if "gripper" not in spec.names or "gripper" not in conventions.action_spec.names:
         return Finding("gripper", "warn", "policy or suite names no gripper, so its sign cannot be checked")
@@ -125,7 +134,7 @@ def gripper(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def state(policy: ActionModel, conventions: Conventions) -> Finding:
-    """A projector of the robot's state needs one of the size that it was trained on."""
+    """Check that the suite gives a robot state of the size that the policy's projector was trained on."""
     wanted = 0 if policy.state_normalizer is None else policy.state_normalizer.dim
     if not wanted:
         return Finding("state", "pass", "not read")
@@ -136,7 +145,10 @@ def state(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def crop(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Without the crop that training ended on, everything in the picture is 5 % smaller than it was."""
+    """Check that images are cropped as in training.
+
+    Without the crop that training ended on, everything in the image is 5 % smaller than it was.
+    """
     usual, chosen = conventions.center_crop, policy.center_crop
     if usual is None or usual == bool(chosen):
         return Finding("crop", "pass", "centre crop" if chosen else "no crop")
@@ -153,7 +165,7 @@ def crop(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def prompt(policy: ActionModel, conventions: Conventions) -> Finding:
-    """The words around an instruction, and whether the tokenizer knows those inside."""
+    """Check the prompt's template, and that the tokenizer knows every word of the suite's instructions."""
     if policy.tokenizer is None:
         fix = "put the checkpoint's tokenizer.json beside its config.json"
         return Finding("prompt", "fail", "the checkpoint has no tokenizer", fix)
@@ -177,7 +189,7 @@ def prompt(policy: ActionModel, conventions: Conventions) -> Finding:
 
 
 def likelihood(policy: ActionModel, rl: bool) -> Finding:
-    """RL weighs actions by their probability."""
+    """Check that actions have a probability, by which RL weighs them."""
     if policy.action_head is None:
         return Finding("likelihood", "pass", "256 tokens a dimension")
     detail = "actions come from the L1 head, which gives them none"
@@ -188,7 +200,10 @@ def likelihood(policy: ActionModel, rl: bool) -> Finding:
 
 
 def attention(policy: ActionModel, prefix: Prefix) -> Finding:
-    """Disturb the last action position: the first may notice if, and only if, attention is bidirectional."""
+    """Check that the model attends as it is set to.
+
+    The last action position is disturbed: the first may change if, and only if, attention is bidirectional.
+    """
     looks = looks_ahead(policy, prefix)
     wanted = policy.attention == "bidirectional"
     if looks == wanted:
@@ -199,7 +214,7 @@ def attention(policy: ActionModel, prefix: Prefix) -> Finding:
 
 
 def looks_ahead(policy: ActionModel, prefix: Prefix) -> bool:
-    """Whether the hidden state that predicts the first token changes with the input of the last."""
+    """Return whether the hidden state that predicts the first token changes with the input of the last."""
     vlm, width = policy.vlm, prefix.embeddings.shape[2]
     loud = prefix.embeddings.float().std().to(prefix.embeddings.dtype)
     count = max(policy.chunk * policy.action_spec.dim, 2)
@@ -214,7 +229,7 @@ def looks_ahead(policy: ActionModel, prefix: Prefix) -> bool:
 
 
 def action_tokens(policy: ActionModel, prefix: Prefix) -> Finding:
-    """Probability over the whole vocabulary has to lie on the action tokens, where it was trained to."""
+    """Check that probability over the whole vocabulary lies on the action tokens, as training leaves it."""
     mass, elsewhere, _ = _token_mass(policy, prefix, policy.attention)
     if mass >= MASS:
         return Finding("action tokens", "pass", f"{mass:.0%} of probability")
@@ -231,7 +246,10 @@ def action_tokens(policy: ActionModel, prefix: Prefix) -> Finding:
 
 
 def trained_attention(policy: ActionModel, prefix: Prefix) -> Finding:
-    """Weights that were trained with the other attention fall apart under this one, and say so."""
+    """Check that weights were not trained with the other attention.
+
+    Predictions of such weights are more confident under it, on the action tokens.
+    """
     if policy.decoding == "autoregressive":
         return Finding("trained for", "pass", "autoregressive decoding, which is causal")
     other: Attention = "bidirectional" if policy.attention == "causal" else "causal"
@@ -248,7 +266,7 @@ def trained_attention(policy: ActionModel, prefix: Prefix) -> Finding:
 
 
 def _token_mass(policy: ActionModel, prefix: Prefix, attention: Attention) -> tuple[float, float, float]:
-    """Probability of the action tokens, of the likeliest other token, and entropy, means over positions."""
+    """Return mean probability of the action tokens, of the likeliest other token, and mean entropy."""
     vlm, count = policy.vlm, policy.chunk * policy.action_spec.dim
     if policy.decoding == "parallel":
         hidden = decoding.parallel(vlm, prefix, count, attention, policy.checkpoint.stop_token)
@@ -264,7 +282,7 @@ def _token_mass(policy: ActionModel, prefix: Prefix, attention: Attention) -> tu
 
 
 def _example(policy: ActionModel, conventions: Conventions) -> Prefix:
-    """One prompt with pictures of noise; ids of no meaning where there is no tokenizer."""
+    """Make a prompt with images of noise; without a tokenizer its ids have no meaning."""
     device, size = policy.device, policy.checkpoint.image_size
     count = policy.num_images or min(conventions.images, default=1)
     generator = torch.Generator().manual_seed(0)

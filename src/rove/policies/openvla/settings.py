@@ -1,4 +1,4 @@
-"""How an OpenVLA policy is built and run, whether new, from a checkpoint or on the meta device."""
+"""Settings of an OpenVLA policy, whether new, from a checkpoint or on the meta device."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Head = Literal["discrete", "l1"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that the model is made from. Raises RoveError where the settings do not fit each other."""
+    """Everything that the model is made from. Raises RoveError where the settings do not fit each other."""
 
     checkpoint: Checkpoint
     """The checkpoint's JSON files, which give the architecture."""
     decoding: Decoding
     chunk: int
-    """C, the number of actions in a chunk."""
+    """Number of actions in a chunk, C."""
     action_spec: ActionSpec
     statistics: Mapping[str, Any]
     """Statistics of each data set, as in dataset_statistics.json."""
@@ -43,7 +43,7 @@ class Settings:
     num_images: int | None = None
     """Number of images that the policy was trained to see at once; None where that is left open."""
     center_crop: bool | None = None
-    """Whether the centre of every image is cut out; None: as the checkpoint says."""
+    """True where the centre of every image is cut out; None: as the checkpoint says."""
     value_head: ValueHeadConfig | None = None
     tokenizer: PromptTokenizer | None = None
     compiled: bool = False

@@ -1,4 +1,4 @@
-"""Instructions to token ids: prompt template, left padding, a cache; and the small word-level tokenizer."""
+"""Conversion of instructions to token ids: prompt template, left padding, cache; a word-level tokenizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from rove.policies.openvla.config import BINS, Checkpoint
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
-"""Ids 0 to 3 of a word-level vocabulary; <s> and </s> have Llama's own ids."""
+"""Special tokens of a word-level vocabulary, ids 0 to 3; <s> and </s> have Llama's own ids."""
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
-    """A lower-casing tokenizer of whole words; the last 256 ids are the action tokens."""
+    """Make a lower-casing tokenizer of whole words; the last 256 ids are the action tokens."""
     words = sorted({word.lower() for word in vocabulary})
     tokens = [*SPECIALS, *words, *(f"<action_{BINS - 1 - j}>" for j in range(BINS))]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
@@ -27,7 +27,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
 
 
 class PromptTokenizer:
-    """Turns instructions into left-padded batches of token ids, with the prompt of a checkpoint."""
+    """A tokenizer of instructions to left-padded batches of token ids, with a checkpoint's prompt."""
 
     def __init__(self, tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
         self.tokenizer = tokenizer
@@ -37,7 +37,7 @@ class PromptTokenizer:
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, instruction: str) -> list[int]:
-        """Token ids of one prompt, from BOS to the prompt's end, which is appended where it is absent."""
+        """Return one prompt's token ids, from BOS to the prompt's end, appended where it is absent."""
         ids = self._cache.get(instruction)
         if ids is None:
             prompt = self._template.format(instruction=instruction.strip().lower())
@@ -48,9 +48,9 @@ class PromptTokenizer:
         return ids
 
     def __call__(self, instructions: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor | None]:
-        """`input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded.
+        """Return `input_ids` int64 [B, L] and `attention_mask` bool [B, L], None where no row is padded.
 
-        L is the next multiple of `multiple`.
+        L is rounded up to a multiple of `multiple`.
         """
         rows = [self.encode(text) for text in instructions]
         longest = -(-max(map(len, rows)) // multiple) * multiple
@@ -66,6 +66,6 @@ class PromptTokenizer:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory; None where it has none."""
+    """Read the tokenizer of a checkpoint directory; None where it has none."""
     path = directory / "tokenizer.json"
     return Tokenizer.from_file(str(path)) if path.is_file() else None

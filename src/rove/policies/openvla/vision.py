@@ -28,9 +28,9 @@ from rove.policies.openvla import lora
 class FiLM(nn.Module):
     """Feature-wise linear modulation (Perez et al. 2018): features · (1 + scale(text)) + shift(text).
 
-    Where OpenVLA-OFT+ puts it (Kim et al. 2025, appendix): in every block, between attention and MLP, from
-    the embeddings of the prompt. A patch can so be told apart by what the instruction asks for before
-    the language model has to look for it.
+    It is placed where OpenVLA-OFT+ has it (Kim et al. 2025, appendix): in every block, between attention and
+    MLP, from the embeddings of the prompt. A patch is thus conditioned on the instruction before the language
+    model reads it.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
@@ -39,17 +39,17 @@ class FiLM(nn.Module):
         self.shift = nn.Linear(text_width, width)
 
     def forward(self, features: Tensor, text: Tensor) -> Tensor:
-        """[B, patches, width] and [B, text_width] -> [B, patches, width]."""
+        """Modulate features [B, patches, width] by text [B, text_width]; the shape stays."""
         return features * (1 + self.scale(text))[:, None] + self.shift(text)[:, None]
 
 
 def make_film(config: TowerConfig, text_width: int) -> nn.ModuleList:
-    """One for every block of the tower that is computed."""
+    """Make a FiLM for every block of the tower that is computed."""
     return nn.ModuleList(FiLM(text_width, config.width) for _ in range(config.depth - 1))
 
 
 def _attend(x: Tensor, attention: Any) -> Tensor:
-    """Attention of all positions of [B, L, D] to all, before the output projection."""
+    """Compute attention of all positions of [B, L, D] to all, before the output projection."""
     query, key, value = (
         y.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for y in lora.linear(x, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -58,12 +58,12 @@ def _attend(x: Tensor, attention: Any) -> Tensor:
 
 
 class DinoBlock(Dinov2WithRegistersLayer):
-    """One block of DINOv2; what attention and MLP add is scaled channel by channel."""
+    """A block of DINOv2; the outputs of attention and MLP are scaled channel by channel."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, film: nn.Module | None, text: Tensor | None
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+        """Apply the block, [B, L, D] -> [B, L, D]."""
         attention, mlp = cast(Any, self.attention), cast(Any, self.mlp)
         x = torch.addcmul(x, attention.o_proj(_attend(self.norm1(x), attention)), self.layer_scale1.lambda1)
         if film is not None:
@@ -72,12 +72,12 @@ class DinoBlock(Dinov2WithRegistersLayer):
 
 
 class SiglipBlock(SiglipEncoderLayer):
-    """One block of SigLIP, with the exact GELU that the checkpoints were trained with."""
+    """A block of SigLIP, with the exact GELU that the checkpoints were trained with."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, film: nn.Module | None, text: Tensor | None
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+        """Apply the block, [B, L, D] -> [B, L, D]."""
         attention, mlp = self.self_attn, self.mlp
         (x,) = lora.linear(_attend(self.layer_norm1(x), attention), attention.out_proj, plus=x)
         if film is not None:
@@ -87,7 +87,7 @@ class SiglipBlock(SiglipEncoderLayer):
 
 
 class DinoTower(Dinov2WithRegistersModel):
-    """DINOv2 with four registers."""
+    """The DINOv2 vision tower, with four registers."""
 
     def __init__(self, config: TowerConfig, image_size: int) -> None:
         super().__init__(
@@ -107,7 +107,7 @@ class DinoTower(Dinov2WithRegistersModel):
 
     @property
     def computed(self) -> nn.ModuleList:
-        """All blocks but the last."""
+        """The blocks that are computed: all but the last."""
         return self.encoder.layer[:-1]
 
     @property
@@ -121,7 +121,10 @@ class DinoTower(Dinov2WithRegistersModel):
         film: nn.ModuleList | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
+        """Compute patch features, [B, 3, H, W] -> [B, patches, width].
+
+        With `film` they are modulated by `text` [B, text width].
+        """
         parts = self.embeddings
         x = parts.patch_embeddings(pixels) + parts.position_embeddings[:, 1:]
         cls = parts.cls_token + parts.position_embeddings[:, :1]
@@ -133,7 +136,7 @@ class DinoTower(Dinov2WithRegistersModel):
 
 
 class SiglipTower(SiglipVisionModel):
-    """SigLIP."""
+    """The SigLIP vision tower."""
 
     def __init__(self, config: TowerConfig, image_size: int) -> None:
         super().__init__(
@@ -153,7 +156,7 @@ class SiglipTower(SiglipVisionModel):
 
     @property
     def computed(self) -> nn.ModuleList:
-        """All blocks but the last."""
+        """The blocks that are computed: all but the last."""
         return self.encoder.layers[:-1]
 
     @property
@@ -167,7 +170,10 @@ class SiglipTower(SiglipVisionModel):
         film: nn.ModuleList | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """[B, 3, H, W] -> [B, patches, width]; with `film`, modulated by `text` [B, text width]."""
+        """Compute patch features, [B, 3, H, W] -> [B, patches, width].
+
+        With `film` they are modulated by `text` [B, text width].
+        """
         parts = self.embeddings
         x = parts.patch_embedding(pixels).flatten(2).transpose(1, 2) + parts.position_embedding.weight
         for index, block in enumerate(self.computed):

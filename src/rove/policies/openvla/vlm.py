@@ -21,7 +21,7 @@ _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "po
 
 
 class Projector(nn.Module):
-    """Patch features, or a state, to token embeddings: two layers, for two towers three (4 x as wide)."""
+    """A projector of features to token embeddings: two layers, for two towers three (4 x as wide)."""
 
     def __init__(self, width: int, out: int, *, fused: bool, hidden: int | None = None) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class Prefix(NamedTuple):
     """Embeddings that precede the action tokens."""
 
     embeddings: Tensor
-    """[B, P + L, D]."""
+    """Embeddings, [B, P + L, D]."""
     valid: Tensor | None
-    """bool [B, P + L], where they are attended; None: everywhere."""
+    """Mask of the embeddings that are attended, bool [B, P + L]; None: all are."""
     pointing: Tensor | None
-    """See `PolicyOutput.pointing`."""
+    """Pointing logits; see `PolicyOutput.pointing`."""
 
     def repeat(self, count: int) -> Prefix:
-        """Every row `count` times over, one after the other."""
+        """Repeat every row `count` times, one after the other."""
 
         def rows(part: Tensor) -> Tensor:
             return part.repeat_interleave(count, dim=0)
@@ -56,11 +56,11 @@ class Prefix(NamedTuple):
 
 
 class Pointer(nn.Module):
-    """Picks out K points among the patches of a picture, and makes one token of all and the robot's state.
+    """A module that points at K patches of an image, and makes one token of the points and the robot's state.
 
     A point is the mean of patch centres under softmax weights, over the 3 x 3 patches around the likeliest:
-    with two candidates it is on one of them, not between. Read together, the ways from the hand to the
-    points are a layer away; from tokens of their own they would have to be put together by attention.
+    with two candidates it is on one of them, not between. In one token, the offsets from the hand to the
+    points are one layer away; with a token for each point attention would have to combine them.
     """
 
     def __init__(self, count: int, side: int, proprio: int, width: int) -> None:
@@ -70,12 +70,12 @@ class Pointer(nn.Module):
         self.projector = Projector(2 * count + proprio, width, fused=False, hidden=4 * width)
 
     def logits(self, patches: Tensor) -> Tensor:
-        """float32 [B, K, P] of patch embeddings [B, P, D]: their direction counts, not their length."""
+        """Compute logits, float32 [B, K, P], from the directions of patch embeddings [B, P, D]."""
         unit = F.rms_norm(patches, patches.shape[-1:])
         return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
 
     def forward(self, logits: Tensor, state: Tensor | None) -> Tensor:
-        """A token [B, 1, D] of the points, from -1 (left, upper border) to 1, and of `state` [B, P]."""
+        """Make a token [B, 1, D] of the points, from -1 (left, upper border) to 1, and of `state` [B, P]."""
         line = (torch.arange(self.side, device=logits.device) + 0.5) * 2 / self.side - 1
         centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)
         near = (centres[logits.argmax(-1)][:, :, None] - centres).abs().amax(-1) < 3 / self.side
@@ -86,7 +86,7 @@ class Pointer(nn.Module):
 
 
 class PrismaticVLM(nn.Module):
-    """Pixels and token embeddings in, hidden states and action logits out; knows no action and no text."""
+    """The VLM, from pixels and token embeddings to hidden states and action logits; it reads no text."""
 
     def __init__(
         self,
@@ -100,11 +100,11 @@ class PrismaticVLM(nn.Module):
         proprio: int = 0,
         pointers: int = 0,
     ) -> None:
-        """`vocab_size` leaves out the padding of the embedding table: action rows are the 256 before it.
+        """Make the modules; the last 256 of `vocab_size` rows are actions, the table's padding not counted.
 
         `placeholders` of the action positions have learned embeddings; with 0 all are zero. With `film` the
         prompt modulates the towers. `proprio` is the size of the robot's state, 0 where it is not read;
-        `pointers` the number of points that are picked out in the first picture.
+        `pointers` the number of points that are picked out in the first image.
         """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
@@ -123,16 +123,16 @@ class PrismaticVLM(nn.Module):
         )
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated parts: blocks of the towers that are computed, and the language model's layers."""
+        """The repeated modules: blocks of the towers that are computed, and the language model's layers."""
         return [
             *(block for tower in self.towers for block in cast(nn.ModuleList, tower.computed)),
             *self.language_model.layers,
         ]
 
     def vision(self, pixel_values: Tensor, text: Tensor | None = None) -> Tensor:
-        """Patch features of n pictures, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
+        """Compute patch features of n images, [B, 3·k·n, H, W] -> [B, n·patches, width of the k towers].
 
-        `text` [B, D] sums the prompt up (see `_summary`), read where the towers are modulated by it.
+        `text` [B, D] summarises the prompt (see `_summary`); it is read where FiLM modulates the towers.
         """
         channels = 3 * len(self.towers)
         pictures = pixel_values.unflatten(1, (-1, channels)).flatten(0, 1)
@@ -146,11 +146,11 @@ class PrismaticVLM(nn.Module):
         return features.reshape(len(pixel_values), -1, features.shape[-1])
 
     def project(self, features: Tensor) -> Tensor:
-        """Patch features to embeddings, [B, P, width] -> [B, P, D]."""
+        """Project patch features to embeddings, [B, P, width] -> [B, P, D]."""
         return self.projector(features)
 
     def patches(self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor) -> Tensor:
-        """Embeddings [B, P, D] of the patches of all pictures, in view of the prompt where FiLM has it."""
+        """Compute embeddings [B, P, D] of the patches of all images; FiLM modulates them by the prompt."""
         return self.project(self.vision(pixel_values, self._summary(input_ids, attention_mask)))
 
     def prefix(
@@ -162,9 +162,8 @@ class PrismaticVLM(nn.Module):
     ) -> Prefix:
         """Embed what precedes the action tokens: BOS, patches, points, state and prompt.
 
-        Prompts are padded on the left, before BOS. Here the padding moves behind the patches, where
-        it is masked all the same: the layout is then one for all rows, and position ids, which count
-        attended entries, do not notice.
+        Prompts are padded on the left, before BOS. Here the padding moves behind the patches, still masked,
+        so that all rows have one layout; position ids count attended entries and stay the same.
         """
         patches = self.patches(input_ids, attention_mask, pixel_values)
         logits = self.point(patches)
@@ -187,13 +186,13 @@ class PrismaticVLM(nn.Module):
         return Prefix(torch.cat((embedded[:, :1], patches, embedded[:, 1:]), dim=1), valid, logits)
 
     def point(self, patches: Tensor) -> Tensor | None:
-        """See `PolicyOutput.pointing`; of the patches of all pictures."""
+        """Compute pointing logits from the patches of all images; see `PolicyOutput.pointing`."""
         if self.pointer is None:
             return None
         return self.pointer.logits(patches[:, : self.pointer.side**2])
 
     def _summary(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """The embedding that modulates the towers, [B, D]; None where nothing reads it.
+        """Compute the embedding that modulates the towers, [B, D]; None where nothing reads it.
 
         The prompt's embeddings, summed and divided by the root of their number, so that one word weighs the
         same in a long prompt. A second sum, weighted from -1 at the first word to 1 at the last and turned
@@ -219,21 +218,22 @@ class PrismaticVLM(nn.Module):
         attention: Attention,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm at the last `outputs` positions; see `Llama.forward`."""
+        """Compute hidden states after the final norm at the last `outputs` positions; see `Llama.forward`."""
         return self.language_model(embeddings, outputs=outputs, valid=valid, attention=attention, cache=cache)
 
     def action_logits(self, hidden: Tensor) -> Tensor:
-        """float32 [..., 256] of hidden states [..., D]: column j is token id `vocab_size - 256 + j`."""
+        """Compute logits, float32 [..., 256], of hidden states [..., D]: column j is token id `vocab_size -
+        256 + j`."""
         return lora.rows(self.lm_head, hidden, slice(self.vocab_size - BINS, self.vocab_size)).float()
 
 
 @torch.no_grad()
 def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
-    """Random weights for training from scratch, drawn in module order from `generator`.
+    """Draw random weights for training from scratch, in module order, from `generator`.
 
     Matrices are normal with variance 1 / fan-in. Embeddings have standard deviation 1, so that words and
-    places start as loud as picture content. The rows of the action tokens vary smoothly from bin to bin:
-    what is learned of one bin then holds for its neighbours. FiLM starts near the identity.
+    positions start on the scale of image content. The rows of the action tokens vary smoothly from bin to
+    bin: what is learned about one bin then generalises to its neighbours. FiLM starts near the identity.
     """
     for part in vlm.modules():
         scale = "Norm" in type(part).__name__ or "LayerScale" in type(part).__name__
@@ -256,9 +256,9 @@ def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
 
 
 def place_evenly(positions: Tensor) -> None:
-    """Fill [patches, D] with waves over the picture's height and width, standard deviation near 1.
+    """Fill [patches, D] with waves over the image's height and width, standard deviation near 1.
 
-    Where something is can then be read off linearly, instead of learned patch by patch.
+    A position can then be read off linearly, instead of being learned patch by patch.
     """
     side = math.isqrt(len(positions))
     frequency = torch.arange(1, positions.shape[1] // 4 + 1) / 2
@@ -271,7 +271,7 @@ def place_evenly(positions: Tensor) -> None:
 
 
 def _smooth_rows(width: int, generator: torch.Generator) -> Tensor:
-    """[256, width], rows of norm 1 on average: random sums of the lower cosines over the bins."""
+    """Make rows [256, width] of norm 1 on average: random sums of the lower cosines over the bins."""
     place = (torch.arange(BINS) + 0.5) / BINS
     frequency = torch.arange(1, BINS // 8)
     waves = torch.cos(torch.pi * place[:, None] * frequency) / (1 + frequency / 4)

@@ -1,4 +1,4 @@
-"""Between the key layout of published OpenVLA checkpoints and this package's modules, both ways."""
+"""Conversion between published OpenVLA keys and this package's module names, both ways."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _ENDS = (".weight", ".bias")
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:
-    """`key` under its other name; unchanged where the table does not know it."""
+    """Return `key` under its other name; unchanged where the table has no rule for it."""
     end = next((end for end in _ENDS if key.endswith(end)), "")
     number = re.search(r"\.(\d+)\.", key)
     stem = re.sub(r"\.\d+\.", ".#.", key.removesuffix(end), count=1)
@@ -119,7 +119,7 @@ def _sub(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def from_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -> State:
-    """A published state dict under this package's names; unknown keys keep theirs."""
+    """Convert a published state dict to this package's names; unknown keys keep theirs."""
     out: State = {}
     for index, (tower, theirs) in enumerate(zip(towers, _TOWER_PREFIXES, strict=False)):
         renamed = _tower_from_reference(_sub(state, theirs), tower.kind)
@@ -132,7 +132,7 @@ def from_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -
 
 
 def to_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -> State:
-    """The inverse of `from_reference`; tensors may be views of those given."""
+    """Convert a state dict to published names, the inverse of `from_reference`; tensors may be views."""
     out: State = {}
     for index, (tower, theirs) in enumerate(zip(towers, _TOWER_PREFIXES, strict=False)):
         renamed = _tower_to_reference(_sub(state, f"vlm.towers.{index}."), tower.kind)
@@ -143,7 +143,7 @@ def to_reference(state: Mapping[str, Tensor], towers: Sequence[TowerConfig]) -> 
 
 
 def key_groups(keys: Iterable[str]) -> Iterator[list[str]]:
-    """The published keys in groups that `from_reference` needs at once; most are alone."""
+    """Yield the published keys in the groups that `from_reference` needs at once; most are of one key."""
     for key in keys:
         if ".attn_pool.q." in key:
             yield [key, key.replace(".q.", ".kv.")]
@@ -152,7 +152,7 @@ def key_groups(keys: Iterable[str]) -> Iterator[list[str]]:
 
 
 def check_weights(state: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: str) -> None:
-    """Raises RoveError naming keys of `source` that are missing, unexpected or misshapen."""
+    """Raise RoveError naming keys of `source` that are missing, unexpected or misshapen."""
     problems = [f"missing {name}" for name in expected.keys() - state.keys()]
     problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
     problems += [

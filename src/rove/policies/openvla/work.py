@@ -1,4 +1,4 @@
-"""Costs of acting and training on a device, counted from the sizes of a policy before anything is loaded."""
+"""Compute and memory traffic of acting and training, counted from sizes before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from rove.policies.openvla.memory import ChunkMemory, skeleton
 
 
 def count_work(run: Run) -> Work:
-    """Count the policy of `run`: the matrix products of its layers and its attention; the rest is small
-    beside them."""
+    """Count the matrix products of layers and attention of `run`'s policy; the rest is small beside them."""
     policy = skeleton(run)
     text, towers = ChunkMemory(policy, views=1, half=True).layers()
     forward = sum(
