@@ -160,4 +160,4 @@ class StandInPolicy(nn.Module):
         return answer
 
 
-registry.register("stand_in", "_standins")
+registry.register(StandInConfig, "_standins")

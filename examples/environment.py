@@ -2,8 +2,8 @@
 
     rove train examples/environment.py:reach
 
-Three things make it known to Rove: a config (`register` in `rove.config.load`), an entry point (`register` in
-`rove.envs.registry`), and a recipe. The expert is optional; without one, bring a checkpoint to start from.
+Two things make it known to Rove: its settings and this module, which `rove.envs.registry.register` is given,
+and a recipe. The expert is optional; without one, bring a checkpoint to start from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rove.config import load
 from rove.config.schema import (
     GRPO,
     EvaluationConfig,
@@ -148,8 +147,7 @@ def suite(config: ReachConfig) -> ReachSuite:
     return ReachSuite(config.tasks)
 
 
-load.register("env", ReachConfig)
-registry.register("reach", __name__)
+registry.register(ReachConfig, __name__)
 
 
 @recipe

@@ -182,6 +182,14 @@ class LineConfig:
     horizon: int = 16
 
 
+def suite(settings):
+    return "suite of", settings
+
+
+class LineRoom:
+    suite = staticmethod(suite)
+
+
 def test_a_registered_variant_is_overridden_saved_and_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(config, "_extra", {})
     with pytest.raises(RoveError, match="env.kind = 'line'"):
@@ -191,6 +199,22 @@ def test_a_registered_variant_is_overridden_saved_and_loaded(monkeypatch, tmp_pa
     assert run.env == LineConfig(horizon=8)
     config.save(run, tmp_path / "run.json")
     assert config.load(tmp_path / "run.json") == run
+
+
+@pytest.mark.parametrize("entry_point", [__name__, f"{__name__}:LineRoom"])
+def test_an_environment_is_registered_once(monkeypatch, entry_point):
+    from rove.envs import registry
+
+    monkeypatch.setattr(config, "_extra", {})
+    monkeypatch.setattr(registry, "_ENTRY_POINTS", dict(registry._ENTRY_POINTS))
+    monkeypatch.setattr(registry, "repeat", lambda function, *args: None)
+    for _ in range(2):
+        registry.register(LineConfig, entry_point)
+    assert config._extra == {"env": [LineConfig]}
+    line = config.apply(RUN, ["--env.kind", "line"]).env
+    assert registry.suite(line) == ("suite of", line)
+    with pytest.raises(RoveError, match="'line' is already registered as"):
+        registry.register(LineConfig, "another.module")
 
 
 def test_a_variant_without_a_tag_cannot_be_registered():

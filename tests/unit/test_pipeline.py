@@ -45,7 +45,7 @@ class Pusher(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _registered():
-    registry.register("faulty", "tests.faulty_env")
+    registry.register(FaultyConfig, "tests.faulty_env")
 
 
 def run_of(algorithm=PPO(), **fault) -> Run:

@@ -173,7 +173,7 @@ def test_a_rollout_without_branches_is_refused(rollouts) -> None:
 
 
 def test_an_environment_that_cannot_try_is_refused() -> None:
-    registry.register("faulty", "tests.faulty_env")
+    registry.register(FaultyConfig, "tests.faulty_env")
     run = replace(RUN, env=FaultyConfig())
     with pytest.raises(RoveError, match="choose --algorithm"):
         host_of(run)

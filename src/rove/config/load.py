@@ -32,13 +32,15 @@ _CONSTANTS = {"none": None, "null": None, "true": True, "false": False}
 
 
 def register(section: str, variant: type) -> None:
-    """Make one more variant of a tagged union known, e.g. `register("env", MyEnvConfig)`.
+    """Make one more variant of a tagged union known; the registries of `envs` and `algorithms` call this.
 
     `variant` is a frozen dataclass whose `kind: Literal["name"] = "name"` tells it from the others; every
     field has a default. From then on it can be overridden, saved and loaded like the built-in ones.
     """
     kind_of(variant)
-    _extra.setdefault(section, []).append(variant)
+    known = _extra.setdefault(section, [])
+    if variant not in known:
+        known.append(variant)
 
 
 def kind_of(variant: type) -> str:

@@ -18,8 +18,8 @@ _ENTRY_POINTS = {
     "maniskill": "rove.envs.maniskill",
     "maniskill_put_on_plate": "rove.envs.maniskill",
 }
-"""Kind -> a module that defines `make(config, num_envs, chunk, autoreset) -> VectorEnv` and
-`suite(config) -> TaskSuite`.
+"""Kind -> entry point: a module, or `module:object`, that defines `make(config, num_envs, chunk, autoreset)
+-> VectorEnv` and `suite(config) -> TaskSuite`.
 
 Where its environments can run on a GPU it also defines `resources(config, gpus) -> Resources`; `gpus` says
 whether there are any. `make` is then given the CUDA index of one as a fifth argument, `gpu`, which has to
@@ -29,17 +29,27 @@ have a default: who makes an environment outside a run names none.
 _INSTALL = {"tabletop": "pip install mujoco mujoco-warp", "libero": "pip install 'rove[libero]'"}
 
 
-def register(kind: str, entry_point: str) -> None:
-    """Add an environment: `entry_point` is a module that defines `make` and `suite` (see above).
+def register(settings: type, entry_point: str) -> None:
+    """Make an environment known by the `kind` of its settings, to recipes and on the command line.
 
-    Example: `register("my_robot", "my_package.my_robot")`. Raises ValueError where the kind is taken.
+    `settings` is a frozen dataclass with `kind: Literal["name"] = "name"`, `tasks`, `image_size` and
+    `horizon`; `entry_point` names the module, or the object in one, that has `make` and `suite`.
+
+    Example: `register(MyRobotConfig, "my_package.my_robot")`. Raises RoveError where the kind is taken, or
+    `settings` is no such dataclass.
     """
+    _enter(load.kind_of(settings), entry_point)
+    load.register("env", settings)
+
+
+def _enter(kind: str, entry_point: str) -> None:
+    """Add a kind here and in every process to come, which has its settings from whatever it is sent."""
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
         raise RoveError(
             f"Environment {kind!r} is already registered as {_ENTRY_POINTS[kind]!r}; use another name."
         )
     _ENTRY_POINTS[kind] = entry_point
-    repeat(register, kind, entry_point)
+    repeat(_enter, kind, entry_point)
 
 
 def kinds() -> tuple[str, ...]:
@@ -50,13 +60,15 @@ def kinds() -> tuple[str, ...]:
 def _module(kind: str) -> Any:
     if kind not in _ENTRY_POINTS:
         raise RoveError(f"Unknown environment {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+    module, _, name = _ENTRY_POINTS[kind].partition(":")
     try:
-        return importlib.import_module(_ENTRY_POINTS[kind])
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         hint = f" Install it: {_INSTALL[kind]}" if kind in _INSTALL else ""
         raise RoveError(
             f"Environment {kind!r} needs the package {error.name!r}, which is not installed.{hint}"
         ) from error
+    return getattr(found, name) if name else found
 
 
 def make(
