@@ -7,23 +7,14 @@ Each check is a function that returns findings; none raises on a machine that la
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import time
 from importlib import metadata
 
-from rove.findings import Finding
+from rove.findings import Finding, optional_package
 
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "mujoco", "mujoco-warp", "tensorboard")
-
-OPTIONAL: dict[str, tuple[str, str, str]] = {
-    "Ray": ("ray", "ray", "many machines"),
-    "LIBERO": ("libero", "libero", "the LIBERO suites"),
-    "ManiSkill": ("mani_skill", "maniskill", "the ManiSkill suites"),
-    "W&B": ("wandb", "wandb", "--logging.wandb true"),
-}
-"""Name -> (module, extra that installs it, what it is for)."""
 
 _SCENE = """
 <mujoco><worldbody>
@@ -43,7 +34,7 @@ def examine() -> list[Finding]:
         mujoco_versions(),
         *renderers(),
         *optional_packages(),
-        *maniskill(),
+        *suites(),
     ]
 
 
@@ -105,7 +96,7 @@ def renderers() -> list[Finding]:
 
 def _renderer(device: str) -> Finding:
     """Look at a frame: one colour means that nothing was drawn. A GPU that cannot draw is no error."""
-    use = "the tabletop suite and LIBERO draw here"
+    use = "suites that draw with Warp draw here"
     if device != "cpu":
         use += " with --env.render cuda"
     began = time.perf_counter()
@@ -149,28 +140,21 @@ def _render(device: str) -> int:
 
 
 def optional_packages() -> list[Finding]:
+    """Look for packages that no environment needs."""
     return [
-        Finding(name, "ok", f"installed, for {purpose}")
-        if importlib.util.find_spec(module)
-        else Finding(name, "missing", f"optional, for {purpose}", f'.venv/bin/pip install -e ".[{extra}]"')
-        for name, (module, extra, purpose) in OPTIONAL.items()
+        optional_package("Ray", "ray", "ray", "many machines"),
+        optional_package("W&B", "wandb", "wandb", "--logging.wandb true"),
     ]
 
 
-def maniskill() -> list[Finding]:
-    """Check what the ManiSkill suites need besides their package; nothing where that is not installed."""
-    if importlib.util.find_spec("mani_skill") is None:
+def suites() -> list[Finding]:
+    """Ask each suite what it needs of this machine; nothing of one can be imported without torch."""
+    if _version("torch") is None:
         return []
-    from rove.envs.maniskill import assets, vulkan
+    from rove.envs import registry
 
-    lacking = assets.absent()
-    detail = f"of the put-on-plate suite, at {assets.root()}"
-    data = (
-        Finding("Assets", "missing", f"no {', '.join(lacking)} {detail}", assets.FIX)
-        if lacking
-        else Finding("Assets", "ok", detail)
-    )
-    return [vulkan.finding(), data]
+    checks = (registry.offered(kind, "examine") for kind in registry.kinds())
+    return [finding for check in dict.fromkeys(filter(None, checks)) for finding in check()]
 
 
 def _version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,13 @@ class Finding:
     detail: str
     fix: str = ""
     """The remedy; empty where nothing need be done."""
+
+
+def optional_package(name: str, module: str, extra: str, purpose: str) -> Finding:
+    """Tell whether a package that `extra` of Rove installs is there, without importing it."""
+    if importlib.util.find_spec(module):
+        return Finding(name, "ok", f"installed, for {purpose}")
+    return Finding(name, "missing", f"optional, for {purpose}", f'.venv/bin/pip install -e ".[{extra}]"')
 
 
 def table(findings: Iterable[Finding]) -> str:

@@ -52,7 +52,7 @@ def test_every_device_is_tried_and_what_draws_there_is_said(monkeypatch):
     monkeypatch.setattr(doctor, "_render", render)
     cpu, first, second = doctor.renderers()
     assert (cpu.status, first.status, second.status) == ("ok", "ok", "warn")
-    assert " on cpu in " in cpu.detail and cpu.detail.endswith("; the tabletop suite and LIBERO draw here")
+    assert " on cpu in " in cpu.detail and cpu.detail.endswith("; suites that draw with Warp draw here")
     assert " on cuda:0 in " in first.detail and first.detail.endswith("draw here with --env.render cuda")
     assert "fails on cuda:1: out of memory" in second.detail
 
@@ -77,15 +77,17 @@ def test_old_python_is_an_error(monkeypatch):
 
 def test_each_missing_optional_package_gets_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: object() if module == "ray" else None)
-    findings = {f.name: f for f in doctor.optional_packages()}
+    findings = {f.name: f for f in (*doctor.optional_packages(), *doctor.suites())}
     assert findings["Ray"].status == "ok"
     assert findings["LIBERO"].status == "missing"
     assert findings["LIBERO"].fix.endswith('".[libero]"')
 
 
-def test_every_extra_named_exists():
+def test_every_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    extras = {extra for _, extra, _ in doctor.OPTIONAL.values()}
+    fixes = [finding.fix for finding in (*doctor.optional_packages(), *doctor.suites())]
+    extras = {match[1] for fix in fixes if (match := re.search(r"\.\[(\w+)\]", fix))}
     assert extras == set(project["optional-dependencies"]) - {"dev"}
 
 

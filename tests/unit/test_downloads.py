@@ -69,7 +69,7 @@ def fetch(monkeypatch, tmp_path, address):
         folders = (("*/inside/", "data/things/"),)
         archive = Archive("things", address + path, folders, ("data/things/model.json",), **changes)  # type: ignore[arg-type]
         monkeypatch.setattr(sources, "archives", lambda: (archive,))
-        monkeypatch.setattr(sources, "root", lambda: tmp_path)
+        monkeypatch.setattr(assets, "root", lambda: tmp_path)
         (finding,) = downloads.fetch("maniskill", only_check=False, say=lambda text: None)
         return finding
 
@@ -109,7 +109,7 @@ def test_nothing_is_written_outside_the_root(tmp_path, address):
 
 
 def test_the_command_says_what_is_missing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sources, "root", lambda: tmp_path)
+    monkeypatch.setattr(assets, "root", lambda: tmp_path)
     assert main(["assets", "maniskill", "--check"]) == 1
     out = capsys.readouterr().out
     assert "robots/widowx/wx250s.urdf" in out and "more_carrot/model_db.json" in out

@@ -2,11 +2,13 @@
 
 A recipe is a function that returns a full `Run`; a variant is `dataclasses.replace` on it. Tagged unions
 (`EnvConfig`, `AlgorithmConfig`) carry their tag in `kind`. Nothing here is changed after loading, and no
-other file holds a default. Cross-checks between sections live in `validate.py`.
+other file holds a default. Cross-checks between sections live in `validate.py`; those of an environment's own
+settings are its method `problems`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -63,6 +65,14 @@ class LiberoConfig:
     threads: int = 0
     """Physics and rendering threads; 0 uses every core."""
 
+    def problems(self) -> Iterator[str]:
+        """Find settings that contradict each other: a sentence each, with the fix."""
+        if self.render == "cuda" and self.renderer != "warp":
+            yield (
+                f"env.render = 'cuda' is read by the renderer 'warp', but env.renderer = {self.renderer!r}: "
+                "set --env.render cpu, or --env.renderer warp."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class ManiSkillConfig:
@@ -87,6 +97,16 @@ class ManiSkillConfig:
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
+
+    def problems(self) -> Iterator[str]:
+        """Find settings that contradict each other: a sentence each, with the fix."""
+        if self.backend == "physx_cuda":
+            yield from _one_simulation(self.workers)
+            if "," in self.tasks:
+                yield (
+                    f"env.tasks = {self.tasks!r}: env.backend = 'physx_cuda' simulates one task: name one, "
+                    "or set --env.backend physx_cpu."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +143,24 @@ class PutOnPlateConfig:
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: int = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
+
+    def problems(self) -> Iterator[str]:
+        """Find settings that contradict each other: a sentence each, with the fix."""
+        if self.backend == "physx_cuda":
+            yield from _one_simulation(self.workers)
+            if self.settle:
+                yield (
+                    "env.settle = true cannot reset one world of a shared simulation: set --env.settle "
+                    "false, or --env.backend physx_cpu."
+                )
+
+
+def _one_simulation(workers: int) -> Iterator[str]:
+    if workers:
+        yield (
+            f"env.workers = {workers}, but env.backend = 'physx_cuda' holds all slots in one simulation: "
+            "set --env.workers 0, or --env.backend physx_cpu."
+        )
 
 
 EnvConfig = TabletopConfig | LiberoConfig | ManiSkillConfig | PutOnPlateConfig

@@ -12,15 +12,7 @@ from typing import Any
 
 from rove.config.load import decode, to_dict
 from rove.config.needs import needs, optimizer_steps
-from rove.config.schema import (
-    PPO,
-    LiberoConfig,
-    ManiSkillConfig,
-    OptimConfig,
-    PutOnPlateConfig,
-    Run,
-    SFTConfig,
-)
+from rove.config.schema import PPO, OptimConfig, Run, SFTConfig
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -335,34 +327,9 @@ def _checkpoint(run: Run) -> Problems:
         yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
 
 
-def _libero(run: Run) -> Problems:
-    env = run.env
-    if isinstance(env, LiberoConfig) and env.render == "cuda" and env.renderer != "warp":
-        yield (
-            f"env.render = 'cuda' is read by the renderer 'warp', but env.renderer = {env.renderer!r}: set "
-            "--env.render cpu, or --env.renderer warp."
-        )
-
-
-def _maniskill(run: Run) -> Problems:
-    env = run.env
-    if not isinstance(env, ManiSkillConfig | PutOnPlateConfig) or env.backend != "physx_cuda":
-        return
-    if env.workers:
-        yield (
-            f"env.workers = {env.workers}, but env.backend = 'physx_cuda' holds all slots in one simulation: "
-            "set --env.workers 0, or --env.backend physx_cpu."
-        )
-    if isinstance(env, PutOnPlateConfig) and env.settle:
-        yield (
-            "env.settle = true cannot reset one world of a shared simulation: set --env.settle false, or "
-            "--env.backend physx_cpu."
-        )
-    if isinstance(env, ManiSkillConfig) and "," in env.tasks:
-        yield (
-            f"env.tasks = {env.tasks!r}: env.backend = 'physx_cuda' simulates one task: name one, or set "
-            "--env.backend physx_cpu."
-        )
+def _environment(run: Run) -> Problems:
+    """Problems that an environment's settings find in themselves, where they look for any."""
+    yield from getattr(run.env, "problems", tuple)()
 
 
 def _placement(run: Run) -> Problems:
@@ -444,8 +411,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _start,
     _checkpoint,
     _evaluation,
-    _libero,
-    _maniskill,
+    _environment,
     _placement,
     _unread,
 )

@@ -1,12 +1,11 @@
 """Downloading what a suite needs: resumable, checked, each file in place only when it is whole.
 
-The only place that knows which suites have anything to download.
+What there is to download, a suite's entry point says by `downloads()`: a folder and its archives.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import shutil
 import urllib.error
 import urllib.request
@@ -15,11 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rove.envs import registry
 from rove.errors import RoveError, nearest
 from rove.findings import Finding
-
-_SUITES = {"maniskill": "rove.envs.maniskill.sources"}
-"""Suite -> a module that defines `root() -> Path` and `archives() -> tuple[Archive, ...]`."""
 
 _BLOCK = 1 << 20
 
@@ -42,10 +39,11 @@ class Archive:
 
 def fetch(suite: str, *, only_check: bool, say: Callable[[str], object]) -> list[Finding]:
     """Download what is missing, one finding an archive. Raises RoveError on a suite that needs nothing."""
-    if suite not in _SUITES:
-        raise RoveError(f"Nothing to download for {suite!r}. {nearest(suite, _SUITES)}")
-    source = importlib.import_module(_SUITES[suite])
-    return [_fetch(archive, source.root(), only_check, say) for archive in source.archives()]
+    offers = {kind: offer for kind in registry.kinds() if (offer := registry.offered(kind, "downloads"))}
+    if suite not in offers:
+        raise RoveError(f"Nothing to download for {suite!r}. {nearest(suite, offers)}")
+    root, archives = offers[suite]()
+    return [_fetch(archive, root, only_check, say) for archive in archives]
 
 
 def missing(archive: Archive, root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from rove.config import load
@@ -18,15 +19,18 @@ _ENTRY_POINTS = {
     "maniskill": "rove.envs.maniskill",
     "maniskill_put_on_plate": "rove.envs.maniskill",
 }
-"""Kind -> entry point: a module, or `module:object`, that defines `make(config, num_envs, chunk, autoreset)
--> VectorEnv` and `suite(config) -> TaskSuite`.
+"""Kind -> entry point, a module or `module:object`, with everything that others have to know of a suite.
 
-Where its environments can run on a GPU it also defines `resources(config, gpus) -> Resources`; `gpus` says
-whether there are any. `make` is then given the CUDA index of one as a fifth argument, `gpu`, which has to
-have a default: who makes an environment outside a run names none.
+It has `make(config, num_envs, chunk, autoreset) -> VectorEnv` and `suite(config) -> TaskSuite`, and may have:
+
+- `resources(config, gpus) -> Resources`, where its environments can run on a GPU; `gpus` says whether there
+  are any. `make` is then given the CUDA index of one as a fifth argument, `gpu`, which has to have a default:
+  who makes an environment outside a run names none.
+- `published_settings(tasks) -> dict`: settings that published results of these tasks were obtained with.
+- `conventions(name) -> Conventions | None`: the suite's expectations of a policy, see `envs/conventions.py`.
+- `downloads() -> (Path, Archives)`: the folder that data go to, and their sources, see `envs/downloads.py`.
+- `examine() -> list[Finding]`: lines of `rove doctor`.
 """
-
-_INSTALL = {"tabletop": "pip install mujoco mujoco-warp", "libero": "pip install 'rove[libero]'"}
 
 
 def register(settings: type, entry_point: str) -> None:
@@ -64,11 +68,21 @@ def _module(kind: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        hint = f" Install it: {_INSTALL[kind]}" if kind in _INSTALL else ""
         raise RoveError(
-            f"Environment {kind!r} needs the package {error.name!r}, which is not installed.{hint}"
+            f"Environment {kind!r} needs the package {error.name!r}, which is not installed."
         ) from error
     return getattr(found, name) if name else found
+
+
+def offered(kind: str, name: str) -> Callable[..., Any] | None:
+    """The function `name` of an environment's entry point; None where it has none."""
+    return getattr(_module(kind), name, None)
+
+
+def kind_of(suite: str) -> str | None:
+    """The environment that a suite's name begins with: "libero:object", "libero_object" -> "libero"."""
+    begin = (kind for kind in _ENTRY_POINTS if suite == kind or suite.startswith((f"{kind}:", f"{kind}_")))
+    return max(begin, key=len, default=None)
 
 
 def make(
@@ -86,7 +100,7 @@ def make(
 
 def resources(config: EnvConfig, gpus: bool) -> Resources:
     """Devices that the environments of `config` run on, on a machine with GPUs or without."""
-    say = getattr(_module(config.kind), "resources", None)
+    say = offered(config.kind, "resources")
     return Resources() if say is None else say(config, gpus)
 
 
@@ -98,7 +112,7 @@ def configure(suite: str, tasks: str | None = None, **settings: Any) -> EnvConfi
     """
     kind, _, named = suite.partition(":")
     tasks = tasks or named or None
-    say = getattr(_module(kind), "published_settings", None)
+    say = offered(kind, "published_settings")
     published = {} if say is None else say(tasks)
     chosen = {} if tasks is None else {"tasks": tasks}
     return load.section("env", {"kind": kind, **chosen, **published, **settings})

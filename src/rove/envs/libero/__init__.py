@@ -5,8 +5,12 @@ from __future__ import annotations
 from rove.config.schema import LiberoConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.envs.libero import package
+from rove.envs.libero.conventions import conventions
 from rove.envs.libero.suite import LiberoSuite, horizon
+from rove.findings import Finding, optional_package
 from rove.types import Autoreset
+
+__all__ = ["conventions", "examine", "make", "published_settings", "resources", "suite"]
 
 
 def make(
@@ -33,3 +37,8 @@ def suite(config: LiberoConfig) -> TaskSuite:
 def published_settings(tasks: str | None) -> dict[str, int]:
     """Settings that published results of these tasks were obtained with: see `envs.registry.configure`."""
     return {"horizon": horizon(tasks or LiberoConfig().tasks)}
+
+
+def examine() -> list[Finding]:
+    """Tell whether the package that holds LIBERO's tasks and scenes is installed."""
+    return [optional_package("LIBERO", "libero", "libero", "the LIBERO suites")]

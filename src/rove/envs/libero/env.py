@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rove.config.schema import LiberoConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carry_out
-from rove.envs.conventions import LIBERO_ACTIONS
 from rove.envs.libero import expert, grounding, scenes
+from rove.envs.libero.conventions import ACTIONS
 from rove.envs.libero.suite import LiberoSuite, perturbed
 from rove.envs.libero.worlds import STATE_DIM, Group, Place, Worlds
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
@@ -25,7 +25,7 @@ UNDER_WAY = 12
 class LiberoEnv(ChunkedEnv):
     """B LIBERO worlds of any tasks of a suite, stepped by MuJoCo on threads."""
 
-    action_spec: ActionSpec = LIBERO_ACTIONS
+    action_spec: ActionSpec = ACTIONS
     state_size = STATE_DIM
 
     def __init__(

@@ -5,9 +5,17 @@ Needs `pip install "rove[maniskill]"` and a Vulkan device, which may be a CPU (`
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 from rove.config.schema import EnvConfig, ManiSkillConfig, PutOnPlateConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
+from rove.envs.downloads import Archive
+from rove.envs.maniskill.conventions import conventions
+from rove.findings import Finding, optional_package
 from rove.types import Autoreset
+
+__all__ = ["conventions", "downloads", "examine", "make", "resources", "suite"]
 
 
 def make(
@@ -37,3 +45,20 @@ def suite(config: EnvConfig) -> TaskSuite:
     from rove.envs.maniskill import tasks
 
     return tasks.suite(config)
+
+
+def downloads() -> tuple[Path, tuple[Archive, ...]]:
+    """The folder of the put-on-plate suite's data, and their public sources."""
+    from rove.envs.maniskill import assets, sources
+
+    return assets.root(), sources.archives()
+
+
+def examine() -> list[Finding]:
+    """Tell whether ManiSkill is installed; where it is, also what renders and which data are there."""
+    package = optional_package("ManiSkill", "mani_skill", "maniskill", "the ManiSkill suites")
+    if importlib.util.find_spec("mani_skill") is None:
+        return [package]
+    from rove.envs.maniskill import assets, vulkan
+
+    return [package, vulkan.finding(), assets.finding()]

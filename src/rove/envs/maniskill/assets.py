@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from rove.errors import RoveError
+from rove.findings import Finding
 
 FIX = "rove assets maniskill downloads them; ROVE_ASSETS or MS_ASSET_DIR names the folder of a copy"
 
@@ -39,6 +40,14 @@ def absent() -> list[str]:
     """Parts of the put-on-plate suite that are not there: names of GROUPS."""
     data = root() / "data"
     return [name for name, files in GROUPS.items() if not all((data / file).is_file() for file in files)]
+
+
+def finding() -> Finding:
+    """The doctor's line: whether the put-on-plate suite's data are all there."""
+    lacking, where = absent(), f"of the put-on-plate suite, at {root()}"
+    if lacking:
+        return Finding("Assets", "missing", f"no {', '.join(lacking)} {where}", FIX)
+    return Finding("Assets", "ok", where)
 
 
 def data() -> Path:

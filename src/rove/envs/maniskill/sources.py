@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from rove.envs.downloads import Archive
-from rove.envs.maniskill.assets import root
-
-__all__ = ["archives", "root"]
 
 _RL4VLA = "55f966d"
 _GROUPS = ("more_carrot", "more_plate", "more_table")

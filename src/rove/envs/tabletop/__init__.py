@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from rove.config.schema import TabletopConfig
 from rove.envs.base import Resources, TaskSuite, VectorEnv
+from rove.envs.tabletop.conventions import conventions
 from rove.envs.tabletop.suite import TabletopSuite
 from rove.types import Autoreset
+
+__all__ = ["conventions", "make", "resources", "suite"]
 
 
 def make(
