@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove.config.ranges import PositiveInt
 from rove.config.schema import (
     GRPO,
     EvaluationConfig,
@@ -53,8 +54,8 @@ class ReachConfig:
     kind: Literal["reach"] = "reach"
     tasks: str = "all"
     """"all", or task ids separated by commas."""
-    image_size: int = 16
-    horizon: int = 6
+    image_size: PositiveInt = 16
+    horizon: PositiveInt = 6
 
 
 class ReachSuite(TaskSuite):

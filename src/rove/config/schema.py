@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from rove.config.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
 # --- environments -------------------------------------------------------------------------------
 
 
@@ -22,14 +24,14 @@ class TabletopConfig:
     kind: Literal["tabletop"] = "tabletop"
     tasks: str = "demo"
     """A named set ("demo", "train", "unseen") or task ids separated by commas."""
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Pixels, height and width."""
-    horizon: int = 32
+    horizon: PositiveInt = 32
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
     render: Literal["cpu", "cuda"] = "cpu"
     """Device that renders images. Physics is always on the CPU."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Physics threads; 0 uses every core."""
 
 
@@ -41,14 +43,14 @@ class LiberoConfig:
     tasks: str = "spatial"
     """A suite ("spatial", "object", "goal", "10", "90", "130", or a perturbed one of LIBERO-PRO such as
     "goal_swap"), or suites and task ids separated by commas."""
-    image_size: int = 128
+    image_size: PositiveInt = 128
     """Pixels, height and width; published checkpoints see 256."""
     wrist: bool = True
     """Also give the picture of the camera in the hand."""
-    horizon: int = 240
+    horizon: PositiveInt = 240
     """Actions before an episode is truncated. Published: 240 in spatial and object, 320 in goal, 512 in 10,
     90 and 130."""
-    wait: int = 15
+    wait: NonNegativeInt = 15
     """Actions that pass, doing nothing, before an episode begins, while things settle."""
     protocol: Literal["split", "published"] = "split"
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
@@ -60,9 +62,9 @@ class LiberoConfig:
     """Device on which "warp" renders; "gl" takes a GPU where there is one. Physics is always on the CPU."""
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
-    scenes: int = 4
+    scenes: PositiveInt = 4
     """Scenes that stay in memory, about 0.5 GB each, though no episode is running in them."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Physics and rendering threads; 0 uses every core."""
 
     def problems(self) -> Iterator[str]:
@@ -81,9 +83,9 @@ class ManiSkillConfig:
     kind: Literal["maniskill"] = "maniskill"
     tasks: str = "PickCube-v1"
     """Task ids separated by commas; on a GPU one."""
-    image_size: int = 128
+    image_size: PositiveInt = 128
     """Pixels, height and width."""
-    horizon: int = 48
+    horizon: PositiveInt = 48
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
     """"sparse": 1 on success. "shaped": besides, the change of the task's own normalised dense reward."""
@@ -95,7 +97,7 @@ class ManiSkillConfig:
     """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
     def problems(self) -> Iterator[str]:
@@ -121,11 +123,11 @@ class PutOnPlateConfig:
     """Numbers of the source objects to use; empty: all of the split."""
     tables: tuple[int, ...] = ()
     """Numbers of the tables to use; empty: all of the split."""
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Pixels, height and width, of the picture, which has the published camera's view squashed."""
     full_frame: bool = False
     """Render 480 × 640 as published, and leave the squashing to the policy."""
-    horizon: int = 80
+    horizon: PositiveInt = 80
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped", "dense"] = "shaped"
     """"shaped": change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1.
@@ -141,7 +143,7 @@ class PutOnPlateConfig:
     """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
     def problems(self) -> Iterator[str]:
@@ -173,22 +175,22 @@ class TowerConfig:
     """One vision tower, a `transformers` vision transformer whose last block is never computed."""
 
     kind: Literal["dinov2", "siglip"] = "siglip"
-    width: int = 128
-    depth: int = 3
-    heads: int = 4
-    patch: int = 8
+    width: PositiveInt = 128
+    depth: PositiveInt = 3
+    heads: PositiveInt = 4
+    patch: PositiveInt = 8
     """Pixels."""
-    mlp: int = 512
+    mlp: PositiveInt = 512
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
     """The language model, a `transformers` Llama."""
 
-    width: int = 128
-    depth: int = 3
-    heads: int = 4
-    mlp: int = 384
+    width: PositiveInt = 128
+    depth: PositiveInt = 3
+    heads: PositiveInt = 4
+    mlp: PositiveInt = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +210,8 @@ class ValueHeadConfig:
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): the weights themselves stay as they are."""
 
-    rank: int = 32
-    alpha: float | None = None
+    rank: PositiveInt = 32
+    alpha: PositiveFloat | None = None
     """The adapter's output is scaled by alpha / rank; None: by 1."""
     targets: tuple[str, ...] = ("all-linear",)
     """Which linear layers: parts of their names ("language_model", "towers", "q_proj"), or "all-linear"."""
@@ -246,14 +248,14 @@ class PolicyConfig:
     """Scale and shift the vision towers' features by the instruction (FiLM, as in OpenVLA-OFT+)."""
     proprio: bool = False
     """Also read the robot's own state (OpenVLA-OFT's proprio projector)."""
-    pointers: int = 0
+    pointers: NonNegativeInt = 0
     """Points in the picture that the policy picks out and reads as tokens before it acts, as a policy from
     scratch learns to do by `sft.grounding`; 0: none."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""
     value_head: ValueHeadConfig | None = None
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Sampling temperature; log-probabilities are taken under it too."""
 
 
@@ -266,27 +268,27 @@ class PPO:
 
     kind: Literal["ppo"] = "ppo"
     critic: ClassVar[bool] = True
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Per action, or per chunk with `advantage_level="chunk"`."""
-    lam: float = 0.95
+    lam: Fraction = 0.95
     advantage_level: Literal["action", "chunk"] = "action"
     ratio_level: Literal["token", "action", "chunk"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
     dual_clip: float | None = None
-    value_clip: float = 0.2
-    huber_delta: float = 10.0
-    value_coef: float = 1.0
-    entropy_coef: float = 0.0
-    max_behavior_weight: float = 2.0
+    value_clip: PositiveFloat = 0.2
+    huber_delta: PositiveFloat = 10.0
+    value_coef: NonNegativeFloat = 1.0
+    entropy_coef: NonNegativeFloat = 0.0
+    max_behavior_weight: PositiveFloat = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
     bootstrap: Literal["truncated", "always"] = "truncated"
     """"always" adds the discounted value after every end, success included: published ManiSkill setting."""
     normalize_advantage: bool = True
-    critic_warmup: int = 0
+    critic_warmup: NonNegativeInt = 0
     """Iterations in which only the value head is trained."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the batch an iteration."""
 
 
@@ -298,22 +300,22 @@ class GRPO:
     group_size: int = 8
     """G."""
     ratio_level: Literal["token", "action", "chunk"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
     dual_clip: float | None = None
-    keep_low: float = 0.0
-    keep_high: float = 1.0
+    keep_low: Fraction = 0.0
+    keep_high: Fraction = 1.0
     """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
-    max_rounds: int = 1
+    max_rounds: PositiveInt = 1
     """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1: off."""
-    max_behavior_weight: float = 2.0
+    max_behavior_weight: PositiveFloat = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
     length_normalization: bool = True
-    kl_coef: float = 0.0
+    kl_coef: NonNegativeFloat = 0.0
     """Weight of KL(policy ‖ the policy that the run started from)."""
-    entropy_coef: float = 0.0
-    epochs: int = 1
+    entropy_coef: NonNegativeFloat = 0.0
+    epochs: PositiveInt = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,19 +328,19 @@ class Vine:
     kind: Literal["vine"] = "vine"
     branches: int = 8
     """G, chunks tried from each state."""
-    gamma: float = 0.97
+    gamma: Fraction = 0.97
     """Per action, up to the end of the chunk."""
-    spread_floor: float = 0.05
+    spread_floor: NonNegativeFloat = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
     ratio_level: Literal["token", "action"] = "action"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
     dual_clip: float | None = None
-    max_behavior_weight: float = 2.0
+    max_behavior_weight: PositiveFloat = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
-    entropy_coef: float = 0.0
-    epochs: int = 1
+    entropy_coef: NonNegativeFloat = 0.0
+    epochs: PositiveInt = 1
 
 
 AlgorithmConfig = PPO | GRPO | Vine
@@ -348,11 +350,11 @@ AlgorithmConfig = PPO | GRPO | Vine
 
 @dataclass(frozen=True, slots=True)
 class RolloutConfig:
-    num_envs: int = 64
+    num_envs: PositiveInt = 64
     """B."""
-    chunk: int = 8
+    chunk: PositiveInt = 8
     """C, actions in a chunk."""
-    chunks: int = 4
+    chunks: PositiveInt = 4
     """T, chunks in a rollout. GRPO needs T·C = horizon."""
     emphasis: tuple[str, ...] = ()
     """How often tasks come up for once that the others do: "push:4" for those whose names begin with "push".
@@ -364,27 +366,27 @@ class RolloutConfig:
 class OptimConfig:
     """AdamW."""
 
-    lr: float = 3e-4
-    value_lr: float | None = None
+    lr: PositiveFloat = 3e-4
+    value_lr: PositiveFloat | None = None
     """Learning rate of the value head; None: `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_grad: float = 1.0
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_grad: PositiveFloat = 1.0
     """Maximum global norm."""
-    warmup: int = 0
+    warmup: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """From `lr` to `final_lr_fraction`·`lr` over the run."""
-    final_lr_fraction: float = 0.1
+    final_lr_fraction: Fraction = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    iterations: int = 100
-    batch: int = 1024
+    iterations: PositiveInt = 100
+    batch: PositiveInt = 1024
     """Chunks an optimizer step sees; the rollout is split into as many steps as it fills."""
-    micro_batch: int = 256
+    micro_batch: PositiveInt = 256
     """Chunks a forward-backward pass sees; divides `batch`. Changes memory, not results."""
     optim: OptimConfig = OptimConfig()
     freeze: tuple[str, ...] = ()
@@ -399,9 +401,9 @@ class TrainingConfig:
     while no training step runs, so that a rollout on the same GPU has that memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast; weights and optimizer stay float32."""
-    max_bad_steps: int = 5
+    max_bad_steps: PositiveInt = 5
     """Consecutive steps with a non-finite loss or gradient, each skipped, after which the run stops."""
-    max_minutes: float | None = None
+    max_minutes: PositiveFloat | None = None
     """Stop after this long, saved and resumable; schedules still run over `iterations`."""
 
 
@@ -409,59 +411,59 @@ class TrainingConfig:
 class SFTConfig:
     """Supervised warm-up on expert demonstrations."""
 
-    episodes: int = 400
+    episodes: PositiveInt = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
     emphasis: tuple[str, ...] = ()
     """See `RolloutConfig.emphasis`; pictures to point in have all tasks alike."""
-    noise: float = 0.3
+    noise: NonNegativeFloat = 0.3
     """Standard deviation of what pushes the expert off its way between chunks, as a fraction of the bounds of
     an action: the demonstrations then show the way back."""
-    slips: float = 0.0
+    slips: Fraction = 0.0
     """Share of the expert's chunks that miss, 0 to 1. They are carried out but not learned from; what follows
     shows how to try again. For experts that can: see `rove.envs.base.Fallible`."""
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Optimizer steps."""
-    grounding: int = 0
+    grounding: NonNegativeInt = 0
     """Pictures in which the policy first learns to point at what a sentence names; 0: none. For policies
     trained from scratch."""
-    grounding_steps: int = 0
+    grounding_steps: NonNegativeInt = 0
     """Optimizer steps on them, before any action is learned."""
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that demonstrations do not train, as in `TrainingConfig.freeze`.
     Pictures to point in do: what they taught is else blurred by the fewer that a demonstration shows."""
-    pointing_weight: float = 0.3
+    pointing_weight: NonNegativeFloat = 0.3
     """Weight of the pointing loss, beside that of the actions, while the demonstrations are learned; read
     where `grounding` is not 0."""
-    color_jitter: float = 0.0
+    color_jitter: Fraction = 0.0
     """By which fraction the brightness of training pictures varies; see `rove.training.augment`."""
-    smoothing: float = 0.0
+    smoothing: NonNegativeFloat = 0.0
     """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
     a bin then counts for its neighbours too; 0: the bin alone."""
-    batch: int = 64
+    batch: PositiveInt = 64
     """Chunks."""
-    micro_batch: int = 64
+    micro_batch: PositiveInt = 64
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup=50, schedule="cosine", weight_decay=0.01)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
-    every: int = 0
+    every: NonNegativeInt = 0
     """Iterations between evaluations during training; 0: only at the end."""
-    episodes: int = 256
+    episodes: NonNegativeInt = 256
     """Held-out episodes, spread evenly over the tasks."""
-    variant_episodes: int = 64
+    variant_episodes: NonNegativeInt = 64
     """Held-out episodes per shifted variant, at the end; 0: none."""
     decoding: Literal["greedy", "sample"] = "greedy"
-    num_envs: int = 64
+    num_envs: PositiveInt = 64
 
 
 @dataclass(frozen=True, slots=True)
 class LoggingConfig:
     tensorboard: bool = True
     wandb: bool = False
-    save_every: int = 10
+    save_every: PositiveInt = 10
     """Iterations between checkpoints."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """Newest checkpoints kept, besides the best."""
 
 
@@ -472,33 +474,33 @@ class PlacementConfig:
     map: str = "colocated"
     """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role,
     such as "learner: 0-7, env: 0-3, policy: 4-7"."""
-    stages: int = 0
+    stages: NonNegativeInt = 0
     """Parts of an environment worker's slots that are simulated in turn, so that the policy serves one while
     another is simulated; 0: one where environments and policy share their devices, or where two would cut a
     group, else two."""
-    ahead: int = 0
+    ahead: NonNegativeInt = 0
     """Rollouts that may be under way or waiting while the learner trains: asynchronous mode; 0: none, each is
     begun when the one before it has been trained on. Nothing is then off-policy."""
     executor: Literal["local", "ray"] = "local"
     """"local": processes of this machine. "ray": actors of a Ray cluster."""
     ray_address: str | None = None
     """Address of the Ray cluster; "auto": the one that this machine belongs to; None: start one here."""
-    nodes: int = 0
+    nodes: NonNegativeInt = 0
     """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N": restricts what the run may use, environments included."""
-    threads: int = 1
+    threads: NonNegativeInt = 1
     """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
-    env_workers: int = 0
+    env_workers: NonNegativeInt = 0
     """Environment processes for each of a policy's simulating GPUs, or for all of its cores; 0: one, and
     none where environments and policy take turns."""
-    learners: int = 0
+    learners: NonNegativeInt = 0
     """Training processes for each node's cores; 0: one. A GPU has one."""
     deterministic: bool = False
     """Serve stages in a fixed order, one at a time: the same trajectories on every executor and run."""
-    deadline: float = 600.0
+    deadline: PositiveFloat = 600.0
     """Seconds without an answer after which an environment worker counts as hung and is replaced."""
-    max_restarts: int = 3
+    max_restarts: NonNegativeInt = 3
     """Replacements of one worker without a completed rollout in between, after which the run ends."""
 
 
@@ -508,7 +510,7 @@ class Run:
 
     name: str
     algorithm: AlgorithmConfig
-    seed: int = 1
+    seed: NonNegativeInt = 1
     env: EnvConfig = TabletopConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()

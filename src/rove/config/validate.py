@@ -7,11 +7,12 @@ everything that is wrong at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from rove.config.load import decode, to_dict
 from rove.config.needs import needs, optimizer_steps
+from rove.config.ranges import range_of
 from rove.config.schema import PPO, OptimConfig, Run, SFTConfig
 from rove.errors import RoveError
 
@@ -29,90 +30,21 @@ def validate(run: Run) -> None:
 
 # --- ranges ---------------------------------------------------------------------------------------
 
-_AT_LEAST_ONE = (
-    "env.image_size",
-    "env.horizon",
-    "env.scenes",
-    "rollout.num_envs",
-    "rollout.chunk",
-    "rollout.chunks",
-    "training.iterations",
-    "training.batch",
-    "training.micro_batch",
-    "training.max_bad_steps",
-    "sft.episodes",
-    "sft.steps",
-    "sft.batch",
-    "sft.micro_batch",
-    "evaluation.num_envs",
-    "logging.save_every",
-    "logging.keep",
-    "algorithm.epochs",
-    "algorithm.max_rounds",
-)
-_AT_LEAST_ZERO = (
-    "seed",
-    "sft.noise",
-    "sft.grounding",
-    "sft.grounding_steps",
-    "sft.pointing_weight",
-    "sft.smoothing",
-    "algorithm.spread_floor",
-    "policy.pointers",
-    "evaluation.every",
-    "evaluation.episodes",
-    "evaluation.variant_episodes",
-    "algorithm.critic_warmup",
-    "algorithm.value_coef",
-    "algorithm.entropy_coef",
-    "algorithm.kl_coef",
-    "env.threads",
-    "env.wait",
-    "env.workers",
-    "placement.threads",
-    "placement.stages",
-    "placement.ahead",
-    "placement.env_workers",
-    "placement.learners",
-    "placement.max_restarts",
-    "placement.nodes",
-    *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("weight_decay", "warmup")),
-)
-_ABOVE_ZERO = (
-    "policy.temperature",
-    "training.max_minutes",
-    "algorithm.clip_low",
-    "algorithm.clip_high",
-    "algorithm.value_clip",
-    "algorithm.huber_delta",
-    "algorithm.max_behavior_weight",
-    "placement.deadline",
-    *(f"{s}.optim.{k}" for s in ("training", "sft") for k in ("lr", "value_lr", "eps", "clip_grad")),
-)
-_FRACTIONS = (
-    "sft.color_jitter",
-    "sft.slips",
-    "algorithm.gamma",
-    "algorithm.lam",
-    "algorithm.keep_low",
-    "algorithm.keep_high",
-    *(f"{s}.optim.final_lr_fraction" for s in ("training", "sft")),
-)
 
-
-def _ranges(run: Run) -> Problems:
-    """Single numbers; a key that this run does not have is skipped."""
-    bounds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-        (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
-        (_AT_LEAST_ZERO, lambda x: x >= 0, "at least 0"),
-        (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
-        (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
-    )
-    for keys, holds, expected in bounds:
-        for key in keys:
-            value = _get(run, key)
-            if value is not None and not holds(value):
-                yield f"{key} = {value}: expected a number {expected}."
+def _ranges(part: Any, prefix: str = "") -> Problems:
+    """Compare each number of a run, or of a part of it, with the range that stands beside its field."""
+    hints = get_type_hints(type(part), include_extras=True)
+    for f in fields(part):
+        value, key = getattr(part, f.name), prefix + f.name
+        allowed = range_of(hints[f.name])
+        if allowed is not None and value is not None and not allowed.holds(value):
+            yield f"{key} = {value}: expected a number {allowed.words}."
+        elif is_dataclass(value):
+            yield from _ranges(value, f"{key}.")
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if is_dataclass(item):
+                    yield from _ranges(item, f"{key}.{index}.")
 
 
 def _algorithm_ranges(run: Run) -> Problems:
@@ -163,10 +95,6 @@ def _model_sizes(run: Run) -> Problems:
         yield "policy.towers is empty: the policy needs at least one vision tower."
     parts = [(f"policy.towers.{i}", tower) for i, tower in enumerate(run.policy.towers)]
     for name, part in [*parts, ("policy.llama", run.policy.llama)]:
-        for key in fields(part):
-            value = getattr(part, key.name)
-            if isinstance(value, int) and value < 1:
-                yield f"{name}.{key.name} = {value}: expected a number at least 1."
         if part.heads > 0 and part.width % part.heads:
             yield (
                 f"{name}.heads = {part.heads} does not divide {name}.width = {part.width}: "
@@ -319,10 +247,6 @@ def _checkpoint(run: Run) -> Problems:
             "policy.dtype = 'bfloat16' without policy.lora trains weights of 8 bits, which lose most steps: "
             "set --policy.lora.rank 32, or --policy.dtype float32 --training.precision bfloat16."
         )
-    if policy.lora is not None and policy.lora.rank < 1:
-        yield f"policy.lora.rank = {policy.lora.rank}: expected at least 1, e.g. 32."
-    if policy.lora is not None and policy.lora.alpha is not None and policy.lora.alpha <= 0:
-        yield f"policy.lora.alpha = {policy.lora.alpha}: expected a number above 0, or none."
     if policy.head == "l1" and policy.decoding == "autoregressive":
         yield "policy.head = 'l1' reads all actions at once: set --policy.decoding parallel."
 
