@@ -20,9 +20,10 @@ from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.check import check_env
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
-from rove.envs.maniskill.put_on_plate import families, progress
+from rove.envs.maniskill.put_on_plate import families
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS
+from rove.envs.rotations import tensor_matrix, yaw_quaternion
 from rove.errors import RoveError
 from rove.runtime.local import InChild
 from rove.types import EpisodeSpec
@@ -105,7 +106,7 @@ def test_things_start_where_every_environment_says(env):
                 wanted["more_plate", scene.second_receptacle] = (2, 0.0)
             for (group, number), (place, yaw) in wanted.items():
                 pose = there._built[group][number].pose.raw_pose[0].numpy()
-                expected = [*scene.places[place], scene.heights[place], *progress.yaw_quaternion(yaw)]
+                expected = [*scene.places[place], scene.heights[place], *yaw_quaternion(yaw)]
                 np.testing.assert_allclose(pose, expected, atol=1e-5, err_msg=f"{spec} {group}")
             assert sum(map(len, there._built.values())) == len(wanted)
             assert seen.instruction[slot] == scene.instruction
@@ -167,7 +168,7 @@ def _record(there) -> list[tuple]:
 
     def recording(info):
         links = [there.agent.finger1_link.pose, there.agent.finger2_link.pose]
-        axes = [progress.rotation(link.q)[0, :, 1].numpy() for link in links]
+        axes = [tensor_matrix(link.q)[0, :, 1].numpy() for link in links]
         positions = [there.positions(group)[0].numpy() for group in ("more_carrot", "more_plate")]
         sizes = [there.source_extents[0].numpy(), there.receptacle_extents[0].numpy()]
         rows.append((there.forces()[0].numpy(), axes, positions, sizes))

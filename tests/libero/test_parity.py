@@ -16,7 +16,8 @@ import pytest
 from rove.envs.libero import package, scenes
 from rove.envs.libero.controller import Controller
 from rove.envs.libero.scenes import TaskModel
-from rove.envs.libero.worlds import WAIT_ACTION, Group, axis_angle
+from rove.envs.libero.worlds import WAIT_ACTION, Group
+from rove.envs.rotations import axis_angle
 
 STATE = 1
 """The initial state that is played: the second, so that the fixtures of the second reset are needed."""

@@ -25,6 +25,8 @@ import mujoco
 import numpy as np
 from numba import njit
 
+from rove.envs.rotations import axis_angle_matrix
+
 SUBSTEPS = 25
 """Substeps of 2 ms in an action."""
 REACH = 0.05
@@ -290,7 +292,7 @@ class Controller:
         turns = TURN * actions[:, 3:6]
         turning = turns.any(1)
         if turning.any():
-            self.goal_rotation[rows[turning]] = _rotations(turns[turning]) @ reading.rotation[turning]
+            self.goal_rotation[rows[turning]] = axis_angle_matrix(turns[turning]) @ reading.rotation[turning]
 
     def command(
         self, rows: np.ndarray, data: Mapping[str, np.ndarray], grip: np.ndarray, motors: np.ndarray
@@ -303,23 +305,3 @@ class Controller:
             self.fresh, (home.position, home.rotation, home.jacobian, home.mass, home.q, home.qd),
             self.goal_position, self.goal_rotation, grip, self.gripper, arm.limits, motors,
         )  # fmt: skip
-
-
-def _rotations(turns: np.ndarray) -> np.ndarray:
-    """Rotation matrices [n, 3, 3] of axis-angle vectors [n, 3], none of them zero, in float32 as robosuite
-    computes them: dot products are taken one by one, as it takes them, which decides what they round to."""
-    angle = np.array([math.sqrt(turn.dot(turn)) for turn in turns])
-    q = np.empty((len(turns), 4))
-    q[:, 0] = np.cos(angle / 2.0)
-    q[:, 1:] = turns / angle[:, None] * np.sin(angle / 2.0)[:, None]
-    q = q.astype(np.float32)
-    squares = np.array([own.dot(own) for own in q])
-    q *= np.sqrt(2.0 / squares, dtype=np.float64).astype(np.float32)[:, None]
-    p = (q[:, :, None] * q[:, None, :]).transpose(1, 2, 0)
-    one = np.float32(1.0)
-    rows = [
-        [one - p[2, 2] - p[3, 3], p[1, 2] - p[3, 0], p[1, 3] + p[2, 0]],
-        [p[1, 2] + p[3, 0], one - p[1, 1] - p[3, 3], p[2, 3] - p[1, 0]],
-        [p[1, 3] - p[2, 0], p[2, 3] + p[1, 0], one - p[1, 1] - p[2, 2]],
-    ]
-    return np.array(rows).transpose(2, 0, 1)

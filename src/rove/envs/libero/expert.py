@@ -20,6 +20,7 @@ from rove.envs.libero.grasps import Obstacles, grasps, shape
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.worlds import Place
+from rove.envs.rotations import axis_angle_between
 from rove.errors import RoveError
 
 HOVER = 0.12
@@ -197,7 +198,7 @@ class Expert:
             thing[i] = data["xpos"][row, target.body]
             destination[i] = target.destination(data, np.array([row]))[0]
             grasp[i] = thing[i] + data["xmat"][row, target.body].reshape(3, 3) @ self._grasp[slot]
-        turn = _turn(self._wanted[slots], rotation)
+        turn = axis_angle_between(rotation, self._wanted[slots])
         self._advance(slots, places, hand, turn, thing, destination, grasp)
         return self._actions(slots, hand, turn, thing, destination, grasp)
 
@@ -309,19 +310,3 @@ class Expert:
         distance = np.linalg.norm(want - hand, axis=1)
         free = np.where(at(Phase.APPROACH, Phase.RAISE, Phase.CARRY), distance / REACH, 0.0)
         return action, np.clip(free, 0.1, 1.0)
-
-
-def _turn(wanted: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """[n, 3]: axis times angle from rotations to wanted ones, [n, 3, 3] each, for angles below 180°."""
-    between = wanted @ rotation.transpose(0, 2, 1)
-    axis = np.stack(
-        [
-            between[:, 2, 1] - between[:, 1, 2],
-            between[:, 0, 2] - between[:, 2, 0],
-            between[:, 1, 0] - between[:, 0, 1],
-        ],
-        axis=1,
-    )
-    sine = np.linalg.norm(axis, axis=1)
-    angle = np.arctan2(sine, np.trace(between, axis1=1, axis2=2) - 1)
-    return axis * (angle / np.maximum(sine, 1e-9))[:, None]

@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero.controller import HAND
+from rove.envs.rotations import matrix
 
 OPENING = 0.066
 """Metres across the widest thing that the open fingers go around with room to spare; they open 0.08."""
@@ -118,7 +119,7 @@ class Obstacles:
         solid &= (roots != robot) & (roots != thing) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
         geoms = np.flatnonzero(solid)
         self._bodies = model.geom_bodyid[geoms]
-        self._rotation = np.array([_matrix(model.geom_quat[geom]) for geom in geoms]).reshape(-1, 3, 3)
+        self._rotation = matrix(model.geom_quat[geoms])
         self._half = model.geom_aabb[geoms, 3:]
         middle = model.geom_aabb[geoms, :3]
         self._position = model.geom_pos[geoms] + (self._rotation @ middle[..., None])[..., 0]
@@ -132,12 +133,6 @@ class Obstacles:
         middle = xpos[self._bodies] + (body @ self._position[..., None])[..., 0]
         inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None] + MARGIN
         return int(inside.all(-1).any(0).sum())
-
-
-def _matrix(quaternion: np.ndarray) -> np.ndarray:
-    flat = np.zeros(9)
-    mujoco.mju_quat2Mat(flat, quaternion)
-    return flat
 
 
 def _hand() -> np.ndarray:

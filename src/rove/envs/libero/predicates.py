@@ -14,6 +14,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from rove.envs.rotations import matrix
 from rove.errors import RoveError
 
 BOUND = ("xpos", "xmat", "qpos")
@@ -78,9 +79,7 @@ class Region:
     def __init__(self, model: mujoco.MjModel, spec: Mapping[str, Any]) -> None:
         self.body = model.body(spec["body"]).id
         self.position, self.size = np.array(spec["position"]), np.array(spec["size"])
-        rotation = np.zeros(9)
-        mujoco.mju_quat2Mat(rotation, np.array(spec["quaternion"]))
-        self.rotation = rotation.reshape(3, 3)
+        self.rotation = matrix(np.array(spec["quaternion"]))
 
     def pose(self, data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions [n, 3] and rotations [n, 3, 3] in the world."""

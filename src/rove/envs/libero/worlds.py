@@ -22,6 +22,7 @@ from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
 from rove.envs.libero.scenes import Scene, TaskModel, load_task
+from rove.envs.rotations import axis_angle
 
 Phase = Literal["stock", "end"]
 """When an action's observation is taken: as the stock environment's clocks do, after 23 of 25 substeps
@@ -355,10 +356,3 @@ class Worlds:
         """Stop the threads; harmless when called twice."""
         if self._pool is not None:
             self._pool.shutdown()
-
-
-def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a quaternion (w, x, y, z); zero where it does not turn."""
-    w = min(max(quaternion[0], -1.0), 1.0)
-    sine = np.sqrt(1.0 - w * w)
-    return np.zeros(3) if sine == 0.0 else quaternion[1:] * 2.0 * np.arccos(w) / sine

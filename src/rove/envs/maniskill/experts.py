@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rove.envs.rotations import tensor_matrix, yaw_of
 from rove.errors import RoveError
 
 REACH = 0.1
@@ -31,19 +32,18 @@ class Want(NamedTuple):
 
 
 def _at(thing: Any, row: int) -> np.ndarray:
-    return thing.pose.p[row].cpu().numpy().astype(np.float64)
+    return _doubles(thing.pose.p[row])
 
 
-def _yaw(quaternion: Any) -> float:
-    w, x, y, z = (float(v) for v in quaternion)
-    return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+def _doubles(values: Any) -> np.ndarray:
+    return values.cpu().numpy().astype(np.float64)
 
 
 def _grasp(env: Any, row: int, thing: Any, hand: np.ndarray) -> Want | None:
     """Above the thing, down, close; None while it is held."""
     if bool(env.agent.is_grasping(thing)[row]):
         return None
-    place, yaw = _at(thing, row), _yaw(thing.pose.q[row])
+    place, yaw = _at(thing, row), float(yaw_of(_doubles(thing.pose.q[row])))
     off = np.linalg.norm(hand[:2] - place[:2])
     if off > 0.012 and hand[2] < place[2] + HOVER - 0.02:
         return Want(np.array([*hand[:2], place[2] + HOVER]) if off > 0.02 else place, OPEN, yaw)
@@ -132,19 +132,14 @@ def stock(task: str, env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.n
             f"'pd_ee_delta_pose' for {', '.join(_EXPERTS)}."
         )
     tcp = env.agent.tcp.pose
-    hand = tcp.p[row].cpu().numpy().astype(np.float64)
+    hand = _doubles(tcp.p[row])
     want = _EXPERTS[task](env, row, hand)
     step = np.clip((want.place - hand) / REACH, -1.0, 1.0)
     turn = 0.0
     if want.yaw is not None:  # a cube looks the same after a quarter turn
-        turn = -(want.yaw - _finger_yaw(tcp.q[row])) % (np.pi / 2)
+        fingers = _doubles(tensor_matrix(tcp.q[row].double())[:, 1])  # they close along y of the hand
+        turn = -(want.yaw - float(np.arctan2(fingers[1], fingers[0]))) % (np.pi / 2)
         turn = turn - np.pi / 2 if turn > np.pi / 4 else turn
     action = np.array([*step, 0.0, 0.0, np.clip(-turn / REACH, -1.0, 1.0), want.grip])
     freedom = 0.3 * min(1.0, float(np.linalg.norm(want.place - hand)) / 0.1)
     return action, np.array([freedom] * 3 + [0.0] * 4)
-
-
-def _finger_yaw(quaternion: Any) -> float:
-    """Angle of the axis along which the fingers close: y of the hand's frame."""
-    w, x, y, z = (float(v) for v in quaternion)
-    return float(np.arctan2(1 - 2 * (x * x + z * z), 2 * (x * y - w * z)))

@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
 
+from rove.envs.rotations import yaw_of, yaw_quaternion
 from rove.envs.tabletop import robot
 from rove.envs.tabletop import scene as sc
 from rove.envs.tabletop.layout import RGB, Layout, Look, layout
@@ -100,10 +101,6 @@ def background() -> tuple[float, float, float]:
     return r, g, b
 
 
-def _yaw_quat(yaw: float) -> np.ndarray:
-    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
-
-
 def _top(receptacle: Thing) -> float:
     return {"plate": sc.PLATE_HEIGHT, "tray": sc.TRAY_FLOOR, "zone": 0.0}[receptacle.kind]
 
@@ -140,12 +137,12 @@ def setup(task_id: str, initial_state: int, variant: str) -> Setup:
         zip(start.objects, start.object_xy, start.object_yaw, strict=True)
     ):
         shape = sc.SHAPES[thing.kind]
-        qpos[scene.object_qpos[slot]] = [*xy, shape.half_height - sc.REST_DEPTH, *_yaw_quat(yaw)]
+        qpos[scene.object_qpos[slot]] = [*xy, shape.half_height - sc.REST_DEPTH, *yaw_quaternion(yaw)]
         for name, size in shape.sizes.items():
             geom = scene.object_geoms[slot, sc.OBJECT_GEOMS.index(name)]
             paint.show(geom, size, np.clip(np.array(RGB[thing.color]) * shade, 0.0, 1.0))
             if name == "bar":
-                paint.quat[geom] = _yaw_quat(shape.bar_yaw)
+                paint.quat[geom] = yaw_quaternion(shape.bar_yaw)
     for slot, (thing, xy) in enumerate(zip(start.receptacles, start.receptacle_xy, strict=True)):
         # A zone's tape is where the walls of a tray are, let down to the table.
         z = sc.TAPE[1] - sc.TRAY_WALL / 2 if thing.kind == "zone" else 0.0
@@ -272,7 +269,7 @@ class Worlds:
                 carried = chosen, below
             finger[:] = HELD_FINGER
             held = scene.object_qpos[chosen]
-            self._qpos[row, held] = [*pose[:2], pose[2] + HELD_ABOVE, *_yaw_quat(pose[3])]
+            self._qpos[row, held] = [*pose[:2], pose[2] + HELD_ABOVE, *yaw_quaternion(pose[3])]
         self.pose[row], self.open[row] = pose, act != 2 and finger[0] > 0
         self._qpos[row, scene.arm_qpos] = robot.inverse(pose[None], finger)[0]
         return carried
@@ -348,8 +345,7 @@ class Worlds:
 
     def target_yaw(self, rows: np.ndarray) -> np.ndarray:
         """Yaw [n] of the target objects, radians."""
-        w, x, y, z = self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]].T
-        return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        return yaw_of(self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]])
 
     def project(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Project `places` [n, k, 3] into the cameras of `rows`: right and down, 0 to 1 [n, k, 2]."""

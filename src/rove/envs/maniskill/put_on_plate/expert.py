@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rove.envs.maniskill.put_on_plate import progress
+from rove.envs.rotations import tensor_matrix
 
 TABLE = 0.8695
 """Height of the table, metres, world frame."""
@@ -51,7 +52,7 @@ def _numpy(x: Any) -> np.ndarray:
 
 
 def _rotation(quaternion: Any) -> np.ndarray:
-    return _numpy(progress.rotation(quaternion))
+    return _numpy(tensor_matrix(quaternion))
 
 
 def _points(env: Any, row: int, source: Any) -> np.ndarray:

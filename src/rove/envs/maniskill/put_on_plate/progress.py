@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from rove.envs.rotations import tensor_matrix
 
 GRASP_FORCE, GRASP_ANGLE = 0.5, 85.0
 """Least force of a finger, newtons, and greatest angle between it and the way the finger opens, degrees."""
@@ -31,20 +31,9 @@ FULL_WAY = 0.8
 """Metres of way that the dense potential counts as all."""
 
 
-def rotation(quaternion: Tensor) -> Tensor:
-    """[n, 3, 3] of unit quaternions [n, 4], (w, x, y, z)."""
-    w, x, y, z = quaternion.unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
 def extents(quaternion: Tensor, size: Tensor) -> Tensor:
     """[n, 3]: what a box of `size` [n, 3] that is turned takes up along the world's axes, metres."""
-    return (rotation(quaternion).abs() @ size[..., None])[..., 0]
+    return (tensor_matrix(quaternion).abs() @ size[..., None])[..., 0]
 
 
 def grasped(left: Tensor, right: Tensor, left_axis: Tensor, right_axis: Tensor) -> Tensor:
@@ -118,8 +107,3 @@ def dense_potential(way: Tensor, success: Tensor) -> Tensor:
     Unlike `potential` it pays for each action what it brings, at once; it is not the published reward.
     """
     return torch.where(success, 1.0, -(way / FULL_WAY).clamp(0.0, 1.0))
-
-
-def yaw_quaternion(yaw: float) -> tuple[float, float, float, float]:
-    """Of a turn about the vertical axis, (w, x, y, z)."""
-    return math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rove.envs.maniskill.put_on_plate import overlay, poses, progress
 from rove.envs.maniskill.put_on_plate.families import Scene
+from rove.envs.rotations import yaw_quaternion
 
 CAMERA = "3rd_view_camera"
 FRICTION = 1.0
@@ -204,7 +205,7 @@ class PutOnPlate(BaseEnv):
         rows = []
         for scene in scenes:
             at = self._parked(group, index)
-            turned = progress.yaw_quaternion(scene.yaw) if group == OBJECTS else (1.0, 0.0, 0.0, 0.0)
+            turned = yaw_quaternion(scene.yaw) if group == OBJECTS else (1.0, 0.0, 0.0, 0.0)
             first, other = (
                 (scene.object, scene.distractor)
                 if group == OBJECTS
@@ -277,7 +278,7 @@ class PutOnPlate(BaseEnv):
             scene = self._scene(row)
             self.scene._reset_mask[:] = False
             self.scene._reset_mask[row] = True
-            pose = sapien.Pose([*scene.places[2], scene.heights[2]], progress.yaw_quaternion(scene.yaw))
+            pose = sapien.Pose([*scene.places[2], scene.heights[2]], yaw_quaternion(scene.yaw))
             self.model(OBJECTS, row).set_pose(pose)
         if due:
             self.scene._reset_mask[:] = True
