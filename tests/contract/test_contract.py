@@ -11,7 +11,7 @@ from tests import maniskill
 
 from rove.config import schema
 from rove.envs import registry
-from rove.envs.check import CHECKS, CheckResult, check_env
+from rove.testing.check import CHECKS, CheckResult, check_env
 
 CONFIGS = {(config := kind()).kind: config for kind in get_args(schema.EnvConfig)} | {
     "maniskill": schema.ManiSkillConfig(image_size=48, horizon=6, workers=1),

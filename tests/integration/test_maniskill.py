@@ -18,7 +18,6 @@ from tests import maniskill
 
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
-from rove.envs.check import check_env
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
 from rove.envs.maniskill.put_on_plate import families
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
@@ -26,6 +25,7 @@ from rove.envs.maniskill.put_on_plate.suite import VARIANTS
 from rove.envs.rotations import tensor_matrix, yaw_quaternion
 from rove.errors import RoveError
 from rove.runtime.local import InChild
+from rove.testing import check_env
 from rove.types import EpisodeSpec
 
 MAIN = PREFIX + "Main-v3"

@@ -10,8 +10,8 @@ import torch
 from tests.point_env import PointEnv, PointSuite
 
 from rove.envs.base import Brancher, VectorEnv
-from rove.envs.check import CHECKS, check_env
-from rove.envs.playthrough import Envs
+from rove.testing.check import CHECKS, check_env
+from rove.testing.playthrough import Envs
 from rove.types import EpisodeSpec
 
 

@@ -17,10 +17,10 @@ from rove.config import load
 from rove.config.validate import validate
 from rove.envs import registry as envs
 from rove.envs.base import Demonstrator
-from rove.envs.check import check_env
 from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.policies.base import SamplingNoise
+from rove.testing import check_env
 from rove.train import train
 from rove.training.demonstrations import collect_demonstrations
 from rove.types import EpisodeSpec, Observation, PolicyOutput, TrainBatch

@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("errors",),
     "algorithms": ("types", "config.load"),
     "envs": BASE,
+    "testing": (*BASE, "envs.base"),
     "policies": BASE,
     "checkpoint": (*BASE, "policies.base"),
     "rundir": (*BASE, "checkpoint"),

@@ -1,6 +1,6 @@
 """The VectorEnv contract: B environments stepped a chunk of C actions at a time.
 
-`envs/check.py` is this page as runnable code. The rules:
+`rove.testing.check_env` is this page as runnable code. The rules:
 
 - One observation is rendered per slot and chunk, at its end (the final one besides, of the episodes that
   `finals` names; every frame only while `record` asks for it).

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rove.envs import check_results
 from rove.envs.base import Brancher
-from rove.envs.check_results import require_tensor
-from rove.envs.playthrough import (
+from rove.testing import check_results
+from rove.testing.check_results import require_tensor
+from rove.testing.playthrough import (
     NUM_ENVS,
     Envs,
     Make,

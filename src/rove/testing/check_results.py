@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rove.envs.playthrough import NUM_ENVS, Envs, require, running, same, transcript
+from rove.testing.playthrough import NUM_ENVS, Envs, require, running, same, transcript
 from rove.types import EpisodeSpec, Observation
 
 
