@@ -251,8 +251,8 @@ def gpu(task: str, sizes: list[int], worlds: int) -> dict[str, Any] | str:
     """The renderer on CUDA, and MuJoCo Warp's physics there against the C engine from the same states."""
     import warp as wp
 
-    from rove.envs.libero.frame import Frame
-    from rove.envs.libero.render import Renderer
+    from rove.envs.libero.frame import LiberoFrame
+    from rove.envs.libero.render import LiberoRenderer
     from rove.envs.libero.scenes import CAMERAS, load_task
 
     if not wp.get_cuda_device_count():
@@ -264,17 +264,17 @@ def gpu(task: str, sizes: list[int], worlds: int) -> dict[str, Any] | str:
     sites = np.array([model.site(burner["site"]).id for burner in loaded.burners], int)
     data.qpos[:] = loaded.initial_states[0][1 : 1 + model.nq]
     mujoco.mj_step(model, data, 300)  # until the objects rest
-    one = Frame.of(data, sites, np.zeros(len(sites), bool))
+    one = LiberoFrame.of(data, sites, np.zeros(len(sites), bool))
     result: dict[str, Any] = {
         "device": wp.get_device("cuda:0").name,
         "worlds": worlds,
         "frames_per_second": {},
     }
     for size in sizes:
-        renderer = Renderer(
+        renderer = LiberoRenderer(
             model, worlds, cameras=CAMERAS, size=size, burners=sites.tolist(), device="cuda:0"
         )
-        frame = Frame.stack([one] * worlds)
+        frame = LiberoFrame.stack([one] * worlds)
         seconds = statistics.median(repeated(lambda r=renderer, f=frame: r.render(f), 5))
         result["frames_per_second"][size] = round(2 * worlds / seconds)
         renderer.close()

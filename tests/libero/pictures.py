@@ -16,8 +16,8 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from rove.envs.libero.frame import Frame
-from rove.envs.libero.render import Renderer
+from rove.envs.libero.frame import LiberoFrame
+from rove.envs.libero.render import LiberoRenderer
 from rove.envs.libero.scenes import CAMERAS, load_task
 
 CLASSES = ("tabletop", "floor", "kitchen", "living room", "study")
@@ -39,9 +39,9 @@ def picture(kind: str, backend: Literal["warp", "gl"], size: int = 128) -> np.nd
     mujoco.mj_forward(model, data)
     model.body_pos[:], model.body_quat[:] = before
     sites = np.array([model.site(burner["site"]).id for burner in task.burners], int)
-    renderer = Renderer(model, 1, cameras=CAMERAS, size=size, burners=sites.tolist(), backend=backend)
+    renderer = LiberoRenderer(model, 1, cameras=CAMERAS, size=size, burners=sites.tolist(), backend=backend)
     try:
-        return renderer.render(Frame.of(data, sites, np.zeros(len(sites), bool)))[0]
+        return renderer.render(LiberoFrame.of(data, sites, np.zeros(len(sites), bool)))[0]
     finally:
         renderer.close()
 

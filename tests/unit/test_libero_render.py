@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rove.envs.libero import fingerprint, gl_renderer
-from rove.envs.libero.frame import Frame
-from rove.envs.libero.render import Renderer
+from rove.envs.libero.frame import LiberoFrame
+from rove.envs.libero.render import LiberoRenderer
 from rove.envs.libero.simplify import Corners, simplify
 from rove.envs.libero.soup import levels, soup
 from rove.errors import RoveError
@@ -30,11 +30,11 @@ SQUARE = """
 """
 
 
-def frame(model: mujoco.MjModel, lit: bool = False) -> Frame:
+def frame(model: mujoco.MjModel, lit: bool = False) -> LiberoFrame:
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     sites = np.arange(model.nsite)
-    return Frame.of(data, sites, np.full(len(sites), lit))
+    return LiberoFrame.of(data, sites, np.full(len(sites), lit))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def square() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(SQUARE)
 
 
-def drawn(model: mujoco.MjModel, *frames: Frame, threads: int = 1, size: int = 32) -> np.ndarray:
-    renderer = Renderer(
+def drawn(model: mujoco.MjModel, *frames: LiberoFrame, threads: int = 1, size: int = 32) -> np.ndarray:
+    renderer = LiberoRenderer(
         model, len(frames), cameras=("above", "below"), size=size, burners=range(model.nsite), threads=threads
     )
     try:
-        return renderer.render(Frame.stack(list(frames)))
+        return renderer.render(LiberoFrame.stack(list(frames)))
     finally:
         renderer.close()
 
@@ -84,9 +84,9 @@ def test_threads_and_company_change_nothing(square: mujoco.MjModel) -> None:
 
 
 def test_a_renderer_says_how_many_it_draws(square: mujoco.MjModel) -> None:
-    renderer = Renderer(square, 1, cameras=("above",), size=16, burners=range(1))
+    renderer = LiberoRenderer(square, 1, cameras=("above",), size=16, burners=range(1))
     with pytest.raises(RoveError, match="got 2 worlds; this renderer draws up to 1"):
-        renderer.render(Frame.stack([frame(square), frame(square)]))
+        renderer.render(LiberoFrame.stack([frame(square), frame(square)]))
     renderer.close()
     renderer.close()
 
@@ -177,13 +177,13 @@ def test_gl_without_a_library_names_the_fix(square: mujoco.MjModel, monkeypatch:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl_renderer.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(RoveError, match=r"no EGL or OSMesa library.*apt install.*--env\.renderer warp"):
-        Renderer(square, 1, cameras=("above",), size=16, backend="gl")
+        LiberoRenderer(square, 1, cameras=("above",), size=16, backend="gl")
 
 
 def test_gl_refuses_a_platform_with_windows(square: mujoco.MjModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(RoveError, match="MUJOCO_GL is 'glfw'; .*egl or osmesa"):
-        Renderer(square, 1, cameras=("above",), size=16, backend="gl")
+        LiberoRenderer(square, 1, cameras=("above",), size=16, backend="gl")
 
 
 def test_simplifying_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,9 @@ def test_simplifying_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch)
 def test_gl_draws_the_same_scene(square: mujoco.MjModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     try:
-        renderer = Renderer(square, 1, cameras=("above", "below"), size=32, burners=range(1), backend="gl")
+        renderer = LiberoRenderer(
+            square, 1, cameras=("above", "below"), size=32, burners=range(1), backend="gl"
+        )
     except RoveError as error:
         pytest.skip(str(error))
     image = renderer.render(frame(square, lit=True))

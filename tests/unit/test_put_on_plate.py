@@ -17,7 +17,7 @@ from torch import Tensor
 from rove.config.schema import PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.maniskill.put_on_plate import catalog, families, overlay, poses, progress
-from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX, Scene, Space, decode, family_of
+from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX, PlateScene, Space, decode, family_of
 from rove.envs.maniskill.put_on_plate.suite import PUBLISHED_SUCCESS, VARIANTS, PutOnPlateSuite
 from rove.errors import RoveError
 from rove.types import EpisodeSpec
@@ -341,8 +341,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scene(**changes: object) -> Scene:
-    return Scene(0, 0, 0, 0, 0, 0.0, ((0.0, 0.0), (0.0, 0.0)), (0.9, 0.9, 0.0), **changes)
+def scene(**changes: object) -> PlateScene:
+    return PlateScene(0, 0, 0, 0, 0, 0.0, ((0.0, 0.0), (0.0, 0.0)), (0.9, 0.9, 0.0), **changes)
 
 
 def test_the_photo_shows_wherever_nothing_is_kept(tables):

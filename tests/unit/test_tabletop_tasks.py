@@ -22,7 +22,7 @@ from rove.envs.tabletop.tasks import (
     VARIANTS,
     parse,
 )
-from rove.envs.tabletop.worlds import HELD_ABOVE, Worlds
+from rove.envs.tabletop.worlds import HELD_ABOVE, TabletopWorlds
 from rove.types import EpisodeSpec
 
 SUITE = TabletopSuite(TRAIN_TASKS + UNSEEN_TASKS)
@@ -156,7 +156,7 @@ def test_pictures_of_what_is_carried_ask_for_it_to_be_put_there() -> None:
 
 
 def test_what_is_caught_in_the_act_is_in_the_hand() -> None:
-    worlds, rng = Worlds(1, 1), np.random.default_rng(0)
+    worlds, rng = TabletopWorlds(1, 1), np.random.default_rng(0)
     over = 0
     for _ in range(200):
         worlds.start(0, EpisodeSpec("stack/green_cylinder/red_cube", 3))

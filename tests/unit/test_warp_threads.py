@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import warp as wp
 
-from rove.envs.libero.frame import Frame as LiberoFrame
-from rove.envs.libero.render import Renderer as LiberoRenderer
+from rove.envs.libero.frame import LiberoFrame
+from rove.envs.libero.render import LiberoRenderer
 from rove.envs.libero.warp_renderer import Lane
-from rove.envs.tabletop.render import Frame, Renderer, RenderPool
+from rove.envs.tabletop.render import RenderPool, TabletopFrame, TabletopRenderer
 
 SCENE = """
 <mujoco><worldbody>
@@ -89,9 +89,9 @@ def tabletop() -> tuple[type, str, Callable[[], np.ndarray]]:
         *(data.cam_xpos[None], data.cam_xmat.reshape(1, 1, 3, 3), data.light_xdir[None]),
         *(model.light_diffuse[None], model.light_ambient[None]),
     )
-    frame = Frame(*(np.concatenate([array, array]) for array in one))
+    frame = TabletopFrame(*(np.concatenate([array, array]) for array in one))
     pool = RenderPool(model, 2, 16, (0.0, 0.0, 0.0), threads=2)
-    return Renderer, "render", lambda: pool.render(frame)
+    return TabletopRenderer, "render", lambda: pool.render(frame)
 
 
 @pytest.mark.parametrize("suite", [libero, tabletop])

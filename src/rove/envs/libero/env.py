@@ -15,7 +15,7 @@ from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carr
 from rove.envs.libero import expert, grounding, scenes
 from rove.envs.libero.conventions import ACTIONS
 from rove.envs.libero.suite import LiberoSuite, perturbed
-from rove.envs.libero.worlds import STATE_DIM, Group, Place, Worlds
+from rove.envs.libero.worlds import STATE_DIM, Group, LiberoWorlds, Place
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
 
 UNDER_WAY = 12
@@ -48,7 +48,7 @@ class LiberoEnv(ChunkedEnv):
 
             self._pictures = Pictures(config, self._cameras, num_envs, threads, gpu)
         scenes.prepare(self.suite.tasks, lambda task: print(f"Compiled {task}.", file=sys.stderr))
-        self.worlds = Worlds(
+        self.worlds = LiberoWorlds(
             num_envs,
             threads,
             wait=config.wait,

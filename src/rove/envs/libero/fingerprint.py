@@ -16,8 +16,8 @@ from typing import Literal
 import mujoco
 import numpy as np
 
-from rove.envs.libero.frame import Frame
-from rove.envs.libero.render import Renderer
+from rove.envs.libero.frame import LiberoFrame
+from rove.envs.libero.render import LiberoRenderer
 
 GRID = 8
 """A picture is described by the mean colours of this many by this many fields."""
@@ -77,9 +77,9 @@ def pictures(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | Non
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     cameras = ("front", "above")
-    renderer = Renderer(model, 1, cameras=cameras, size=_SIZE, backend=backend, device=device, gpu=gpu)
+    renderer = LiberoRenderer(model, 1, cameras=cameras, size=_SIZE, backend=backend, device=device, gpu=gpu)
     try:
-        return renderer.render(Frame.of(data, np.array([], int), np.array([], bool)))[0]
+        return renderer.render(LiberoFrame.of(data, np.array([], int), np.array([], bool)))[0]
     finally:
         renderer.close()
 
@@ -101,7 +101,7 @@ def drift(images: np.ndarray, backend: Literal["warp", "gl"]) -> float:
 def check(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | None = None) -> float:
     """Warn if `backend` does not draw as it did when Rove was released; returns the drift, grey levels.
 
-    `device` and `gpu`: see `Renderer`.
+    `device` and `gpu`: see `LiberoRenderer`.
     """
     found = drift(pictures(backend, device, gpu), backend)
     if found > TOLERANCE:

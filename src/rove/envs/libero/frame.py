@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class LiberoFrame:
     """`n` worlds of one model, as MuJoCo's kinematics leave them; arrays with a leading world axis."""
 
     geom_xpos: np.ndarray
@@ -36,7 +36,7 @@ class Frame:
         return len(self.geom_xpos)
 
     @classmethod
-    def of(cls, data: mujoco.MjData, sites: np.ndarray, lit: np.ndarray) -> Frame:
+    def of(cls, data: mujoco.MjData, sites: np.ndarray, lit: np.ndarray) -> LiberoFrame:
         """One world, from an MjData whose positions are up to date."""
 
         def rotation(flat: np.ndarray) -> np.ndarray:
@@ -55,6 +55,6 @@ class Frame:
         )
 
     @classmethod
-    def stack(cls, frames: list[Frame]) -> Frame:
+    def stack(cls, frames: list[LiberoFrame]) -> LiberoFrame:
         """Several worlds in one."""
         return cls(*(np.concatenate([getattr(frame, f.name) for frame in frames]) for f in fields(cls)))

@@ -14,7 +14,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from rove.envs.libero.frame import Frame
+from rove.envs.libero.frame import LiberoFrame
 from rove.errors import RoveError
 
 _FIX = (
@@ -128,7 +128,7 @@ class GLRenderer:
             view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, model.camera(name).id
             self._views.append(view)
 
-    def draw(self, frame: Frame, out: np.ndarray, pool: Executor | None) -> None:
+    def draw(self, frame: LiberoFrame, out: np.ndarray, pool: Executor | None) -> None:
         """Draw the worlds of `frame` into `out`, uint8 [n, cameras, size, size, 3]."""
         self._gl.make_current()
         viewport = mujoco.MjrRect(0, 0, self._size, self._size)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rove.envs.libero import package, scenes
 from rove.envs.libero.predicates import Region
-from rove.envs.libero.scenes import CAMERAS, Scene, TaskModel
+from rove.envs.libero.scenes import CAMERAS, LiberoScene, TaskModel
 from rove.envs.libero.worlds import Place
 
 
@@ -41,17 +41,19 @@ def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
     return torch.from_numpy((size * flat).astype(np.float32))
 
 
-_cameras: weakref.WeakKeyDictionary[Scene, tuple[np.ndarray, np.ndarray, float]] = weakref.WeakKeyDictionary()
+_cameras: weakref.WeakKeyDictionary[LiberoScene, tuple[np.ndarray, np.ndarray, float]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
+def _camera(scene: LiberoScene) -> tuple[np.ndarray, np.ndarray, float]:
     """Position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands still."""
     if scene not in _cameras:
         _cameras[scene] = _place_camera(scene)
     return _cameras[scene]
 
 
-def _place_camera(scene: Scene) -> tuple[np.ndarray, np.ndarray, float]:
+def _place_camera(scene: LiberoScene) -> tuple[np.ndarray, np.ndarray, float]:
     model = scene.model
     camera = model.camera(CAMERAS[0]).id
     data = mujoco.MjData(model)

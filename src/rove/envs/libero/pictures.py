@@ -11,9 +11,9 @@ from mujoco.batch import Batch
 
 from rove.config.schema import LiberoConfig
 from rove.envs.libero import fingerprint
-from rove.envs.libero.frame import Frame
+from rove.envs.libero.frame import LiberoFrame
 from rove.envs.libero.predicates import COMPARISONS
-from rove.envs.libero.render import Renderer
+from rove.envs.libero.render import LiberoRenderer
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.worlds import Place
 
@@ -50,7 +50,7 @@ class _Scene:
                 "site_xpos", "site_xmat",
             )
         }  # fmt: skip
-        self._renderer = Renderer(
+        self._renderer = LiberoRenderer(
             model,
             capacity,
             cameras=cameras,
@@ -78,7 +78,7 @@ class _Scene:
         self._batch.forward(rows, stage=_POSITIONS)
         bound = {name: values[rows] for name, values in self._bound.items()}
         return self._renderer.render(
-            Frame(
+            LiberoFrame(
                 geom_xpos=bound["geom_xpos"],
                 geom_xmat=_matrices(bound["geom_xmat"]),
                 cam_xpos=bound["cam_xpos"],

@@ -34,7 +34,7 @@ _SLACK = 0.01
 
 
 @wp.struct
-class Scene:
+class RasterScene:
     """The part of a model that does not move."""
 
     position: wp.array(dtype=wp.vec3)
@@ -95,7 +95,7 @@ class View:
 
 
 @wp.kernel
-def place(scene: Scene, view: View, seen: wp.array3d(dtype=wp.int32), out: wp.array3d(dtype=wp.vec3)):
+def place(scene: RasterScene, view: View, seen: wp.array3d(dtype=wp.int32), out: wp.array3d(dtype=wp.vec3)):
     """Camera-frame positions of the vertices of geoms in view; [n, c, V]."""
     n, c, v = wp.tid()
     g = scene.geom[v]
@@ -106,7 +106,7 @@ def place(scene: Scene, view: View, seen: wp.array3d(dtype=wp.int32), out: wp.ar
 
 
 @wp.kernel
-def cull(scene: Scene, view: View, seen: wp.array3d(dtype=wp.int32)):
+def cull(scene: RasterScene, view: View, seen: wp.array3d(dtype=wp.int32)):
     """Whether a geom's sphere reaches into a camera's frustum; [n, c, G]."""
     n, c, g = wp.tid()
     world = view.geom_rotation[n, g] * scene.centre[g] + view.geom_position[n, g]
@@ -147,7 +147,7 @@ def _offset(sample: int) -> wp.vec2:
 
 @wp.kernel
 def rasterise(
-    scene: Scene,
+    scene: RasterScene,
     view: View,
     seen: wp.array3d(dtype=wp.int32),
     placed: wp.array3d(dtype=wp.vec3),
@@ -209,7 +209,9 @@ def rasterise(
 
 
 @wp.kernel
-def mark(scene: Scene, view: View, visible: wp.array4d(dtype=wp.uint64), wanted: wp.array3d(dtype=wp.int32)):
+def mark(
+    scene: RasterScene, view: View, visible: wp.array4d(dtype=wp.uint64), wanted: wp.array3d(dtype=wp.int32)
+):
     """Stamp the vertices that pixels need the light of."""
     n, c, i = wp.tid()
     before = -1
@@ -227,7 +229,7 @@ def mark(scene: Scene, view: View, visible: wp.array4d(dtype=wp.uint64), wanted:
 
 @wp.func
 def _shine(
-    scene: Scene, material: wp.vec3, rgb: wp.vec3, normal: wp.vec3, to_light: wp.vec3, to_eye: wp.vec3,
+    scene: RasterScene, material: wp.vec3, rgb: wp.vec3, normal: wp.vec3, to_light: wp.vec3, to_eye: wp.vec3,
     diffuse: wp.vec3, specular: wp.vec3,
 ) -> wp.vec3:  # fmt: skip
     """Diffuse and specular light of one lamp (OpenGL 2.1 specification, section 2.14.1)."""
@@ -246,7 +248,7 @@ def _shine(
 
 
 @wp.kernel
-def light(scene: Scene, view: View, wanted: wp.array3d(dtype=wp.int32), lit: wp.array3d(dtype=wp.vec3)):
+def light(scene: RasterScene, view: View, wanted: wp.array3d(dtype=wp.int32), lit: wp.array3d(dtype=wp.vec3)):
     """Colours of the vertices that are wanted, before their texture; [n, c, V]."""
     n, c, v = wp.tid()
     if wanted[n, c, v] != view.stamp:
@@ -285,7 +287,7 @@ def light(scene: Scene, view: View, wanted: wp.array3d(dtype=wp.int32), lit: wp.
 
 
 @wp.func
-def _texel(scene: Scene, at: wp.vec3i, x: int, y: int) -> wp.vec3:
+def _texel(scene: RasterScene, at: wp.vec3i, x: int, y: int) -> wp.vec3:
     """One texel, 0 to 1; at most one place outside the texture, which repeats."""
     if x < 0:
         x += at[1]
@@ -303,7 +305,7 @@ def _texel(scene: Scene, at: wp.vec3i, x: int, y: int) -> wp.vec3:
 
 
 @wp.func
-def _bilinear(scene: Scene, at: wp.vec3i, uv: wp.vec2) -> wp.vec3:
+def _bilinear(scene: RasterScene, at: wp.vec3i, uv: wp.vec2) -> wp.vec3:
     u, v = uv[0] - wp.floor(uv[0]), uv[1] - wp.floor(uv[1])
     x, y = u * float(at[1]) - 0.5, v * float(at[2]) - 0.5
     left, top = wp.floor(x), wp.floor(y)
@@ -314,7 +316,7 @@ def _bilinear(scene: Scene, at: wp.vec3i, uv: wp.vec2) -> wp.vec3:
 
 
 @wp.func
-def _trilinear(scene: Scene, t: int, uv: wp.vec2, dx: wp.vec2, dy: wp.vec2) -> wp.vec3:
+def _trilinear(scene: RasterScene, t: int, uv: wp.vec2, dx: wp.vec2, dy: wp.vec2) -> wp.vec3:
     """The texture around uv, as blurred as a pixel is wide there."""
     base = scene.level[t, 0]
     size = wp.vec2(float(base[1]), float(base[2]))
@@ -344,7 +346,7 @@ def _weights(e0: wp.vec3, e1: wp.vec3, e2: wp.vec3, x: float, y: float) -> wp.ve
 
 @wp.func
 def _colour(
-    scene: Scene, view: View, placed: wp.array3d(dtype=wp.vec3), lit: wp.array3d(dtype=wp.vec3),
+    scene: RasterScene, view: View, placed: wp.array3d(dtype=wp.vec3), lit: wp.array3d(dtype=wp.vec3),
     n: int, c: int, x: int, y: int, f: int,
 ) -> wp.vec3:  # fmt: skip
     """A triangle's colour in the middle of a pixel."""
@@ -370,7 +372,7 @@ def _colour(
 
 @wp.kernel
 def shade(
-    scene: Scene,
+    scene: RasterScene,
     view: View,
     placed: wp.array3d(dtype=wp.vec3),
     lit: wp.array3d(dtype=wp.vec3),

@@ -10,13 +10,13 @@ from typing import Literal
 import mujoco
 import numpy as np
 
-from rove.envs.libero.frame import Frame
+from rove.envs.libero.frame import LiberoFrame
 from rove.errors import RoveError
 
 Backend = Literal["warp", "gl"]
 
 
-class Renderer:
+class LiberoRenderer:
     """Draws up to `capacity` worlds of one model.
 
     "warp" is a rasteriser of our own on Warp, on CPU or CUDA, that shades as MuJoCo's OpenGL renderer does;
@@ -36,7 +36,7 @@ class Renderer:
         gpu: int | None = None,
         threads: int = 1,
     ) -> None:
-        """`burners` are the sites that `Frame.lit` speaks of; `threads` are used on CPU by "warp".
+        """`burners` are the sites that `LiberoFrame.lit` speaks of; `threads` are used on CPU by "warp".
 
         "warp" draws on `device`; "gl" on the GPU with the CUDA index `gpu` if it can, or on the first device
         that EGL has.
@@ -64,7 +64,7 @@ class Renderer:
         if threads > 1:
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
 
-    def render(self, frame: Frame) -> np.ndarray:
+    def render(self, frame: LiberoFrame) -> np.ndarray:
         """uint8 [n, cameras, size, size, 3], a fresh array: top row first, not mirrored."""
         if len(frame) > self._capacity:
             raise RoveError(f"render got {len(frame)} worlds; this renderer draws up to {self._capacity}.")

@@ -35,7 +35,7 @@ CAMERAS = ("agentview", "robot0_eye_in_hand")
 """Cameras of published policies: in front of the robot, and on its hand."""
 
 
-class Scene:
+class LiberoScene:
     """A compiled model, shared by the tasks that take place in it."""
 
     def __init__(self, key: str, model: mujoco.MjModel) -> None:
@@ -54,7 +54,7 @@ class TaskModel:
     """Its id: `spatial/pick_up_…`."""
     instruction: str
     """As published: the file's name."""
-    scene: Scene
+    scene: LiberoScene
     initial_states: np.ndarray
     """float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in published suites."""
     fixtures: tuple[int, ...]
@@ -100,17 +100,17 @@ def goal(task: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(about["goal"])
 
 
-_scenes: weakref.WeakValueDictionary[tuple[str, Path], Scene] = weakref.WeakValueDictionary()
+_scenes: weakref.WeakValueDictionary[tuple[str, Path], LiberoScene] = weakref.WeakValueDictionary()
 
 
-def _scene(key: str, folder: Path) -> Scene:
+def _scene(key: str, folder: Path) -> LiberoScene:
     """A scene is in memory once, for as long as anyone uses it."""
     scene = _scenes.get((key, folder))
     if scene is None:
         model = mujoco.MjModel.from_binary_path(str(folder / scene_file(key)))
         # Nobody reads the gripper's force sensors, which need the forces between all bodies at each substep.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR.value
-        scene = Scene(key, model)
+        scene = LiberoScene(key, model)
         _scenes[key, folder] = scene
     return scene
 

@@ -19,7 +19,7 @@ import warp as wp
 
 import rove.envs.quiet_warp  # noqa: F401
 from rove.envs.libero import raster
-from rove.envs.libero.frame import Frame
+from rove.envs.libero.frame import LiberoFrame
 from rove.envs.libero.soup import DETAIL, Soup, levels, soup
 
 
@@ -127,7 +127,7 @@ class WarpRenderer:
         for lane in self._lanes:
             lane.aim(focal, near)
 
-    def draw(self, frame: Frame, out: np.ndarray, pool: Executor | None) -> None:
+    def draw(self, frame: LiberoFrame, out: np.ndarray, pool: Executor | None) -> None:
         """Draw the worlds of `frame` into `out`, uint8 [n, cameras, size, size, 3]."""
         inputs = self._prepare(frame)
         lanes = self._lanes if pool is not None else self._lanes[:1]
@@ -146,7 +146,7 @@ class WarpRenderer:
     def close(self) -> None:
         """Nothing outlives the object."""
 
-    def _prepare(self, frame: Frame) -> dict[str, np.ndarray]:
+    def _prepare(self, frame: LiberoFrame) -> dict[str, np.ndarray]:
         """The kernels' inputs, float32 and contiguous."""
         geoms = self.soup.geoms
         rgba = np.tile(self.soup.rgba, (len(frame), 1, 1))
@@ -165,7 +165,7 @@ class WarpRenderer:
 
 def _scene(model: mujoco.MjModel, drawn: Soup, pixels: int, device: str) -> Any:
     """The soup, its textures and the model's lights, on `device`."""
-    array, scene = partial(wp.array, device=device), raster.Scene()
+    array, scene = partial(wp.array, device=device), raster.RasterScene()
     scene.position = array(drawn.position, dtype=wp.vec3)
     scene.normal = array(drawn.normal, dtype=wp.vec3)
     scene.uv = array(drawn.uv, dtype=wp.vec2)

@@ -21,7 +21,7 @@ from rove.envs.libero import controller as control
 from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
-from rove.envs.libero.scenes import Scene, TaskModel, load_task
+from rove.envs.libero.scenes import LiberoScene, TaskModel, load_task
 from rove.envs.rotations import axis_angle
 
 Phase = Literal["stock", "end"]
@@ -47,7 +47,9 @@ _OWN = ("hand_position", "hand_quaternion", "fingers", "pose", "broken")
 class Group:
     """Worlds of one scene."""
 
-    def __init__(self, scene: Scene, size: int, phase: Phase, make: Callable[..., Controller] = Controller):
+    def __init__(
+        self, scene: LiberoScene, size: int, phase: Phase, make: Callable[..., Controller] = Controller
+    ):
         self.scene, self.size, self.phase = scene, size, phase
         self.arm = scene.arm
         self.batch = Batch(scene.model, size, nthread=1, persistent=True)
@@ -193,7 +195,7 @@ class Place:
     initial_state: int
 
 
-class Worlds:
+class LiberoWorlds:
     """Slots, each with a world of whatever scene its task takes place in."""
 
     def __init__(

@@ -122,7 +122,7 @@ _EXPERTS: dict[str, Callable[[Any, int, np.ndarray], Want]] = {
 
 
 def stock(task: str, env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The next action [7], and how far noise may push it [7]; see `world.Task.expert`.
+    """The next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`.
 
     Raises RoveError where the task has no expert, or the control mode is another.
     """

@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     state: Tensor
     """float32 [slots, P]."""
     points: Tensor
-    """float32 [slots, K, 2]: see `Task.points`."""
+    """float32 [slots, K, 2]: see `ManiSkillTask.points`."""
 
 
 class Answer(NamedTuple):

@@ -105,7 +105,7 @@ def action_spec(config: ManiSkillConfig, env: Any) -> ActionSpec:
 
 
 class StockTask:
-    """One of ManiSkill's tasks; see `world.Task`."""
+    """One of ManiSkill's tasks; see `world.ManiSkillTask`."""
 
     pointers = 0
 

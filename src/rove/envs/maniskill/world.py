@@ -18,7 +18,7 @@ from rove.envs.maniskill import simulator
 from rove.types import ActionSpec, EpisodeSpec
 
 
-class Task(Protocol):
+class ManiSkillTask(Protocol):
     """The part that differs between one task of ManiSkill's and another."""
 
     pointers: int
@@ -55,7 +55,7 @@ class World:
     """n rows of one task; `task` says what it is."""
 
     def __init__(
-        self, task: Task, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]
+        self, task: ManiSkillTask, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]
     ) -> None:
         self.task, self.num_envs, self.horizon = task, num_envs, horizon
         self.env = task.make(num_envs)
@@ -119,7 +119,7 @@ class World:
         return self.task.frames(self.env, rows)
 
     def points(self, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, K, 2]: see `Task.points`."""
+        """float32 [rows, K, 2]: see `ManiSkillTask.points`."""
         return self.task.points(self.env, rows)
 
     def proprioception(self, rows: Sequence[int]) -> Tensor:
@@ -127,7 +127,7 @@ class World:
         return self.env.agent.robot.get_qpos()[list(rows)].float().cpu()
 
     def expert(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Task.expert`."""
+        """See `ManiSkillTask.expert`."""
         spec = self.specs[row]
         assert spec is not None
         return self.task.expert(self.env, row, spec, int(self.elapsed[row]))

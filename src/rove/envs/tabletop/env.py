@@ -17,7 +17,7 @@ from rove.envs.tabletop.expert import SLIP, expert_action, mistaken
 from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.suite import TabletopSuite
-from rove.envs.tabletop.worlds import Worlds, background
+from rove.envs.tabletop.worlds import TabletopWorlds, background
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
 
 REQUESTS = 6
@@ -50,7 +50,7 @@ class TabletopEnv(ChunkedEnv):
         )
         self._shaped = config.reward == "shaped"
         threads = config.threads or len(os.sched_getaffinity(0))
-        self._worlds = Worlds(num_envs, threads)
+        self._worlds = TabletopWorlds(num_envs, threads)
         device = f"cuda:{gpu or 0}" if config.render == "cuda" else "cpu"
         self._renderer = RenderPool(
             self._worlds.scene.model, num_envs, config.image_size, background(), threads, device

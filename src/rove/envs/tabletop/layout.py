@@ -17,7 +17,7 @@ from rove.envs.tabletop.tasks import (
     OBJECT_COLORS,
     RECEPTACLES,
     TRAINED_OBJECTS,
-    Task,
+    TabletopTask,
     Thing,
     parse,
     target_of,
@@ -109,7 +109,7 @@ def _pick(rng: np.random.Generator, things: list[Thing], count: int) -> list[Thi
     return [things[i] for i in rng.permutation(len(things))[:count]]
 
 
-def _objects(rng: np.random.Generator, task: Task) -> list[Thing]:
+def _objects(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
     """The target first, then what it is stacked on, then distractors; no colour twice."""
     chosen = [task.target]
     if task.family == "stack":
@@ -121,7 +121,7 @@ def _objects(rng: np.random.Generator, task: Task) -> list[Thing]:
     return chosen
 
 
-def _receptacles(rng: np.random.Generator, task: Task) -> list[Thing]:
+def _receptacles(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
     """The destination first, then one of its role, so that its name has to be read, then one of the other."""
     zones = [thing for thing in RECEPTACLES if thing.kind == "zone"]
     vessels = [thing for thing in RECEPTACLES if thing.kind != "zone"]
@@ -230,7 +230,7 @@ def _pushable(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
 
 
 def _find_target(
-    rng: np.random.Generator, table: _Table, task: Task, variant: str
+    rng: np.random.Generator, table: _Table, task: TabletopTask, variant: str
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """The target, the zone of a push, and where the target is moved in mid-episode."""
     candidates = _target_candidates(rng, variant == "unseen_position")
@@ -259,7 +259,7 @@ def _find_target(
 
 
 def _arrange(
-    rng: np.random.Generator, task: Task, variant: str
+    rng: np.random.Generator, task: TabletopTask, variant: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """One attempt at positions: objects, receptacles, extras, each [k, 2], and the displaced target's."""
     table = _Table(rng)
@@ -296,7 +296,7 @@ def _look(rng: np.random.Generator, variant: str) -> Look:
     return Look()
 
 
-def _extras(rng: np.random.Generator, task: Task) -> tuple[Thing, ...]:
+def _extras(rng: np.random.Generator, task: TabletopTask) -> tuple[Thing, ...]:
     """Further objects of colours that no object named in the instruction has."""
     named = {task.target.color, task.destination.color if task.destination else ""}
     return tuple(

@@ -34,7 +34,7 @@ def _group_roots(bvh: wp.uint64, roots: wp.array(dtype=wp.int32)):  # type: igno
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class TabletopFrame:
     """Appearance of `n` worlds; arrays with a leading world axis."""
 
     geom_xpos: np.ndarray
@@ -61,11 +61,11 @@ class Frame:
     def __len__(self) -> int:
         return len(self.geom_xpos)
 
-    def part(self, rows: slice) -> Frame:
-        return Frame(*(getattr(self, f.name)[rows] for f in fields(self)))
+    def part(self, rows: slice) -> TabletopFrame:
+        return TabletopFrame(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-class Renderer:
+class TabletopRenderer:
     """Draws up to `capacity` worlds of one model at `size` x `size` pixels."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Renderer:
         self._rebuild()
         mujoco_warp.render(self._model, self._data, self._context)
 
-    def render(self, frame: Frame) -> np.ndarray:
+    def render(self, frame: TabletopFrame) -> np.ndarray:
         """uint8 [len(frame), size, size, 3]."""
         n = len(frame)
         quiet_warp.use(self.device)
@@ -152,17 +152,19 @@ class RenderPool:
         self.size = size
         threads = min(threads, capacity) if device == "cpu" else 1
         self._share = -(-capacity // threads)
-        self._renderers = [Renderer(model, self._share, size, background, device) for _ in range(threads)]
+        self._renderers = [
+            TabletopRenderer(model, self._share, size, background, device) for _ in range(threads)
+        ]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render") if threads > 1 else None
 
-    def render(self, frame: Frame) -> np.ndarray:
+    def render(self, frame: TabletopFrame) -> np.ndarray:
         """uint8 [len(frame), size, size, 3], a fresh array."""
         n = len(frame)
         image = np.empty((n, self.size, self.size, 3), np.uint8)
         share = max(1, -(-n // len(self._renderers)))
         parts = [slice(start, min(start + share, n)) for start in range(0, n, share)]
 
-        def draw(renderer: Renderer, rows: slice) -> None:
+        def draw(renderer: TabletopRenderer, rows: slice) -> None:
             image[rows] = renderer.render(frame.part(rows))
 
         if self._pool is None or len(parts) == 1:

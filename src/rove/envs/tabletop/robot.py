@@ -21,7 +21,7 @@ ACTION_SPEC = ActionSpec(
 
 
 STATE_DIM = 5
-"""Width of `Worlds.proprioception`."""
+"""Width of `TabletopWorlds.proprioception`."""
 
 
 def inverse(pose: np.ndarray, opening: np.ndarray) -> np.ndarray:

@@ -240,7 +240,7 @@ def _xml() -> str:
 
 
 @dataclass(frozen=True)
-class Scene:
+class TabletopScene:
     """The compiled model and where things are in it."""
 
     model: mujoco.MjModel
@@ -267,7 +267,7 @@ class Scene:
 
 
 @functools.cache
-def scene() -> Scene:
+def scene() -> TabletopScene:
     """The model, compiled at the first call."""
     model = mujoco.MjModel.from_xml_string(_xml())
 
@@ -279,7 +279,7 @@ def scene() -> Scene:
 
     free = [model.joint(int(model.body(f"object{slot}").jntadr[0])) for slot in range(OBJECTS)]
     arm = ("shoulder", "elbow", "quill", "wrist", "left_finger", "right_finger")
-    return Scene(
+    return TabletopScene(
         model=model,
         object_geoms=geoms("object", OBJECTS, OBJECT_GEOMS),
         receptacle_geoms=geoms("receptacle", RECEPTACLES, RECEPTACLE_GEOMS),

@@ -69,8 +69,8 @@ class TabletopSuite(TaskSuite):
         random instructions, of all families alike, and where the object and its destination (NaN without
         one) are, [2, 3] metres. No held-out tasks.
 
-        `carried`: see `Worlds.catch_in_the_act`. Half of the instructions then are to put it there: it is
-        then that an episode shows such a picture.
+        `carried`: see `TabletopWorlds.catch_in_the_act`. Half of the instructions then are to put it there:
+        it is then that an episode shows such a picture.
         """
         objects = list(zip(scene.objects, places, strict=True))
         receptacles = [

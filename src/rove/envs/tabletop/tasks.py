@@ -153,7 +153,7 @@ RECEPTACLES = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TabletopTask:
     """A parsed task id."""
 
     id: str
@@ -177,7 +177,7 @@ DESTINATIONS: Mapping[str, dict[str, Thing]] = {
 
 
 @functools.cache
-def parse(task: str) -> Task:
+def parse(task: str) -> TabletopTask:
     """The task that an id names; ValueError (with the nearest valid choice) where it names none."""
     family, *parts = task.split("/")
     if family not in FAMILIES:
@@ -189,14 +189,14 @@ def parse(task: str) -> Task:
     if parts[0] not in _OBJECTS:
         raise RoveError(f"Unknown object {parts[0]!r} in task {task!r}. {nearest(parts[0], _OBJECTS)}")
     if expected == 1:
-        return Task(task, family, _OBJECTS[parts[0]], None)
+        return TabletopTask(task, family, _OBJECTS[parts[0]], None)
     valid = DESTINATIONS[family]
     if parts[1] not in valid:
         raise RoveError(f"Unknown destination {parts[1]!r} in task {task!r}. {nearest(parts[1], valid)}")
     target, destination = _OBJECTS[parts[0]], valid[parts[1]]
     if target.color == destination.color and family == "stack":
         raise RoveError(f"Task {task!r} stacks two {target.color} objects; every object has its own colour.")
-    return Task(task, family, target, destination)
+    return TabletopTask(task, family, target, destination)
 
 
 def _choose(count: int, *key: object) -> int:

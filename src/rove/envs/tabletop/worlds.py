@@ -17,7 +17,7 @@ from rove.envs.tabletop import robot
 from rove.envs.tabletop import scene as sc
 from rove.envs.tabletop.layout import RGB, Layout, Look, layout
 from rove.envs.tabletop.progress import Situation
-from rove.envs.tabletop.render import Frame
+from rove.envs.tabletop.render import TabletopFrame
 from rove.envs.tabletop.tasks import FAMILIES, Thing, parse
 from rove.types import EpisodeSpec
 
@@ -108,7 +108,7 @@ def _top(receptacle: Thing) -> float:
 class _Painter:
     """Fills the per-geom rows of one setup, slot by slot."""
 
-    def __init__(self, scene: sc.Scene) -> None:
+    def __init__(self, scene: sc.TabletopScene) -> None:
         model = scene.model
         self.size, self.quat = model.geom_size.copy(), model.geom_quat.copy()
         self.rgba, self.matid = model.geom_rgba.astype(np.float32), model.geom_matid.copy()
@@ -180,7 +180,7 @@ def setup(task_id: str, initial_state: int, variant: str) -> Setup:
     )
 
 
-def _paint_extras(scene: sc.Scene, start: Layout, paint: _Painter, body_pos: np.ndarray) -> None:
+def _paint_extras(scene: sc.TabletopScene, start: Layout, paint: _Painter, body_pos: np.ndarray) -> None:
     body_pos[scene.extra_bodies] = [*start.receptacle_xy[0], 0.0]  # out of sight, inside a receptacle
     for slot, (thing, xy) in enumerate(zip(start.extras, start.extra_xy, strict=True)):
         body_pos[scene.extra_bodies[slot]] = [*xy, sc.HALF_HEIGHT]
@@ -194,7 +194,7 @@ _LOOK_FIELDS = (
 )  # fmt: skip
 
 
-class Worlds:
+class TabletopWorlds:
     """B worlds of the tabletop scene; every method takes the rows it is about."""
 
     def __init__(self, count: int, threads: int) -> None:
@@ -354,7 +354,7 @@ class Worlds:
         focal = 0.5 / np.tan(np.deg2rad(self.scene.model.cam_fovy[0]) / 2)
         return 0.5 + focal * seen[..., :2] / -seen[..., 2:] * [1.0, -1.0]
 
-    def frame(self, rows: np.ndarray) -> Frame:
+    def frame(self, rows: np.ndarray) -> TabletopFrame:
         """How `rows` look now."""
         self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_POS.value)
         xpos = self._xpos[rows].astype(np.float32)
@@ -363,7 +363,7 @@ class Worlds:
         look = {name: values[rows] for name, values in self._look.items()}
         # Out of every ray's way, which would otherwise look at them one by one.
         xpos[look["geom_size"][..., 0] <= sc.HIDDEN] = BEHIND_THE_CAMERA
-        return Frame(xpos, xmat, **look)
+        return TabletopFrame(xpos, xmat, **look)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State that the episodes alone do not determine."""

@@ -118,7 +118,7 @@ def _hand(env: Any, row: int) -> _Hand:
 
 
 def action(env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The next action [7], and how far noise may push it [7]; see `world.Task.expert`."""
+    """The next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`."""
     source, plate = env.model("more_carrot", row), env.model("more_plate", row)
     hand, points = _hand(env, row), _points(env, row, source)
     body = source._bodies[row]

@@ -131,7 +131,7 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class PlateScene:
     """The start state of one episode, and what happens in it."""
 
     object: int
@@ -207,7 +207,7 @@ def encode(family: Family, split: str, found: Mapping[str, int]) -> int:
     return episode
 
 
-def decode(family: Family, split: str, episode: int, settle: bool = False) -> Scene:
+def decode(family: Family, split: str, episode: int, settle: bool = False) -> PlateScene:
     """The start state of an id. Raises RoveError where it is out of range.
 
     In "MultiCarrot", split "test", the published formula for the distractor, (object + x + 1) mod 9 + 16 with
@@ -224,7 +224,7 @@ def decode(family: Family, split: str, episode: int, settle: bool = False) -> Sc
         others = len(part.extras) + 1
         second = (d["receptacle"] + extra + 1) % others + part.receptacles[0]
     texture = extra if family.extra == "texture" else 0
-    return Scene(
+    return PlateScene(
         object=obj,
         receptacle=plate,
         table=part.tables[d["table"]],
@@ -288,7 +288,7 @@ class Space:
             found[digit] = kept[digit][place]
         return encode(self.family, self.split, found)
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> PlateScene:
         """The start state of the episode at `index`."""
         return decode(self.family, self.split, self.episode(index), self.settle)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rove.envs.maniskill.put_on_plate.families import Scene
+from rove.envs.maniskill.put_on_plate.families import PlateScene
 
 HEIGHT, WIDTH = 480, 640
 """Of the published camera."""
@@ -43,7 +43,7 @@ def _texture(path: Path) -> Tensor:
     return _picture(path, HEIGHT, WIDTH).permute(2, 0, 1).float()
 
 
-def compose(rgb: Tensor, keep: Tensor, scenes: Sequence[Scene], folder: Path) -> Tensor:
+def compose(rgb: Tensor, keep: Tensor, scenes: Sequence[PlateScene], folder: Path) -> Tensor:
     """The observation of n worlds, uint8 [n, H, W, 3].
 
     `rgb` uint8 [n, H, W, 3] is what was rendered, `keep` bool [n, H, W] where it shows robot or objects:

@@ -1,4 +1,4 @@
-"""The put-on-plate task as worlds see it: see `rove.envs.maniskill.world.Task`."""
+"""The put-on-plate task as worlds see it: see `rove.envs.maniskill.world.ManiSkillTask`."""
 
 from __future__ import annotations
 

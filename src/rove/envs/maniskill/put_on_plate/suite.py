@@ -8,7 +8,7 @@ from functools import cache
 from rove.config.schema import PutOnPlateConfig
 from rove.envs.base import TaskSuite
 from rove.envs.maniskill.put_on_plate import catalog
-from rove.envs.maniskill.put_on_plate.families import Scene, Space, family_of
+from rove.envs.maniskill.put_on_plate.families import PlateScene, Space, family_of
 from rove.errors import RoveError, nearest
 from rove.types import EpisodeSpec, Split
 
@@ -136,7 +136,7 @@ class PutOnPlateSuite(TaskSuite):
             )
         return self._spaces(VARIANTS[episode.variant][1])
 
-    def scene(self, episode: EpisodeSpec) -> Scene:
+    def scene(self, episode: EpisodeSpec) -> PlateScene:
         """The start state. Raises RoveError where the initial state is out of range."""
         return self.space(episode).scene(episode.initial_state)
 

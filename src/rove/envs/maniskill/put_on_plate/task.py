@@ -1,4 +1,4 @@
-"""The put-on-plate tasks as one environment of ManiSkill's, driven by `Scene`s.
+"""The put-on-plate tasks as one environment of ManiSkill's, driven by `PlateScene`s.
 
 This module derives from ManiSkill's classes: import it only where a simulation is made.
 """
@@ -27,7 +27,7 @@ from mani_skill.utils.structs.types import SimConfig
 from torch import Tensor
 
 from rove.envs.maniskill.put_on_plate import overlay, poses, progress
-from rove.envs.maniskill.put_on_plate.families import Scene
+from rove.envs.maniskill.put_on_plate.families import PlateScene
 from rove.envs.rotations import yaw_quaternion
 
 CAMERA = "3rd_view_camera"
@@ -47,7 +47,7 @@ _PARKED_AT = {OBJECTS: 1.0, RECEPTACLES: 2.0}
 """x of what an episode does not use: behind the camera, in a row along y."""
 
 
-def used(scene: Scene, group: str) -> set[int]:
+def used(scene: PlateScene, group: str) -> set[int]:
     """The models of a group that a scene has on its table."""
     if group == OBJECTS:
         return {scene.object, scene.distractor} - {None}  # pyright: ignore[reportReturnType]
@@ -77,7 +77,7 @@ class PutOnPlate(BaseEnv):
         self._settles = settle
         self.everything = False
         """Also build, and park, what an episode does not use."""
-        self.scenes: list[Scene | None] = [None] * options.get("num_envs", 1)
+        self.scenes: list[PlateScene | None] = [None] * options.get("num_envs", 1)
         super().__init__(
             robot_uids=WidowX250SBridgeDatasetFlatTable,
             obs_mode="rgb+segmentation",
@@ -195,12 +195,12 @@ class PutOnPlate(BaseEnv):
         self.agent.reset(init_qpos=torch.tensor(joints, dtype=torch.float32, device=self.device))
         self._begin(env_idx, chosen)
 
-    def _scene(self, row: int) -> Scene:
+    def _scene(self, row: int) -> PlateScene:
         scene = self.scenes[row]
         assert scene is not None, "a world without an episode"
         return scene
 
-    def _start_poses(self, group: str, index: int, scenes: Sequence[Scene]) -> Pose:
+    def _start_poses(self, group: str, index: int, scenes: Sequence[PlateScene]) -> Pose:
         """Of one model in each of the scenes: parked where a scene does not use it."""
         rows = []
         for scene in scenes:
@@ -251,7 +251,7 @@ class PutOnPlate(BaseEnv):
             torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2)
         )
 
-    def _begin(self, env_idx: Tensor, chosen: Sequence[Scene]) -> None:
+    def _begin(self, env_idx: Tensor, chosen: Sequence[PlateScene]) -> None:
         """Extents as things lie now, for the whole episode; statistics from zero."""
         rows = env_idx.tolist()
         source, plate = (
