@@ -77,7 +77,7 @@ def devices() -> Finding:
 
 
 def mujoco_versions() -> Finding:
-    """MuJoCo Warp mirrors MuJoCo's structures field by field, so the two must be of one version."""
+    """Compare versions: MuJoCo Warp mirrors MuJoCo's structures field by field, so the two must match."""
     plain, warp = _version("mujoco"), _version("mujoco-warp")
     if plain is None or warp is None:
         return Finding("Simulation", "error", f"mujoco {plain}, mujoco-warp {warp}", "make setup")
@@ -115,14 +115,14 @@ def _renderer(device: str) -> Finding:
 
 
 def _drawing_devices() -> list[str]:
-    """Warp's names for the devices of this machine, the CPU first."""
+    """Return Warp's names for the devices of this machine, the CPU first."""
     from rove.envs import quiet_warp  # before anything else starts Warp, which would print a banner
 
     return quiet_warp.devices()
 
 
 def _render(device: str) -> int:
-    """Number of colours in the frame that `device` draws."""
+    """Count the colours in the frame that `device` draws."""
     import mujoco
     import mujoco_warp
     import numpy as np

@@ -44,7 +44,7 @@ def register(section: str, variant: type) -> None:
 
 
 def kind_of(variant: type) -> str:
-    """The `kind` of a tagged union's dataclass. Raises RoveError where it is none."""
+    """Return the `kind` of a tagged union's dataclass. Raises RoveError where it is none."""
     kind = _tag(variant) if is_dataclass(variant) else None
     if kind is None:
         raise RoveError(
@@ -82,14 +82,14 @@ def load(path: Path) -> Run:
 
 
 def to_dict(value: Any) -> Any:
-    """Plain JSON values: dataclasses become objects, tuples lists."""
+    """Convert to plain JSON values: dataclasses become objects, tuples lists."""
     if is_dataclass(value):
         return {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
     return [to_dict(item) for item in value] if isinstance(value, tuple) else value
 
 
 def decode(annotation: Any, data: Any, key: str) -> Any:
-    """The typed value of plain JSON `data`, strictly checked. Raises RoveError naming `key`."""
+    """Return the typed value of plain JSON `data`, strictly checked. Raises RoveError naming `key`."""
     if data is None and _optional(annotation):
         return None
     if classes := variants(annotation):

@@ -17,7 +17,7 @@ class Needs:
     """
 
     critic: bool = False
-    """Whether the policy has to have a value head, whose values are stored with each chunk."""
+    """The policy has to have a value head, whose values are stored with each chunk."""
     group_size: int | None = None
     """Episodes that share a task and an initial state and run from start to end within a rollout; None:
     episodes are refilled one by one as they end."""
@@ -28,7 +28,7 @@ class Needs:
     max_rounds: int = 1
     """Rollouts that an iteration may take, at most."""
     length_normalization: bool = False
-    """Whether each row's loss is divided by the length of its episode."""
+    """Each row's loss is divided by the length of its episode."""
     kl_coef: float = 0.0
     """Weight of the divergence from the policy that the run started from; above 0 the learner keeps it."""
     epochs: int = 1

@@ -56,8 +56,8 @@ class LiberoConfig:
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
     on all 50, as published numbers were obtained."""
     renderer: Literal["warp", "gl", "none"] = "warp"
-    """A rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints were made;
-    or black pictures, for who looks at states only."""
+    """Renderer: a rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints
+    were made; or black pictures, for who looks at states only."""
     render: Literal["cpu", "cuda"] = "cpu"
     """Device on which "warp" renders; "gl" takes a GPU where there is one. Physics is always on the CPU."""
     phase: Literal["stock", "end"] = "stock"
@@ -90,11 +90,12 @@ class ManiSkillConfig:
     reward: Literal["sparse", "shaped"] = "sparse"
     """"sparse": 1 on success. "shaped": besides, the change of the task's own normalised dense reward."""
     control_mode: str = "pd_ee_delta_pose"
-    """One of the robot's, by ManiSkill's name."""
+    """Control mode of the robot, by ManiSkill's name."""
     cameras: tuple[str, ...] = ()
     """Names of the task's cameras, in the order of the pictures; empty: all of them."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
+    """Simulation backend. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been
+    run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: NonNegativeInt = 0
@@ -140,7 +141,8 @@ class PutOnPlateConfig:
     sim_freq: int = 500
     """Physics steps a second, a multiple of the 5 actions; fewer is faster, and another simulation."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """Simulation. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been run."""
+    """Simulation backend. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been
+    run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
     workers: NonNegativeInt = 0
@@ -179,7 +181,7 @@ class TowerConfig:
     depth: PositiveInt = 3
     heads: PositiveInt = 4
     patch: PositiveInt = 8
-    """Pixels."""
+    """Pixels along an edge of a patch."""
     mlp: PositiveInt = 512
 
 
@@ -214,7 +216,7 @@ class LoraConfig:
     alpha: PositiveFloat | None = None
     """The adapter's output is scaled by alpha / rank; None: by 1."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Which linear layers: parts of their names ("language_model", "towers", "q_proj"), or "all-linear"."""
+    """Linear layers that get adapters: parts of their names ("towers", "q_proj"), or "all-linear"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,7 @@ class PolicyConfig:
     lora: LoraConfig | None = None
     """Train adapters beside a checkpoint's weights; None: the weights. A warm-up from scratch trains all."""
     compile: bool = False
-    """Blocks through torch.compile and, on a GPU, rollouts through CUDA graphs. Starts slowly."""
+    """Run blocks through torch.compile and, on a GPU, rollouts through CUDA graphs. Starts slowly."""
     head: Literal["discrete", "l1"] = "discrete"
     """The head that turns hidden states into actions: 256 tokens a dimension, or OpenVLA-OFT's regression
     head, which is deterministic and so serves inference and SFT only."""
@@ -269,7 +271,7 @@ class PPO:
     kind: Literal["ppo"] = "ppo"
     critic: ClassVar[bool] = True
     gamma: Fraction = 0.99
-    """Per action, or per chunk with `advantage_level="chunk"`."""
+    """Discount per action, or per chunk with `advantage_level="chunk"`."""
     lam: Fraction = 0.95
     advantage_level: Literal["action", "chunk"] = "action"
     ratio_level: Literal["token", "action", "chunk"] = "token"
@@ -298,7 +300,7 @@ class GRPO:
 
     kind: Literal["grpo"] = "grpo"
     group_size: int = 8
-    """G."""
+    """G, episodes that share a task and an initial state."""
     ratio_level: Literal["token", "action", "chunk"] = "token"
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
@@ -329,7 +331,7 @@ class Vine:
     branches: int = 8
     """G, chunks tried from each state."""
     gamma: Fraction = 0.97
-    """Per action, up to the end of the chunk."""
+    """Discount per action, up to the end of the chunk."""
     spread_floor: NonNegativeFloat = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
     ratio_level: Literal["token", "action"] = "action"
@@ -351,20 +353,20 @@ AlgorithmConfig = PPO | GRPO | Vine
 @dataclass(frozen=True, slots=True)
 class RolloutConfig:
     num_envs: PositiveInt = 64
-    """B."""
+    """B, environments that run side by side."""
     chunk: PositiveInt = 8
     """C, actions in a chunk."""
     chunks: PositiveInt = 4
     """T, chunks in a rollout. GRPO needs T·C = horizon."""
     emphasis: tuple[str, ...] = ()
-    """How often tasks come up for once that the others do: "push:4" for those whose names begin with "push".
+    """Tasks that come up more often: with "push:4" those whose names begin with "push", four times as often.
     Hard tasks need it where what is learned of the easy ones gets in their way. Evaluations have all tasks
     alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """AdamW."""
+    """Settings of AdamW and of its learning rate."""
 
     lr: PositiveFloat = 3e-4
     value_lr: PositiveFloat | None = None
@@ -373,11 +375,11 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     clip_grad: PositiveFloat = 1.0
-    """Maximum global norm."""
+    """Maximum global norm of the gradient."""
     warmup: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """From `lr` to `final_lr_fraction`·`lr` over the run."""
+    """Course of the learning rate, from `lr` to `final_lr_fraction`·`lr` over the run."""
     final_lr_fraction: Fraction = 0.1
 
 
@@ -392,7 +394,7 @@ class TrainingConfig:
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that RL leaves as they are, e.g. `vlm.towers`."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several learners: "ddp" keeps all weights on each, "fsdp" (FSDP2) a share of them."""
+    """Division among several learners: "ddp" keeps all weights on each, "fsdp" (FSDP2) a share of them."""
     gradient_checkpointing: bool = False
     """Compute the activations of each block again in the backward pass instead of keeping them: a fraction
     of the memory, a third more work."""
@@ -400,7 +402,7 @@ class TrainingConfig:
     """Keep the optimizer's state in host memory: with "fsdp" and several learners weights too, always; else
     while no training step runs, so that a rollout on the same GPU has that memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast; weights and optimizer stay float32."""
+    """Number format of a training step: bfloat16 is autocast; weights and optimizer stay float32."""
     max_bad_steps: PositiveInt = 5
     """Consecutive steps with a non-finite loss or gradient, each skipped, after which the run stops."""
     max_minutes: PositiveFloat | None = None
@@ -414,20 +416,21 @@ class SFTConfig:
     episodes: PositiveInt = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
     emphasis: tuple[str, ...] = ()
-    """See `RolloutConfig.emphasis`; pictures to point in have all tasks alike."""
+    """Tasks that are shown more often, as in `RolloutConfig.emphasis`; pictures to point in have all
+    alike."""
     noise: NonNegativeFloat = 0.3
-    """Standard deviation of what pushes the expert off its way between chunks, as a fraction of the bounds of
-    an action: the demonstrations then show the way back."""
+    """Standard deviation of the noise that pushes the expert off its way between chunks, as a fraction of the
+    bounds of an action: the demonstrations then show the way back."""
     slips: Fraction = 0.0
     """Share of the expert's chunks that miss, 0 to 1. They are carried out but not learned from; what follows
     shows how to try again. For experts that can: see `rove.envs.base.Fallible`."""
     steps: PositiveInt = 1000
-    """Optimizer steps."""
+    """Optimizer steps on the demonstrations."""
     grounding: NonNegativeInt = 0
     """Pictures in which the policy first learns to point at what a sentence names; 0: none. For policies
     trained from scratch."""
     grounding_steps: NonNegativeInt = 0
-    """Optimizer steps on them, before any action is learned."""
+    """Optimizer steps on pictures to point in, before any action is learned."""
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that demonstrations do not train, as in `TrainingConfig.freeze`.
     Pictures to point in do: what they taught is else blurred by the fewer that a demonstration shows."""
@@ -435,12 +438,12 @@ class SFTConfig:
     """Weight of the pointing loss, beside that of the actions, while the demonstrations are learned; read
     where `grounding` is not 0."""
     color_jitter: Fraction = 0.0
-    """By which fraction the brightness of training pictures varies; see `rove.training.augment`."""
+    """Fraction by which the brightness of training pictures varies; see `rove.training.augment`."""
     smoothing: NonNegativeFloat = 0.0
     """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
     a bin then counts for its neighbours too; 0: the bin alone."""
     batch: PositiveInt = 64
-    """Chunks."""
+    """Chunks that an optimizer step sees."""
     micro_batch: PositiveInt = 64
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup=50, schedule="cosine", weight_decay=0.01)
 
@@ -469,7 +472,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, slots=True)
 class PlacementConfig:
-    """Who runs where; see `docs/placement.md`. None of it changes what is learned, `ahead` apart."""
+    """Placement of roles on devices; see `docs/placement.md`. Only `ahead` changes what is learned."""
 
     map: str = "colocated"
     """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role,

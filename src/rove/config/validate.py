@@ -252,7 +252,7 @@ def _checkpoint(run: Run) -> Problems:
 
 
 def _environment(run: Run) -> Problems:
-    """Problems that an environment's settings find in themselves, where they look for any."""
+    """Ask the environment's settings for contradictions among them, where they look for any."""
     yield from getattr(run.env, "problems", tuple)()
 
 

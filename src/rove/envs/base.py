@@ -42,7 +42,7 @@ class Resources(NamedTuple):
 
     @property
     def gpu(self) -> bool:
-        """Whether they have to be given a GPU."""
+        """Whether the environments have to be given a GPU."""
         return "gpu" in self
 
 
@@ -76,12 +76,12 @@ class VectorEnv(Protocol):
 
     num_envs: int
     chunk: int
-    """C."""
+    """C, actions in a chunk."""
     horizon: int
     """Actions after which an episode is truncated."""
     autoreset: Autoreset
     finals: Finals
-    """Whose final observation `step_chunk` renders: "truncated" unless set otherwise."""
+    """Episodes whose final observation `step_chunk` renders: "truncated" unless set otherwise."""
     action_spec: ActionSpec
     suite: TaskSuite
 
@@ -163,7 +163,7 @@ class Supervised(VectorEnv, Protocol):
     """Optional: an environment with processes of its own, which it replaces where they are lost."""
 
     supervisor: Supervisor
-    """Decides how often, and keeps what was wrong: a run sets its limit, and counts its faults."""
+    """Record of lost processes: a run sets how many are replaced, and counts the faults."""
 
 
 @runtime_checkable
@@ -187,8 +187,8 @@ class Fallible(Demonstrator, Protocol):
     """Optional: a demonstrator whose expert can be made to miss, so that it shows how to try again."""
 
     def slip(self, slots: np.ndarray, generator: np.random.Generator) -> None:
-        """In these slots (bool [B]) the expert misses in the coming chunk: it is wrong about where things are
-        and whether it has them. What it does then is nothing to learn from, what follows is."""
+        """Make the expert of these slots (bool [B]) miss in the coming chunk: it is wrong about where things
+        are and whether it has them. What it does then is nothing to learn from, what follows is."""
         ...
 
 

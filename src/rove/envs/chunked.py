@@ -31,7 +31,7 @@ from rove.types import (
 )
 
 Actions = Callable[[int, np.ndarray], np.ndarray]
-"""(index in the chunk, rows [n]) -> actions [n, A] for rows that still run."""
+"""Function of (index in the chunk, rows [n]) that returns actions [n, A] for rows that still run."""
 Frames = dict[int, Tensor]
 """Slot -> uint8 [actions, H, W, 3]: see `ChunkResult.frames`."""
 
@@ -51,7 +51,7 @@ class Played(NamedTuple):
     """The outcome of a chunk in n rows, [n, C] each; see `ChunkResult`."""
 
     reward: Tensor
-    """float64."""
+    """Reward of each action, float64."""
     terminated: Tensor
     truncated: Tensor
     success: Tensor
@@ -95,11 +95,11 @@ class ChunkedEnv(VectorEnv):
 
     action_spec: ActionSpec
     image_shape: tuple[int, ...]
-    """(cameras, H, W, 3) of an observation."""
+    """Shape of an observation: (cameras, H, W, 3)."""
     state_size: int = 0
     """P, the size of the robot's own state; 0: there is none."""
     outlives_success: ClassVar[bool] = False
-    """Whether episodes can go on after a success, so that their records also say how they ended."""
+    """Episodes can go on after a success, so that their records also say how they ended."""
 
     def __init__(
         self, suite: TaskSuite, *, num_envs: int, chunk: int, horizon: int, autoreset: Autoreset
@@ -136,7 +136,7 @@ class ChunkedEnv(VectorEnv):
 
     @abstractmethod
     def save(self) -> Mapping[Any, Any]:
-        """Everything about the running worlds that their episodes do not say; tensors and plain values."""
+        """Return what the episodes do not say about the running worlds; tensors and plain values."""
 
     @abstractmethod
     def load(self, state: Mapping[Any, Any]) -> None:
@@ -205,7 +205,7 @@ class ChunkedEnv(VectorEnv):
         self._begin(slots, episodes)
 
     def _running(self) -> np.ndarray:
-        """int [n]: slots that run an episode."""
+        """Return the slots that run an episode, int [n]."""
         return np.flatnonzero([spec is not None for spec in self._specs])
 
     def _check_episodes(self, episodes: Sequence[EpisodeSpec]) -> None:
@@ -234,7 +234,8 @@ class ChunkedEnv(VectorEnv):
         return self._execute(lambda c, rows: values[rows, c])
 
     def _checked(self, actions: Tensor) -> np.ndarray:
-        """float64 [B, C, A] of `step_chunk`'s actions. Raises RoveError on what a running slot cannot do."""
+        """Convert `step_chunk`'s actions to float64 [B, C, A]. Raises RoveError on what a running slot cannot
+        do."""
         expected = (self.num_envs, self.chunk, self.action_spec.dim)
         if tuple(actions.shape) != expected:
             raise RoveError(
@@ -314,13 +315,13 @@ class ChunkedEnv(VectorEnv):
         )
 
     def _spread(self, rows: np.ndarray, column: Tensor) -> Tensor:
-        """[B, ...] of [n, ...], zero or False in the other rows."""
+        """Spread [n, ...] over all slots, [B, ...]: zero or False in the other rows."""
         full = torch.zeros(self.num_envs, *column.shape[1:], dtype=column.dtype)
         full[rows] = column
         return full
 
     def _finish(self, ended: Sequence[int], played: Played) -> tuple[EpisodeRecord, ...]:
-        """Records of the episodes that ended, and the next ones in their slots."""
+        """Record the episodes that ended, and start the next ones in their slots."""
         records = []
         for slot in ended:
             spec = self._specs[slot]
@@ -345,14 +346,14 @@ class ChunkedEnv(VectorEnv):
     # --- pictures ---------------------------------------------------------------------------------
 
     def _observation(self, rows: np.ndarray) -> Observation:
-        """The rows named, which must be running."""
+        """Observe the rows named, which must be running."""
         specs = [self._specs[row] for row in rows.tolist()]
         text = tuple(self.suite.instruction(spec) for spec in specs if spec is not None)
         images, state = self.observe(rows)
         return Observation(images, text, state)
 
     def _observe_all(self) -> Observation:
-        """All B slots; black and without an instruction where one idles."""
+        """Observe all B slots; one that idles is black and has no instruction."""
         rows = self._running()
         if len(rows) == self.num_envs:
             return self._observation(rows)

@@ -32,7 +32,7 @@ class Archive:
     needs: tuple[str, ...]
     """Files below the root by which it counts as there."""
     sha256: str | None = None
-    """None where the source publishes none; then the zip's own checksums have to hold."""
+    """Checksum; None where the source publishes none, and the zip's own checksums have to hold."""
     terms: str = ""
     """Licence, as far as the source says."""
 
@@ -47,7 +47,7 @@ def fetch(suite: str, *, only_check: bool, say: Callable[[str], object]) -> list
 
 
 def missing(archive: Archive, root: Path) -> list[str]:
-    """Which of the files that it brings are not there."""
+    """List the files of an archive that are not there."""
     return [file for file in archive.needs if not (root / file).is_file()]
 
 
@@ -70,7 +70,7 @@ def _fetch(archive: Archive, root: Path, only_check: bool, say: Callable[[str], 
 
 
 def download(archive: Archive, folder: Path, say: Callable[[str], object]) -> Path:
-    """The archive as a whole, checked file. Bytes that an earlier try left are kept.
+    """Download an archive as a whole, checked file. Bytes that an earlier try left are kept.
 
     Raises OSError where the source cannot be reached, RoveError where what arrived is not what it should be.
     """
@@ -105,7 +105,7 @@ def download(archive: Archive, folder: Path, say: Callable[[str], object]) -> Pa
 
 
 def unpack(archive: Archive, file: Path, root: Path) -> None:
-    """The archive's folders in their places; a file that is there already stays."""
+    """Put the archive's folders in their places; a file that is there already stays."""
     with zipfile.ZipFile(file) as opened:
         for name, target in _wanted(archive, opened.namelist()):
             path = (root / target).resolve()
@@ -121,7 +121,7 @@ def unpack(archive: Archive, file: Path, root: Path) -> None:
 
 
 def _wanted(archive: Archive, names: list[str]) -> Iterator[tuple[str, str]]:
-    """(name in the archive, path below the root) of each file to unpack."""
+    """Yield (name in the archive, path below the root) of each file to unpack."""
     for name in names:
         for folder, target in archive.folders:
             # A leading "*/" stands for any one folder: archives of a commit have its hash for one.

@@ -1,4 +1,4 @@
-"""Environments by name. The only place that knows which simulators there are."""
+"""Environments by name: the only place that knows which suites there are."""
 
 from __future__ import annotations
 

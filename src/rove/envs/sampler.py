@@ -1,4 +1,4 @@
-"""Which episodes a run trains on: an endless, resumable list drawn from the train split."""
+"""The episodes that a run trains on: an endless, resumable list drawn from the train split."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EpisodeSampler:
         return taken
 
     def _number(self, own: int) -> int:
-        """The place in the whole list of the episode that is number `own` here."""
+        """Return the place in the whole list of the episode that is number `own` here."""
         index, shares, block = self.share
         lap, place = divmod(own, block)
         return (lap * shares + index) * block + place
@@ -66,7 +66,7 @@ class EpisodeSampler:
 
 
 def repeated(tasks: Sequence[str], emphasis: Sequence[str]) -> tuple[str, ...]:
-    """Each of `tasks` as often as the longest beginning of its name in `emphasis` says, else once.
+    """Repeat each of `tasks` as often as the longest beginning of its name in `emphasis` says, else once.
 
     Raises RoveError where an entry is not "BEGINNING:TIMES", or no task begins so.
     """

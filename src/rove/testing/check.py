@@ -73,7 +73,7 @@ def _require_same(
     right: Mapping[EpisodeSpec, list[tuple[Step, int]]],
     when: str,
 ) -> None:
-    """The episodes of `right` must have gone in `left` as they did there: what was seen, earned and ended."""
+    """Require that the episodes of `right` went in `left` as they did there: seen, earned and ended alike."""
     for spec, chunks in right.items():
         others = left.get(spec, [])
         require(len(others) == len(chunks), f"{spec} took {len(others)} chunks, then {len(chunks)} {when}")
@@ -369,4 +369,5 @@ CHECKS = (
     tries,
     close,
 )
-"""In this order; a check's name is its function's, and what it demands the first line of its docstring."""
+"""The checks, in their order; a check's name is its function's, and what it demands the first line of its
+docstring."""

@@ -17,7 +17,7 @@ from rove.envs.base import TaskSuite, VectorEnv
 from rove.types import Autoreset, ChunkResult, EpisodeSpec, Observation, Split
 
 Make = Callable[[int, Autoreset], VectorEnv]
-"""(num_envs, autoreset) -> a new environment."""
+"""Function of (num_envs, autoreset) that makes a new environment."""
 
 NUM_ENVS = 4
 
@@ -57,14 +57,14 @@ class Envs:
 
     @property
     def stopped(self) -> list[Step]:
-        """One episode a slot, to its end, under autoreset="stop"."""
+        """Playthrough of one episode a slot, to its end, under autoreset="stop"."""
         if self._stopped is None:
             self._stopped = play(self.stop, self.episodes[:NUM_ENVS])
         return self._stopped
 
     @property
     def refilled(self) -> list[Step]:
-        """All episodes, the rest of them from the queue, under autoreset="refill"."""
+        """Playthrough of all episodes, the rest of them from the queue, under autoreset="refill"."""
         if self._refilled is None:
             self._refilled = play(self.refill, self.episodes[:NUM_ENVS], self.episodes[NUM_ENVS:])
         return self._refilled
@@ -87,7 +87,8 @@ def choose_episodes(suite: TaskSuite, split: Split, count: int) -> list[EpisodeS
 
 
 def actions(env: VectorEnv) -> Tensor:
-    """float32 [B, C, A], uniform within bounds, keyed by each slot's episode and its elapsed actions."""
+    """Draw actions, float32 [B, C, A], uniform within bounds, keyed by each slot's episode and its elapsed
+    actions."""
     low, high = torch.tensor(env.action_spec.low), torch.tensor(env.action_spec.high)
     unit = torch.zeros(env.num_envs, env.chunk, env.action_spec.dim)
     for slot, (spec, elapsed) in enumerate(zip(env.specs, env.elapsed.tolist(), strict=True)):
@@ -115,7 +116,7 @@ def resume(env: VectorEnv, observation: Observation) -> list[Step]:
 
 
 def play(env: VectorEnv, first: Sequence[EpisodeSpec], queue: Sequence[EpisodeSpec] = ()) -> list[Step]:
-    """`first` in slots 0, 1, …, then the queue, to the end."""
+    """Play `first` in slots 0, 1, …, then the queue, to the end."""
     observation = env.reset(first)
     if queue:
         env.enqueue(queue)
@@ -123,19 +124,19 @@ def play(env: VectorEnv, first: Sequence[EpisodeSpec], queue: Sequence[EpisodeSp
 
 
 def running(step: Step) -> Iterator[tuple[int, EpisodeSpec]]:
-    """The slots that ran an episode during the chunk."""
+    """Yield the slots that ran an episode during the chunk."""
     return ((slot, spec) for slot, spec in enumerate(step.specs) if spec is not None)
 
 
 def same(a: Observation, i: int, b: Observation, j: int) -> bool:
-    """Whether row i of `a` and row j of `b` are byte-equal."""
+    """Tell whether row i of `a` and row j of `b` are byte-equal."""
     if a.state is not None and b.state is not None and not torch.equal(a.state[i], b.state[j]):
         return False
     return torch.equal(a.images[i], b.images[j]) and a.instruction[i] == b.instruction[j]
 
 
 def transcript(steps: Sequence[Step]) -> dict[EpisodeSpec, list[tuple[Step, int]]]:
-    """The chunks of each episode, with its slot."""
+    """Return the chunks of each episode, with its slot."""
     chunks: dict[EpisodeSpec, list[tuple[Step, int]]] = {}
     for taken in steps:
         for slot, spec in running(taken):

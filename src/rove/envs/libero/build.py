@@ -60,7 +60,7 @@ def build(task: str, folder: Path) -> None:
 
 
 def _fixture_poses(env: Any, count: int) -> np.ndarray:
-    """[count, fixtures, 7]: position and quaternion of each fixture after the 1st, 2nd, … reset.
+    """Return [count, fixtures, 7], position and quaternion of each fixture after the 1st, 2nd, … reset.
 
     Published evaluations seed NumPy's global generator with 0, then reset once for each episode: episode i is
     played on initial state i, but with its fixtures where reset i + 1 has put them. A stock reset compiles
@@ -100,7 +100,7 @@ def _fixture_poses(env: Any, count: int) -> np.ndarray:
 
 
 def _scene(env: Any, folder: Path) -> str:
-    """Compile the environment's scene unless the cache has it; its key.
+    """Compile the environment's scene unless the cache has it; returns its key.
 
     The areas of the table that a goal names are invisible sites and the only difference between many tasks:
     without them, the 130 tasks share 32 scenes. `_predicate` keeps what is known of them.
@@ -154,7 +154,7 @@ def _prepare_textures(tree: ElementTree.Element, scratch: Path) -> None:
 
 
 def _shrink_arena(tree: ElementTree.Element) -> None:
-    """Have a world reserve 64 MB for contacts in place of 1.3 GB; 700 constraints, the most seen, take 3."""
+    """Make a world reserve 64 MB for contacts in place of 1.3 GB; 700 constraints, the most seen, take 3."""
     for size in tree.iter("size"):
         size.attrib.clear()
         size.set("memory", "64M")
@@ -169,7 +169,8 @@ def _hide_sites(env: Any, model: mujoco.MjModel) -> None:
 
 
 def _burners(env: Any) -> Iterable[dict[str, Any]]:
-    """Sites that are seen only while a knob is turned: their name, the knob's joint, and from where on."""
+    """Describe the sites that are seen only while a knob is turned: their name, the knob's joint, and from
+    where on."""
     for name, fixture in env.fixtures_dict.items():
         for site, _ in fixture.object_properties["vis_site_names"].values():
             limits = fixture.object_properties["articulation"]["default_turnon_ranges"]
@@ -182,7 +183,7 @@ def _burners(env: Any) -> Iterable[dict[str, Any]]:
 
 
 def _predicate(env: Any, task: str, goal: list[str]) -> dict[str, Any]:
-    """One predicate as the data that `predicates.py` reads."""
+    """Describe one predicate as the data that `predicates.py` reads."""
     name, *arguments = goal
     if name in ("open", "close", "turnon", "turnoff"):
         return _joint_predicate(env, name, arguments[0])
@@ -214,7 +215,7 @@ def _predicate(env: Any, task: str, goal: list[str]) -> dict[str, Any]:
 
 
 def _region(env: Any, name: str, size: np.ndarray) -> dict[str, Any]:
-    """A box on a body: where it is in the body's frame, and its half sizes, metres."""
+    """Describe a box on a body: where it is in the body's frame, and its half sizes, metres."""
     model = env.sim.model
     site = model.site_name2id(name)
     return {
@@ -242,7 +243,7 @@ def _joint_predicate(env: Any, name: str, target: str) -> dict[str, Any]:
 
 
 def _threshold(test: Callable[[float], bool], limits: list[float]) -> tuple[str, float]:
-    """("<", "<=", ">" or ">=", number): which joint positions pass, among those that the limits separate."""
+    """Return the comparison ("<", "<=", ">" or ">=") and the number that joint positions pass by."""
     for limit in limits:
         below, at, above = (bool(test(limit + offset)) for offset in (-1e-9, 0.0, 1e-9))
         if below != above:
@@ -288,8 +289,8 @@ class Compiler:
             import libero.libero.envs.env_wrapper  # noqa: F401
 
     def build(self, task: str, folder: Path) -> None:
-        """See `build`."""
+        """Write the files of one task, as the function `build` does."""
         build(task, folder)
 
     def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing: there is nothing to free."""

@@ -56,20 +56,20 @@ class Reading:
     """The controller's state of n arms."""
 
     position: np.ndarray
-    """[n, 3], of the grip site."""
+    """Positions [n, 3] of the grip site."""
     rotation: np.ndarray
-    """[n, 3, 3], of the grip site."""
+    """Rotations [n, 3, 3] of the grip site."""
     jacobian: np.ndarray
-    """[n, 7, 6], transposed: a row a joint, translation before rotation."""
+    """Jacobians [n, 7, 6], transposed: a row a joint, translation before rotation."""
     mass: np.ndarray
-    """[n, 7, 7]."""
+    """Mass matrices [n, 7, 7]."""
     q: np.ndarray
-    """[n, 7]."""
+    """Joint positions [n, 7], radians."""
     qd: np.ndarray
-    """[n, 7]."""
+    """Joint velocities [n, 7], radians a second."""
 
     def where(self, rows: np.ndarray, other: Reading) -> Reading:
-        """`other` (of one arm) in the rows that are True."""
+        """Return this reading with `other` (of one arm) in the rows that are True."""
         values = {}
         for f in fields(self):
             own = getattr(self, f.name)
@@ -114,7 +114,7 @@ class Arm:
 
 
 def _mass_addresses(model: mujoco.MjModel) -> np.ndarray:
-    """int [7, 7]: where M's sparse lower triangle has the arm's block."""
+    """Find where M's sparse lower triangle has the arm's block, int [7, 7]."""
     where = np.zeros((JOINTS, JOINTS), np.int64)
     for i in range(JOINTS):
         start = model.M_rowadr[i]
@@ -126,7 +126,7 @@ def _mass_addresses(model: mujoco.MjModel) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _read(rows, site, root, addresses, data, position, rotation, jacobian, mass, q, qd):
-    """`Arm.read` into arrays; `data` are those that `READ` names."""
+    """Read as `Arm.read` does, into arrays; `data` are those that `READ` names."""
     xpos, xmat, com, cdof, m, qpos, qvel = data
     for i, row in enumerate(rows):
         x, y, z = xpos[row, site]
@@ -179,7 +179,7 @@ def _solve(a, b):
 
 @njit(cache=True, nogil=True)
 def _torques(position, rotation, jacobian, mass, q, qd, goal_position, goal_rotation, bias, torques):
-    """Joint torques [n, 7] into the last; see the module's head."""
+    """Compute joint torques [n, 7] into the last argument; see the module's head."""
     y, m, a, half = np.empty((JOINTS, 6)), np.empty((JOINTS, JOINTS)), np.empty((6, 6)), np.empty((3, 3))
     wanted, wrench, posture = np.empty((6, 1)), np.empty((6, 1)), np.empty(JOINTS)
     for i in range(len(bias)):
@@ -225,7 +225,7 @@ def _torques(position, rotation, jacobian, mass, q, qd, goal_position, goal_rota
 
 @njit(cache=True, nogil=True)
 def _drive(rows, torques, grip, gripper, limits, motors):
-    """Torques within their limits and the gripper's ramp, into the last: see `Controller.command`."""
+    """Write torques within their limits and the gripper's ramp into `motors`: see `Controller.command`."""
     low, high, middle, half = limits
     for i, row in enumerate(rows):
         for k in range(JOINTS):
@@ -242,7 +242,8 @@ def _command(
     rows, site, root, addresses, data, bias, fresh, home, goal_position, goal_rotation,
     grip, gripper, limits, motors,
 ):  # fmt: skip
-    """`Controller.command` in one go: calls from Python, 25 an action, cost as much as what they compute."""
+    """Do all of `Controller.command` in one go: calls from Python, 25 an action, cost as much as what they
+    compute."""
     n = len(rows)
     position, rotation, jacobian = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, JOINTS, 6))
     mass, q, qd = np.empty((n, JOINTS, JOINTS)), np.empty((n, JOINTS)), np.empty((n, JOINTS))

@@ -95,7 +95,7 @@ class LiberoEnv(ChunkedEnv):
         return self._demonstrate(act, -1.0)
 
     def points(self) -> Tensor:
-        """Object, destination and hand: see `rove.envs.base.Grounder`."""
+        """Locate object, destination and hand in the pictures: see `rove.envs.base.Grounder`."""
         where = torch.full((self.num_envs, 3, 2), torch.nan)
         for slot in self._running().tolist():
             place = self._place(slot)
@@ -105,7 +105,7 @@ class LiberoEnv(ChunkedEnv):
         return where
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Places in the image of what could be asked for: at each start, and after each chunk of the
+        """Locate in the image what could be asked for: at each start, and after each chunk of the
         expert's, which a push ends. What has only seen starts does not find a hand that has left, nor what it
         carries.
 
@@ -128,7 +128,7 @@ class LiberoEnv(ChunkedEnv):
         return self._grounding(torch.stack(images), frame, instruction, torch.stack(points))
 
     def play(self, rows: np.ndarray, actions: Actions) -> tuple[Played, Frames]:
-        """One chunk in each of `rows`, group by group on threads, which call `actions` side by side."""
+        """Play a chunk in each of `rows`, group by group on threads, which call `actions` side by side."""
         place = np.zeros(self.num_envs, np.int64)
         place[rows] = np.arange(len(rows))
         columns = Played.nothing(len(rows), self.chunk)
@@ -155,7 +155,7 @@ class LiberoEnv(ChunkedEnv):
     # --- what is seen -----------------------------------------------------------------------------
 
     def _draw(self, slots: Sequence[int]) -> np.ndarray:
-        """uint8 [n, cameras, H, W, 3] of running slots."""
+        """Draw running slots, uint8 [n, cameras, H, W, 3]."""
         if self._pictures is None:
             return np.zeros((len(slots), *self.image_shape), np.uint8)
         return self._pictures.draw([self._place(slot) for slot in slots])
@@ -170,7 +170,7 @@ class LiberoEnv(ChunkedEnv):
         return torch.from_numpy(self._draw(rows.tolist())), state
 
     def _film(self, filmed: Mapping[int, Sequence[np.ndarray]]) -> dict[int, Tensor]:
-        """The pictures of the first camera of recorded slots, uint8 [n, H, W, 3] each."""
+        """Draw what the first camera saw in recorded slots, uint8 [n, H, W, 3] each."""
         frames = {}
         for slot, poses in filmed.items():
             if poses:

@@ -65,11 +65,11 @@ class Target:
         self.other = -1 if self.region else model.body(spec["other"]).id
 
     def shape(self, data: Mapping[str, np.ndarray], row: int) -> np.ndarray:
-        """[n, 3]: the thing's corners from its position, in the world's axes."""
+        """Return the thing's corners [n, 3] from its position, along the world's axes."""
         return self.points @ data["xmat"][row, self.body].reshape(3, 3).T
 
     def destination(self, data: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """[n, 3]: where the thing's position should be when it is let go."""
+        """Return where the thing's position should be when it is let go, [n, 3]."""
         lowest = -(self.points @ data["xmat"][rows, self.body].reshape(-1, 3, 3).transpose(0, 2, 1))[
             ..., 2
         ].min(1)
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass
 class _Course:
-    """Plan of one slot's expert."""
+    """The plan of one slot's expert."""
 
     targets: Sequence[Target]
     target: int = 0
@@ -123,7 +123,8 @@ UNREACHED = frozenset(
 
 
 def has_expert(task: str) -> bool:
-    """Whether a task only asks to put things somewhere, as its definition says, and was not out of reach."""
+    """Tell whether a task only asks to put things somewhere, as its definition says, and was not out of
+    reach."""
     return task not in UNREACHED and all(name.lower() in ("in", "on") for name, *_ in package.goal(task))
 
 
@@ -156,7 +157,7 @@ class Expert:
         self._hover = np.full(count, HOVER)
 
     def begin(self, slot: int, place: Place, generator: np.random.Generator) -> None:
-        """An episode begins in a slot: how fast this one is done, and in how high an arc, is drawn."""
+        """Begin an episode in a slot: how fast this one is done, and in how high an arc, is drawn."""
         name = place.task.task
         if name not in self._targets:
             self._targets[name] = [Target(place.task, spec) for spec in place.task.goal]
@@ -186,8 +187,8 @@ class Expert:
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
     def act(self, slots: np.ndarray, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [n, 7] for slots whose worlds are in one group, and how freely [n] each hand moves: 1 on
-        the way, less near contact."""
+        """Return actions [n, 7] for slots whose worlds are in one group, and how freely [n] each hand moves:
+        1 on the way, less near contact."""
         group, rows = places[0].group, np.array([place.row for place in places])
         data, site = group.data, group.arm.site
         hand = data["site_xpos"][rows, site]
@@ -203,7 +204,7 @@ class Expert:
         return self._actions(slots, hand, turn, thing, destination, grasp)
 
     def about(self, slot: int) -> int:
-        """Which predicate of the goal the slot's expert is about."""
+        """The predicate of the goal that the slot's expert is about."""
         course = self._courses[slot]
         return 0 if course is None else course.target
 
@@ -264,7 +265,7 @@ class Expert:
         self._aim(slot, place)
 
     def _next(self, slot: int, place: Place, left: float) -> None:
-        """To the next thing, if this one is where it should be."""
+        """Go on to the next thing, if this one is where it should be."""
         course = self._courses[slot]
         assert course is not None
         if left > 0.08:

@@ -1,4 +1,4 @@
-"""Whether a renderer still draws what it drew: two reference pictures, compared by a small descriptor.
+"""Checks that a renderer still draws what it drew: two reference pictures, compared by a small descriptor.
 
 A policy depends on the pictures that it was trained on. They drift with a driver, a version of MuJoCo or of
 Warp; a comparison at start-up tells. The scene is made here, so that it takes milliseconds and no package:
@@ -22,7 +22,7 @@ from rove.envs.libero.render import LiberoRenderer
 GRID = 8
 """A picture is described by the mean colours of this many by this many fields."""
 TOLERANCE = 1.0
-"""Grey levels, mean over fields: what is called drift. Machines differ by less than 0.1."""
+"""Difference that is called drift, grey levels, mean over fields. Machines differ by less than 0.1."""
 _SIZE = 64
 
 _SCENE = """
@@ -72,7 +72,7 @@ REFERENCE: dict[str, str] = {
 
 
 def pictures(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | None = None) -> np.ndarray:
-    """uint8 [2, H, W, 3]: the reference pictures as `backend` draws them now."""
+    """Draw the reference pictures, uint8 [2, H, W, 3], as `backend` does now."""
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -85,13 +85,13 @@ def pictures(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | Non
 
 
 def describe(images: np.ndarray) -> np.ndarray:
-    """float [2, GRID, GRID, 3]: mean colours of the fields of pictures uint8 [2, H, W, 3]."""
+    """Return the mean colours, float [2, GRID, GRID, 3], of the fields of pictures uint8 [2, H, W, 3]."""
     n, h, w, _ = images.shape
     return images.reshape(n, GRID, h // GRID, GRID, w // GRID, 3).mean((2, 4))
 
 
 def drift(images: np.ndarray, backend: Literal["warp", "gl"]) -> float:
-    """Grey levels by which pictures differ from the reference; mean over fields."""
+    """Return the grey levels by which pictures differ from the reference; mean over fields."""
     reference = np.frombuffer(base64.b64decode(REFERENCE[backend]), np.uint8)
     now = describe(images)
     return float(np.abs(now - reference.reshape(now.shape)).mean())
@@ -115,7 +115,7 @@ def check(backend: Literal["warp", "gl"], device: str = "cpu", gpu: int | None =
 
 
 def _print_references() -> None:
-    """Descriptors of what is drawn now, to become the reference when a change is meant."""
+    """Print descriptors of what is drawn now, to become the reference when a change is meant."""
     for backend in ("warp", "gl"):
         fields = np.round(describe(pictures(backend))).astype(np.uint8)
         print(backend, base64.b64encode(fields.tobytes()).decode())

@@ -26,18 +26,18 @@ class LiberoFrame:
     light_xdir: np.ndarray
     """[n, nlight, 3], unit vectors."""
     burner_xpos: np.ndarray
-    """[n, b, 3]: the sites that the renderer was made with as burners."""
+    """Positions [n, b, 3] of the sites that the renderer was made with as burners."""
     burner_xmat: np.ndarray
     """[n, b, 3, 3]."""
     lit: np.ndarray
-    """bool [n, b]: whether that burner is on."""
+    """Burners that are on, bool [n, b]."""
 
     def __len__(self) -> int:
         return len(self.geom_xpos)
 
     @classmethod
     def of(cls, data: mujoco.MjData, sites: np.ndarray, lit: np.ndarray) -> LiberoFrame:
-        """One world, from an MjData whose positions are up to date."""
+        """Make a frame of one world from an MjData whose positions are up to date."""
 
         def rotation(flat: np.ndarray) -> np.ndarray:
             return flat.reshape(1, -1, 3, 3).copy()
@@ -56,5 +56,5 @@ class LiberoFrame:
 
     @classmethod
     def stack(cls, frames: list[LiberoFrame]) -> LiberoFrame:
-        """Several worlds in one."""
+        """Join the worlds of several frames in one."""
         return cls(*(np.concatenate([getattr(frame, f.name) for frame in frames]) for f in fields(cls)))

@@ -64,7 +64,8 @@ def _egl_on(gpu: int) -> Iterator[None]:
 
 
 def _context(size: int, gpu: int | None) -> Any:
-    """A current OpenGL context: what MUJOCO_GL names, else EGL, else OSMesa. Raises RoveError.
+    """Open an OpenGL context and make it current: what MUJOCO_GL names, else EGL, else OSMesa. Raises
+    RoveError.
 
     `gpu` is the CUDA index of the one that EGL is to draw on.
     """

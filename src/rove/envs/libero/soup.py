@@ -1,4 +1,4 @@
-"""From a MuJoCo model to what the rasteriser draws: triangles, textures, materials.
+"""Makes of a MuJoCo model what the rasteriser draws: triangles, textures, materials.
 
 Shapes are cut into the triangles that MuJoCo's OpenGL renderer cuts them into, because light is computed at
 their corners. Meshes have far more faces than a picture can show: each is simplified to as many as fit its
@@ -29,7 +29,7 @@ _FEWEST = 200
 TEXTURE_SCALE = 4
 """A texture is halved until it is at most this many times as wide as the picture."""
 _CLOSEST = 0.12
-"""How near the wrist camera comes to things, metres."""
+"""Metres to which the wrist camera comes near to things."""
 _REACH = 0.9
 """Radius of the space around the robot's base in which the wrist camera moves, metres."""
 _INFINITE = 20.0
@@ -49,15 +49,15 @@ class Soup:
     """The drawn part of a model. V corners, F triangles, G things: geoms, then sites."""
 
     geoms: np.ndarray
-    """int: ids of the geoms, the first of the G."""
+    """Ids of the geoms, int, the first of the G."""
     sites: np.ndarray
-    """int: ids of the sites, the rest."""
+    """Ids of the sites, int, the rest of the G."""
     position: np.ndarray
-    """float32 [V, 3], in the frame of the thing."""
+    """Positions float32 [V, 3], in the frame of the thing."""
     normal: np.ndarray
     uv: np.ndarray
     thing: np.ndarray
-    """int32 [V]: index among the G."""
+    """Index among the G of each corner, int32 [V]."""
     triangles: np.ndarray
     """int32 [F, 3]."""
     rgba: np.ndarray
@@ -71,7 +71,7 @@ class Soup:
 
     @property
     def things(self) -> range:
-        """G."""
+        """G, the number of things."""
         return range(len(self.geoms) + len(self.sites))
 
 
@@ -82,7 +82,7 @@ def soup(
     burners: Sequence[int] = (),
     detail: float = DETAIL,
 ) -> Soup:
-    """Everything of `model` that pictures of `pixels` rows show."""
+    """Collect everything of `model` that pictures of `pixels` rows show."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     geoms = np.flatnonzero(np.isin(model.geom_group, GROUPS))
@@ -121,7 +121,7 @@ def soup(
 
 
 def _rgba(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """The material's colour where the geom's own was not set."""
+    """Return a geom's colour, or its material's where its own was not set."""
     own, material = model.geom_rgba[geom], model.geom_matid[geom]
     if material >= 0 and (own == np.array([0.5, 0.5, 0.5, 1.0], np.float32)).all():
         return model.mat_rgba[material]
@@ -272,7 +272,7 @@ def _plane(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stacked(model: mujoco.MjModel, texture: int) -> bool:
-    """Whether a cube texture holds six faces, one below the other; otherwise all six are the same."""
+    """Tell whether a cube texture holds six faces, one below the other; otherwise all six are the same."""
     return bool(model.tex_height[texture] != model.tex_width[texture])
 
 
@@ -296,7 +296,8 @@ def _cube(direction: np.ndarray, stacked: bool) -> np.ndarray:
 def _pixel(
     model: mujoco.MjModel, data: mujoco.MjData, geom: int, pixels: int, cameras: Sequence[str]
 ) -> float:
-    """Size that the finest pixel showing a geom covers there, metres; 0 where a camera may be inside."""
+    """Return the size that the finest pixel showing a geom covers there, metres; 0: a camera may be
+    inside."""
     body = int(model.geom_bodyid[geom])
     bound = float(model.geom_rbound[geom])
     finest = np.inf
@@ -323,7 +324,7 @@ def _arm(model: mujoco.MjModel, body: int) -> bool:
 
 
 def _area(corners: Corners) -> float:
-    """Square metres."""
+    """Compute the area of triangles, square metres."""
     a, b, c = corners.position.reshape(-1, 3, 3).transpose(1, 0, 2)
     return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
 

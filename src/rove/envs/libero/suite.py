@@ -1,4 +1,4 @@
-"""The suites: which tasks, which instructions, which initial states. Runs no simulation."""
+"""LIBERO's suites: their tasks, instructions and initial states. Runs no simulation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VARIANTS = {"object": "vision", "swap": "execution", "lan": "semantics", "task":
 """LIBERO-PRO's perturbations of a task, by what they change: how its object looks, where things stand, how
 the instruction is worded, and what is asked for."""
 REWORDED = ("lan", "task")
-"""Those that change the instruction."""
+"""Perturbations that change the instruction."""
 
 
 def chosen(tasks: str) -> tuple[str, ...]:
-    """Task ids of suites and ids separated by commas. Raises RoveError on an unknown one."""
+    """List the task ids of suites and ids separated by commas. Raises RoveError on an unknown one."""
     found: list[str] = []
     for word in tasks.split(","):
         if "/" in word:
@@ -35,7 +35,7 @@ def chosen(tasks: str) -> tuple[str, ...]:
 
 
 def horizon(tasks: str) -> int:
-    """The published number of actions of the longest of these tasks."""
+    """Return the published number of actions of the longest of these tasks."""
     folders = {task.partition("/")[0].partition("_")[0] for task in chosen(tasks)}
     return max(HORIZONS.get(folder, max(HORIZONS.values())) for folder in folders)
 

@@ -90,7 +90,8 @@ class Lane:
         out[...] = self._image.numpy()[:n].reshape(out.shape)
 
     def _launch(self, kernel: Any, size: tuple[int, ...], *inputs: Any) -> None:
-        """Names the device: Warp's default belongs to the process, and lanes are threads of it."""
+        """Launch a kernel on the lane's device: Warp's default belongs to the process, and lanes are threads
+        of it."""
         wp.launch(kernel, size, list(inputs), device=self._device)
 
 
@@ -144,10 +145,10 @@ class WarpRenderer:
                 pass
 
     def close(self) -> None:
-        """Nothing outlives the object."""
+        """Do nothing: no resource outlives the object."""
 
     def _prepare(self, frame: LiberoFrame) -> dict[str, np.ndarray]:
-        """The kernels' inputs, float32 and contiguous."""
+        """Collect the kernels' inputs, float32 and contiguous."""
         geoms = self.soup.geoms
         rgba = np.tile(self.soup.rgba, (len(frame), 1, 1))
         rgba[:, len(geoms) :, 3] = frame.lit
@@ -164,7 +165,7 @@ class WarpRenderer:
 
 
 def _scene(model: mujoco.MjModel, drawn: Soup, pixels: int, device: str) -> Any:
-    """The soup, its textures and the model's lights, on `device`."""
+    """Put the soup, its textures and the model's lights on `device`."""
     array, scene = partial(wp.array, device=device), raster.RasterScene()
     scene.position = array(drawn.position, dtype=wp.vec3)
     scene.normal = array(drawn.normal, dtype=wp.vec3)

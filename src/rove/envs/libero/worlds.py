@@ -25,8 +25,8 @@ from rove.envs.libero.scenes import LiberoScene, TaskModel, load_task
 from rove.envs.rotations import axis_angle
 
 Phase = Literal["stock", "end"]
-"""When an action's observation is taken: as the stock environment's clocks do, after 23 of 25 substeps
-(joints after 24), or at the action's end."""
+"""Time at which an action's observation is taken: as the stock environment's clocks do, after 23 of 25
+substeps (joints after 24), or at the action's end."""
 SEEN, FELT = 23, 24
 """Substeps after which the stock environment looks at bodies, and at joints."""
 WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -34,7 +34,7 @@ WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 LARGEST_GROUP = 16
 """Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
 STATE_DIM = 8
-"""Size of the robot's own state: see `observed`."""
+"""Size of the robot's own state, see `LiberoWorlds.observed`."""
 
 _NONE, _VEL = mujoco.mjtStage.mjSTAGE_NONE.value, mujoco.mjtStage.mjSTAGE_VEL.value
 _FAULTS = [int(getattr(mujoco.mjtWarning, f"mjWARN_{name}")) for name in (
@@ -45,7 +45,7 @@ _OWN = ("hand_position", "hand_quaternion", "fingers", "pose", "broken")
 
 
 class Group:
-    """Worlds of one scene."""
+    """Worlds of one scene, stepped together."""
 
     def __init__(
         self, scene: LiberoScene, size: int, phase: Phase, make: Callable[..., Controller] = Controller
@@ -68,7 +68,7 @@ class Group:
         """The last observation: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
 
     def free(self) -> list[int]:
-        """Rows that run nothing."""
+        """List the rows that run nothing."""
         return [row for row, task in enumerate(self.tasks) if task is None]
 
     def start(self, row: int, task: TaskModel, initial_state: int) -> None:
@@ -84,7 +84,7 @@ class Group:
         self._feel(rows)
 
     def place(self, row: int, task: TaskModel, initial_state: int) -> None:
-        """Give a row to a task: its fixtures; the rest is reset."""
+        """Give a row to a task: its fixtures are placed, the rest is reset."""
         self.tasks[row] = task
         if task.task not in self._goals:
             self._goals[task.task] = Goal(self.scene.model, task.goal)
@@ -95,7 +95,8 @@ class Group:
         self.broken[row] = False
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Execute an action [n, 7] in each of `rows`: whether the goal holds, whether the world diverged."""
+        """Execute an action [n, 7] in each of `rows`; returns where the goal holds and where the world
+        diverged."""
         batch, data, controller = self.batch, self.data, self.controller
         warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
@@ -122,11 +123,11 @@ class Group:
         return holds, bad
 
     def _faults(self, rows: np.ndarray) -> np.ndarray:
-        """int [n]: how often MuJoCo has found a world's numbers bad, or had no room for its contacts."""
+        """Count how often MuJoCo found a world's numbers bad, or had no room for its contacts: int [n]."""
         return self.batch.warning[rows][:, _FAULTS, 1].sum(-1)
 
     def judge(self, rows: np.ndarray) -> np.ndarray:
-        """bool [n]: whether the goals hold, as of the last forward pass."""
+        """Tell where the goals hold, bool [n], as of the last forward pass."""
         return self._judge(rows, Goal.placed) & self._judge(rows, Goal.joined)
 
     def _judge(self, rows: np.ndarray, part: Callable[..., np.ndarray]) -> np.ndarray:
@@ -160,7 +161,7 @@ class Group:
         self.batch.forward(rows, stage=_VEL)
 
     def body_poses(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Poses of a world's bodies in their parents' frames: positions, quaternions."""
+        """Return the poses of a world's bodies in their parents' frames: positions, quaternions."""
         return self._position[row], self._quaternion[row]
 
     def _feel(self, rows: np.ndarray) -> None:
@@ -169,7 +170,7 @@ class Group:
     # --- saving -----------------------------------------------------------------------------------
 
     def save(self, row: int) -> dict[str, np.ndarray]:
-        """Everything about a world that its task and initial state do not say."""
+        """Return everything about a world that its task and initial state do not say."""
         saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
         saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
         return saved | {"physics": self.batch.state[row].copy()}
@@ -330,8 +331,8 @@ class LiberoWorlds:
                 done.result()
 
     def observed(self, slots: Sequence[int]) -> np.ndarray:
-        """float32 [n, 8], as published policies read it: the hand's position (m) and axis-angle (rad), the
-        finger joints (m)."""
+        """Return the robot's state, float32 [n, 8], as published policies read it: the hand's position (m)
+        and axis-angle (rad), the finger joints (m)."""
         state = np.zeros((len(slots), STATE_DIM))
         for i, slot in enumerate(slots):
             place = self._place(slot)
@@ -344,7 +345,7 @@ class LiberoWorlds:
         return state.astype(np.float32)
 
     def save(self, slot: int) -> dict[str, np.ndarray]:
-        """State of a slot's world that its task and initial state do not determine."""
+        """Return the state of a slot's world that its task and initial state do not determine."""
         place = self._place(slot)
         return place.group.save(place.row)
 

@@ -1,4 +1,4 @@
-"""Data of the ManiSkill suites: its folder, and whether it is all there.
+"""The folder of the ManiSkill suites' data, and a check that they are all there.
 
 ManiSkill keeps what it downloads below `$MS_ASSET_DIR/data` (default `~/.maniskill`) and reads that variable
 when it is imported. `ROVE_ASSETS` names a folder for every suite; ours is `maniskill` below it, or the folder
@@ -37,13 +37,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def absent() -> list[str]:
-    """Parts of the put-on-plate suite that are not there: names of GROUPS."""
+    """List the parts of the put-on-plate suite that are not there: names of GROUPS."""
     data = root() / "data"
     return [name for name, files in GROUPS.items() if not all((data / file).is_file() for file in files)]
 
 
 def finding() -> Finding:
-    """The doctor's line: whether the put-on-plate suite's data are all there."""
+    """Tell the doctor whether the put-on-plate suite's data are all there."""
     lacking, where = absent(), f"of the put-on-plate suite, at {root()}"
     if lacking:
         return Finding("Assets", "missing", f"no {', '.join(lacking)} {where}", FIX)

@@ -69,7 +69,7 @@ class ManiSkillEnv(ChunkedEnv):
     # --- workers ------------------------------------------------------------------------------------
 
     def _divide(self) -> list[list[int]]:
-        """The slots of each worker; one part where one simulation holds them all."""
+        """Divide the slots among workers; one part where one simulation holds them all."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         many = tasks.one_world(self._config)
         count = min(self._config.workers or cores, self.num_envs) if many else 1
@@ -109,7 +109,8 @@ class ManiSkillEnv(ChunkedEnv):
                 return reply
 
     def _replace(self, number: int, beginning: Begin | None) -> None:
-        """A new process in the place of a dead one, with its episodes as they were before this order."""
+        """Start a new process in the place of a dead one, with its episodes as they were before this
+        order."""
         self._members[number].kill()
         self._members[number] = self._enlist(number)
         about_to_begin = () if beginning is None else beginning.slots
@@ -156,14 +157,18 @@ class ManiSkillEnv(ChunkedEnv):
         return self._play(rows, torch.from_numpy(chosen).float(), expert=False)[1:]
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
-        """See `rove.envs.base.Demonstrator`; the noise is a fraction of the expert's own longest step."""
+        """Let the expert act for one chunk; the noise is a fraction of its own longest step.
+
+        See `rove.envs.base.Demonstrator`.
+        """
         shape, rows = (self.num_envs, 1, self.action_spec.dim), self._running()
         pushed = torch.from_numpy(noise * generator.normal(size=shape).astype(np.float32))
         wanted, played, films = self._play(rows, pushed[rows].expand(-1, self.chunk, -1), expert=True)
         return self._spread(rows, wanted), self._result(rows, played, films)
 
     def _play(self, rows: np.ndarray, actions: Tensor, expert: bool) -> tuple[Tensor, Played, Frames]:
-        """A chunk of `actions` [n, C, A], or of the expert's, in running rows; first what it wanted."""
+        """Play a chunk of `actions` [n, C, A], or of the expert's, in running rows; returns first what it
+        wanted."""
         place = {slot: i for i, slot in enumerate(rows.tolist())}
         orders = {
             n: Play(tuple(part), actions[[place[slot] for slot in part]], expert, self.finals, self._recorded)
@@ -193,7 +198,7 @@ class ManiSkillEnv(ChunkedEnv):
             self._points[rows] = seen.points
 
     def observe(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Copies of the rows named, as their workers saw them last."""
+        """Copy the rows named, as their workers saw them last."""
         return self._images[rows], self._state[rows]
 
     # --- saving -------------------------------------------------------------------------------------
@@ -215,11 +220,11 @@ class PutOnPlateEnv(ManiSkillEnv):
     """The put-on-plate worlds, which say where things are."""
 
     def points(self) -> Tensor:
-        """Object, receptacle and hand: see `rove.envs.base.Grounder`."""
+        """Locate object, receptacle and hand in the pictures: see `rove.envs.base.Grounder`."""
         return self._points.clone()
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Places in the image of what each episode is about: at its start, and after a chunk of the expert's
+        """Locate in the image what each episode is about: at its start, and after a chunk of the expert's
         that ends with a push off its way. What has only seen starts does not find things behind the hand.
 
         See `rove.envs.base.Grounder`.

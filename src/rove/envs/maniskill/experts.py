@@ -25,7 +25,7 @@ class Want(NamedTuple):
     """Pose that the hand is to go to."""
 
     place: np.ndarray
-    """[3]: of the point between the fingertips, metres."""
+    """Point [3] between the fingertips, metres."""
     grip: float
     yaw: float | None = None
     """Yaw of the object's side that the fingers close across, rad; None: as it is."""
@@ -40,7 +40,7 @@ def _doubles(values: Any) -> np.ndarray:
 
 
 def _grasp(env: Any, row: int, thing: Any, hand: np.ndarray) -> Want | None:
-    """Above the thing, down, close; None while it is held."""
+    """Go above the thing, down, close; None while it is held."""
     if bool(env.agent.is_grasping(thing)[row]):
         return None
     place, yaw = _at(thing, row), float(yaw_of(_doubles(thing.pose.q[row])))
@@ -122,7 +122,7 @@ _EXPERTS: dict[str, Callable[[Any, int, np.ndarray], Want]] = {
 
 
 def stock(task: str, env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`.
+    """Return the next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`.
 
     Raises RoveError where the task has no expert, or the control mode is another.
     """

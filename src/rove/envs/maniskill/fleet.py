@@ -19,23 +19,23 @@ class Hello(NamedTuple):
 
     action_spec: ActionSpec
     image: tuple[int, ...]
-    """(cameras, H, W, 3)."""
+    """Shape of a picture: (cameras, H, W, 3)."""
     state: int
     pointers: int
-    """K of `Seen.points`."""
+    """K, the number of points in `Seen.points`."""
 
 
 class Begin(NamedTuple):
-    """Start these episodes, and carry out what has been done in them."""
+    """The order to start these episodes, and to carry out what has been done in them."""
 
     slots: tuple[int, ...]
     specs: tuple[EpisodeSpec, ...]
     history: tuple[Tensor, ...]
-    """Actions [k, A], one tensor an episode."""
+    """Actions that have been done, [k, A], one tensor an episode."""
 
 
 class Play(NamedTuple):
-    """One chunk in these slots."""
+    """The order to play one chunk in these slots."""
 
     slots: tuple[int, ...]
     actions: Tensor
@@ -54,11 +54,11 @@ class Seen(NamedTuple):
     state: Tensor
     """float32 [slots, P]."""
     points: Tensor
-    """float32 [slots, K, 2]: see `ManiSkillTask.points`."""
+    """Pixels float32 [slots, K, 2], see `ManiSkillTask.points`."""
 
 
 class Answer(NamedTuple):
-    """To `Play`."""
+    """The answer to `Play`."""
 
     slots: tuple[int, ...]
     played: Played
@@ -69,7 +69,7 @@ class Answer(NamedTuple):
     seen: Seen
     """Slots that go on, and ended ones whose last observation is asked for."""
     films: dict[int, Tensor]
-    """uint8 [actions, H, W, 3] of recorded slots."""
+    """Pictures uint8 [actions, H, W, 3] of recorded slots."""
 
 
 class Fleet:

@@ -39,8 +39,8 @@ def load() -> Any:
 
 
 def backends(config: ManiSkillConfig | PutOnPlateConfig, gpu: int | None) -> tuple[str, str]:
-    """ManiSkill's names for what simulates and what renders; `gpu` is the CUDA index of the one to use, None
-    leaves it to ManiSkill."""
+    """Return ManiSkill's names for what simulates and what renders; `gpu` is the CUDA index of the one to
+    use, None leaves it to ManiSkill."""
     import torch
 
     there = torch.cuda.is_available()
@@ -55,7 +55,7 @@ def backends(config: ManiSkillConfig | PutOnPlateConfig, gpu: int | None) -> tup
 
 
 def make(cls: type, **options: Any) -> Any:
-    """An environment of ManiSkill's. Raises RoveError where it cannot render, with the fix.
+    """Make an environment of ManiSkill's. Raises RoveError where it cannot render, with the fix.
 
     From then on stepping it renders nothing; `frames` does.
     """

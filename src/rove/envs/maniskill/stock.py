@@ -1,4 +1,4 @@
-"""ManiSkill's own tasks: what to say to the robot, and what counts. Needs no simulator until one is made."""
+"""ManiSkill's own tasks: their instructions, and what counts. Needs no simulator until one is made."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ INSTRUCTIONS: dict[str, str] = {
 """Tabletop tasks with their instruction; a further task of ManiSkill's has its name for one."""
 
 HELD_OUT, TRAIN = 4096, 1 << 16
-"""Seeds of each split."""
+"""Number of seeds in each split."""
 
 _POSE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _NAMES = {
@@ -53,7 +53,7 @@ _NAMES = {
 
 
 def instruction(task: str) -> str:
-    """Of a task that need not be in the table: the words of its name."""
+    """Return a task's instruction; one that is not in the table has the words of its name."""
     if task in INSTRUCTIONS:
         return INSTRUCTIONS[task]
     words = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+", task.rpartition("-v")[0])
@@ -93,7 +93,7 @@ class StockSuite(TaskSuite):
 
 
 def action_spec(config: ManiSkillConfig, env: Any) -> ActionSpec:
-    """As the environment's control mode says."""
+    """Describe the actions as the environment's control mode says."""
     space = env.single_action_space
     mode, size = env.control_mode, space.shape[0]
     names = _NAMES.get(mode, ())
@@ -105,12 +105,12 @@ def action_spec(config: ManiSkillConfig, env: Any) -> ActionSpec:
 
 
 class StockTask:
-    """One of ManiSkill's tasks; see `world.ManiSkillTask`."""
+    """One of ManiSkill's own tasks, a `world.ManiSkillTask`."""
 
     pointers = 0
 
     def __init__(self, config: ManiSkillConfig, task: str, gpu: int | None) -> None:
-        """`gpu`: see `simulator.backends`."""
+        """Nothing is simulated before `make`; for `gpu` see `simulator.backends`."""
         self.config, self.id, self._gpu = config, task, gpu
         self._potential: Tensor | None = None
 
@@ -194,5 +194,5 @@ class StockTask:
 
 
 def _flags(info: dict[str, Any], name: str, count: int) -> np.ndarray:
-    """bool [count]; False where the task does not say."""
+    """Return a flag of each row, bool [count]; False where the task does not say."""
     return info[name].cpu().numpy().astype(bool) if name in info else np.zeros(count, bool)

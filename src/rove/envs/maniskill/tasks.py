@@ -1,4 +1,4 @@
-"""From a configuration to its suite and its worlds: the one place that tells the two kinds apart."""
+"""Makes a configuration's suite and its worlds: the one place that tells the two kinds apart."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def world(config: EnvConfig, task: str, num_envs: int, gpu: int | None) -> World
 
 
 def shares(config: EnvConfig) -> bool:
-    """Whether one world serves every task."""
+    """Tell whether one world serves every task."""
     return isinstance(config, PutOnPlateConfig)
 
 
 def one_world(config: EnvConfig) -> bool:
-    """Whether a world has one row: PhysX on a CPU."""
+    """Tell whether a world has one row, as with PhysX on a CPU."""
     assert isinstance(config, ManiSkillConfig | PutOnPlateConfig)
     return config.backend != "physx_cuda"

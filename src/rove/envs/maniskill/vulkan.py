@@ -1,4 +1,4 @@
-"""Which Vulkan devices there are, asked of the loader itself: SAPIEN renders with one of them.
+"""The Vulkan devices of this machine, asked of the loader itself: SAPIEN renders with one of them.
 
 Run as a script it prints them, one a line; `devices` runs it so, because a broken driver can crash a process.
 """
@@ -38,7 +38,7 @@ class Device(NamedTuple):
 
 
 def devices() -> list[Device]:
-    """Every device. Raises OSError where there is no Vulkan loader, or a driver broke down."""
+    """List every device. Raises OSError where there is no Vulkan loader, or a driver broke down."""
     done = subprocess.run(
         [sys.executable, __file__], capture_output=True, text=True, check=False, timeout=120
     )
@@ -53,7 +53,7 @@ def devices() -> list[Device]:
 
 
 def finding() -> Finding:
-    """A line for `rove doctor`."""
+    """Tell `rove doctor` what SAPIEN would render with."""
     try:
         there = devices()
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -122,7 +122,7 @@ class _Properties(ctypes.Structure):
 
 
 _SOFTWARE = 4
-"""VK_PHYSICAL_DEVICE_TYPE_CPU."""
+"""Vulkan's number for a device that is a CPU (VK_PHYSICAL_DEVICE_TYPE_CPU)."""
 
 
 def _enumerate() -> list[Device]:

@@ -22,37 +22,39 @@ class ManiSkillTask(Protocol):
     """The part that differs between one task of ManiSkill's and another."""
 
     pointers: int
-    """K of `points`."""
+    """K, the number of points that `points` returns."""
 
     def make(self, num_envs: int) -> Any:
-        """An environment of ManiSkill's."""
+        """Make an environment of ManiSkill's."""
         ...
 
     def start(self, env: Any, rows: Sequence[int], episodes: Sequence[EpisodeSpec]) -> None: ...
 
     def outcome(self, env: Any, action: Tensor, info: dict[str, Any]) -> Outcome:
-        """After an action, of which `info` is ManiSkill's account."""
+        """Judge the outcome of an action, of which `info` is ManiSkill's account."""
         ...
 
     def frames(self, env: Any, rows: Sequence[int]) -> Tensor:
-        """uint8 [rows, cameras, H, W, 3], rendered now."""
+        """Render rows now: uint8 [rows, cameras, H, W, 3]."""
         ...
 
     def points(self, env: Any, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, K, 2]: pixels of what the instruction is about; see `rove.envs.base.Grounder`."""
+        """Locate what the instruction is about, pixels float32 [rows, K, 2]; see
+        `rove.envs.base.Grounder`."""
         ...
 
     def expert(self, env: Any, row: int, spec: EpisodeSpec, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The scripted expert's next action [A], and how far noise may push it [A], in the same units."""
+        """Return the scripted expert's next action [A], and how far noise may push it [A], in the same
+        units."""
         ...
 
 
 Choose = Callable[[int, int], np.ndarray]
-"""(row, index in the chunk) -> action [A]."""
+"""Function of (row, index in the chunk) that returns an action [A]."""
 
 
 class World:
-    """n rows of one task; `task` says what it is."""
+    """A simulation with n rows of one task; `task` says what it is."""
 
     def __init__(
         self, task: ManiSkillTask, num_envs: int, horizon: int, action_spec: Callable[[Any], ActionSpec]
@@ -88,14 +90,15 @@ class World:
             self._thaw(frozen)
 
     def stop(self, rows: Sequence[int]) -> None:
-        """These rows idle from now on."""
+        """Let these rows idle from now on."""
         for row in rows:
             self.specs[row] = None
 
     def play(
         self, rows: Sequence[int], chunk: int, choose: Choose, film: Callable[[int], None] = lambda row: None
     ) -> Played:
-        """One chunk in these rows; one whose episode ends stays as it ended; `film` is told of actions."""
+        """Play one chunk in these rows; one whose episode ends stays as it ended; `film` is told of
+        actions."""
         running, frozen = list(rows), []
 
         def act(c: int, now: np.ndarray) -> Outcome:
@@ -115,19 +118,19 @@ class World:
         return played
 
     def frames(self, rows: Sequence[int]) -> Tensor:
-        """uint8 [rows, cameras, H, W, 3]."""
+        """Render rows: uint8 [rows, cameras, H, W, 3]."""
         return self.task.frames(self.env, rows)
 
     def points(self, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, K, 2]: see `ManiSkillTask.points`."""
+        """Locate what the instruction is about, float32 [rows, K, 2]: see `ManiSkillTask.points`."""
         return self.task.points(self.env, rows)
 
     def proprioception(self, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, P]: joint positions."""
+        """Return joint positions, float32 [rows, P]."""
         return self.env.agent.robot.get_qpos()[list(rows)].float().cpu()
 
     def expert(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `ManiSkillTask.expert`."""
+        """Ask the scripted expert for an action: see `ManiSkillTask.expert`."""
         spec = self.specs[row]
         assert spec is not None
         return self.task.expert(self.env, row, spec, int(self.elapsed[row]))
@@ -146,7 +149,8 @@ class World:
         return self.task.outcome(self.env, actions, info)
 
     def _freeze(self, rows: Sequence[int]) -> list[tuple[list[int], Any]]:
-        """The state of rows that a shared simulation goes on with; nothing where a world has one row."""
+        """Return the state of rows that a shared simulation goes on with; nothing where a world has one
+        row."""
         return [(list(rows), self.env.get_state_dict())] if rows and self.num_envs > 1 else []
 
     def _thaw(self, frozen: Sequence[tuple[list[int], Any]]) -> None:
@@ -158,7 +162,7 @@ class World:
 
 
 def _rows(state: Any, index: Tensor) -> Any:
-    """The rows `index` of a nested state."""
+    """Return the rows `index` of a nested state."""
     if isinstance(state, dict):
         return {name: _rows(part, index) for name, part in state.items()}
     return state[index]

@@ -21,7 +21,7 @@ from rove.envs.tabletop.worlds import TabletopWorlds, background
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
 
 REQUESTS = 6
-"""Instructions a picture is asked about."""
+"""Number of instructions that a picture is asked about."""
 UNDER_WAY = 0.75
 """Share of those pictures in which the hand has left its start."""
 
@@ -91,7 +91,7 @@ class TabletopEnv(ChunkedEnv):
         return played
 
     def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See `rove.envs.base.Brancher`."""
+        """Try chunks and put everything back: see `rove.envs.base.Brancher`."""
         before, worlds = self._counts() | {"elapsed": self.elapsed}, self._worlds.state_dict()
         rows, tried = self._running(), []
         for g in range(actions.shape[1]):
@@ -137,7 +137,7 @@ class TabletopEnv(ChunkedEnv):
         self._astray[:] = SLIP * slots[:, None, None] * np.stack([np.cos(way), np.sin(way)], axis=-1)
 
     def points(self) -> Tensor:
-        """Object, destination (none for a pick) and hand: see `rove.envs.base.Grounder`."""
+        """Locate object, destination (none for a pick) and hand: see `rove.envs.base.Grounder`."""
         where = torch.full((self.num_envs, 3, 2), torch.nan)
         rows = self._running()
         situation = self._worlds.situation(rows)
@@ -147,12 +147,12 @@ class TabletopEnv(ChunkedEnv):
         return where
 
     def _pixels(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
-        """float32 [n, k, 2] of places [n, k, 3]."""
+        """Return the pixels, float32 [n, k, 2], of places [n, k, 3]."""
         size = self.image_shape[1]
         return torch.from_numpy((size * self._worlds.project(rows, places)).astype(np.float32))
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
-        """Places in the image of what could be asked for; see `rove.envs.base.Grounder`."""
+        """Locate in the image what could be asked for; see `rove.envs.base.Grounder`."""
         self._reset(episodes)
         frame, instruction, places = [], [], []
         for slot, episode in enumerate(episodes):

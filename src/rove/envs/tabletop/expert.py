@@ -16,16 +16,18 @@ OVER = 0.060
 BEHIND = 0.062
 """Distance behind the object's centre at which a push begins."""
 PUSH_STEP = 0.035
-"""Metres an action."""
+"""Metres that a push goes in an action."""
 OPEN, CLOSE = 1.0, -1.0
 APPROACH, CARRY = 3, 4
 """Actions over which the way to the target, and that to its destination, is divided."""
 SLIP = 0.03
-"""Metres by which it misses when it slips: the hand then closes on nothing, or lets go beside the goal."""
+"""Metres by which the expert misses when it slips: the hand then closes on nothing, or lets go beside the
+goal."""
 
 
 def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """The equivalent angle in [-period/2, period/2]; zero where the period is zero (any angle will do)."""
+    """Return the equivalent angle in [-period/2, period/2]; zero where the period is zero (any angle will
+    do)."""
     safe = np.where(period > 0, period, 1.0)
     return np.where(period > 0, angle - safe * np.round(angle / safe), 0.0)
 
@@ -33,7 +35,7 @@ def _wrap(angle: np.ndarray, period: np.ndarray) -> np.ndarray:
 def _grasp(
     s: Situation, pose: np.ndarray, turn: np.ndarray, late: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Above the target, down, close: wanted pose [n, 4] and gripper command [n]."""
+    """Go above the target, down, close: wanted pose [n, 4] and gripper command [n]."""
     off = np.linalg.norm(s.target[:, :2] - s.gripper[:, :2], axis=-1)
     aligned = late & (off < 0.02) & (np.abs(turn) < 0.25)
     low = GRASP + s.height
@@ -47,7 +49,7 @@ def _grasp(
 
 
 def _carry(s: Situation, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lift, over the destination, down, let go, up."""
+    """Lift, go over the destination, down, let go, up."""
     grip = s.gripper[:, 2] - s.height  # how far above the object's underside the fingertips hold it
     above = np.maximum(s.destination[:, 2] + 0.035, OVER) + grip
     shift = s.destination[:, :2] - s.target[:, :2]
@@ -63,7 +65,7 @@ def _carry(s: Situation, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _push(s: Situation, pose: np.ndarray) -> np.ndarray:
-    """Behind the target with a closed fist, down, along the line to the zone: wanted pose [n, 4]."""
+    """Go behind the target with a closed fist, down, along the line to the zone: wanted pose [n, 4]."""
     line = s.destination[:, :2] - s.target[:, :2]
     ahead = line / np.maximum(np.linalg.norm(line, axis=-1, keepdims=True), 1e-6)
     offset = s.gripper[:, :2] - s.target[:, :2]
@@ -114,7 +116,7 @@ def expert_action(
     elapsed: np.ndarray,
     held_for: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Actions [n, 5] for n slots, and how freely [n] the hand moves: 1 on the way, less near its goal.
+    """Return actions [n, 5] for n slots, and how freely [n] the hand moves: 1 on the way, less near its goal.
 
     `pose` [n, 4] is the commanded gripper pose, `target_yaw` [n] the target's, `symmetry` [n] the angle by
     which turning it changes nothing, `elapsed` and `held_for` [n] the actions since the episode began and

@@ -30,21 +30,21 @@ RECEPTACLE_AREA = np.array([0.145, 0.095])
 UNSEEN_REGION = (np.array([0.06, 0.02]), OBJECT_AREA)
 """Lower and upper corner of where a target stands in the "unseen_position" variant, and never else."""
 MAX_YAW = 0.5
-"""Radians, either way."""
+"""Largest turn of an object either way, radians."""
 
 START = np.array([0.0, 0.0, 0.14, 0.0])
 """Pose in which the gripper starts: x, y, z [m], yaw [rad]."""
 START_SPREAD = np.array([0.03, 0.03, 0.015, 0.1])
 PUSH_DISTANCE = (0.115, 0.145)
-"""From the object's centre to the zone's, metres."""
+"""Distances from the object's centre to the zone's, metres."""
 BEHIND = 0.065
 """Distance behind the object's centre at which a push begins."""
 DISPLACEMENT = (0.085, 0.18)
-"""How far the target is moved in mid-episode, metres: out of reach of the fingers that are around it."""
+"""Metres that the target is moved in mid-episode: out of reach of the fingers that are around it."""
 DISPLACED_AFTER = 2
-"""Executed actions before it is."""
+"""Executed actions before the target is moved in mid-episode."""
 ARRANGING_VARIANTS = ("unseen_position", "distractors", "displaced")
-"""Those that have to be known before the scene is drawn; the others leave everything in its place."""
+"""Variants that have to be known before the scene is drawn; the others leave everything in its place."""
 
 RGB: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.09),
@@ -75,14 +75,14 @@ class Look:
 
     @property
     def plain_table(self) -> bool:
-        """Whether the table looks as it usually does."""
+        """The table looks as it usually does."""
         usual = Look(camera_shift=self.camera_shift, camera_roll=self.camera_roll, shade=self.shade)
         return self == usual
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One initial state."""
+    """One initial state of a scene."""
 
     objects: tuple[Thing, ...]
     object_xy: np.ndarray
@@ -98,7 +98,7 @@ class Layout:
     start: np.ndarray
     """[4]: the gripper's x, y, z and yaw."""
     displaced_xy: np.ndarray | None
-    """[2]: where the target reappears in mid-episode."""
+    """Place [2] at which the target reappears in mid-episode."""
     look: Look
 
 
@@ -110,7 +110,7 @@ def _pick(rng: np.random.Generator, things: list[Thing], count: int) -> list[Thi
 
 
 def _objects(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
-    """The target first, then what it is stacked on, then distractors; no colour twice."""
+    """Draw the objects: the target first, then what it is stacked on, then distractors; no colour twice."""
     chosen = [task.target]
     if task.family == "stack":
         assert task.destination is not None
@@ -122,7 +122,8 @@ def _objects(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
 
 
 def _receptacles(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
-    """The destination first, then one of its role, so that its name has to be read, then one of the other."""
+    """Draw the receptacles: the destination first, then one of its role, so that its name has to be read,
+    then one of the other."""
     zones = [thing for thing in RECEPTACLES if thing.kind == "zone"]
     vessels = [thing for thing in RECEPTACLES if thing.kind != "zone"]
     if task.family == "push":
@@ -147,7 +148,7 @@ def _receptacles(rng: np.random.Generator, task: TabletopTask) -> list[Thing]:
 # Smallest distance in x, or else in y: open fingers are 0.12 m wide along x. Both axes: receptacle, object.
 _GAP = np.array([[[0.118, 0.118], [0.100, 0.100]], [[0.100, 0.100], [0.095, 0.070]]])
 _LANE_GAP = (0.10, 0.07)
-"""From the way of a push, of a receptacle and of an object."""
+"""Metres that a receptacle and an object keep from the way of a push."""
 _CANDIDATES = 64
 _MOST = sc.OBJECTS + sc.RECEPTACLES + max(sc.EXTRAS, 1)
 
@@ -194,7 +195,7 @@ class _Table:
 
 
 def _behind(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
-    """Place from which the fist of a push starts."""
+    """Return the place from which the fist of a push starts."""
     away = target - zone
     return target + BEHIND * away / np.linalg.norm(away, axis=-1, keepdims=True)
 
@@ -216,13 +217,13 @@ def _target_candidates(rng: np.random.Generator, unseen: bool) -> np.ndarray:
 def _around(
     rng: np.random.Generator, centre: np.ndarray, distance: tuple[float, float], count: int
 ) -> np.ndarray:
-    """Points [count, 2] at a distance from the centre, [2] or [count, 2]."""
+    """Draw points [count, 2] at a distance from the centre, [2] or [count, 2]."""
     angle = rng.uniform(-np.pi, np.pi, count)
     return centre + rng.uniform(*distance, size=(count, 1)) * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
 def _pushable(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
-    """bool [n]: a zone [n, 2] there fits, and so does the fist behind the target [n, 2]."""
+    """Tell where a zone [n, 2] fits, and the fist behind the target [n, 2] does too, bool [n]."""
     fits = np.abs(zone) <= RECEPTACLE_AREA
     reachable = np.abs(_behind(target, zone)) <= OBJECT_AREA + 0.01
     possible = fits & reachable
@@ -232,7 +233,7 @@ def _pushable(target: np.ndarray, zone: np.ndarray) -> np.ndarray:
 def _find_target(
     rng: np.random.Generator, table: _Table, task: TabletopTask, variant: str
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """The target, the zone of a push, and where the target is moved in mid-episode."""
+    """Place the target, the zone of a push, and where the target is moved in mid-episode."""
     candidates = _target_candidates(rng, variant == "unseen_position")
     if task.family != "push":
         target = table.put(candidates[0], True)
@@ -261,7 +262,7 @@ def _find_target(
 def _arrange(
     rng: np.random.Generator, task: TabletopTask, variant: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """One attempt at positions: objects, receptacles, extras, each [k, 2], and the displaced target's."""
+    """Attempt to find positions: objects, receptacles, extras, each [k, 2], and the displaced target's."""
     table = _Table(rng)
     target, zone, spot = _find_target(rng, table, task, variant)
     receptacles = [] if zone is None else [zone]

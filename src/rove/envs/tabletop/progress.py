@@ -32,7 +32,7 @@ CLEARANCE = 0.05
 CARRY_CLEARANCE = 0.035
 """Height above its destination at which what is carried clears it."""
 BEHIND = 0.045
-"""How far behind a target's centre the hand that pushes it is."""
+"""Metres behind a target's centre at which the hand that pushes it is."""
 GRIP = 0.05
 """Metres of way that opening or closing the gripper counts for."""
 FULL_WAY = 0.8
@@ -50,9 +50,9 @@ class Situation:
     target: np.ndarray
     """[n, 3]: centre of the target object."""
     half_height: np.ndarray
-    """[n]: of the target object."""
+    """Half height [n] of the target object, metres."""
     destination: np.ndarray
-    """[n, 3]: what the target is to be on: top of a receptacle or object; for a pick, unused."""
+    """Place [n, 3] that the target is to be on: top of a receptacle or object; for a pick, unused."""
     touched: np.ndarray
     """bool [n, 2]: left and right finger touch the target."""
     supported: np.ndarray
@@ -62,17 +62,17 @@ class Situation:
 
     @property
     def held(self) -> np.ndarray:
-        """bool [n]: both fingers touch the target."""
+        """Rows in which both fingers touch the target, bool [n]."""
         return np.all(self.touched, axis=-1)
 
     @property
     def height(self) -> np.ndarray:
-        """[n]: of the target's underside above the table."""
+        """Height [n] of the target's underside above the table, metres."""
         return self.target[:, 2] - self.half_height
 
 
 def inside(s: Situation, margin: float = 0.0) -> np.ndarray:
-    """bool [n]: the target's centre is over its destination, `margin` metres within its border."""
+    """Tell where the target's centre is over its destination, `margin` metres within its border: bool [n]."""
     offset = s.target[:, :2] - s.destination[:, :2]
     square = np.abs(offset).max(-1)
     radius = np.linalg.norm(offset, axis=-1)
@@ -84,7 +84,7 @@ def inside(s: Situation, margin: float = 0.0) -> np.ndarray:
 
 
 def achieved(s: Situation) -> np.ndarray:
-    """bool [n]: the goal predicate holds now."""
+    """Tell where the goal predicate holds now: bool [n]."""
     released = s.open & ~s.touched.any(-1)
     lifted = s.height >= LIFT_HEIGHT
     low = s.height <= s.destination[:, 2] + ON_TABLE
@@ -96,13 +96,14 @@ def achieved(s: Situation) -> np.ndarray:
 
 
 def failed(s: Situation) -> np.ndarray:
-    """bool [n]: what cannot be undone: the target left the arm's reach, or a push has lifted it."""
+    """Tell what cannot be undone, bool [n]: the target left the arm's reach, or a push has lifted it."""
     lost = (np.abs(s.target[:, :2]) > np.array(sc.REACH)).any(-1)
     return lost | ((s.family == PUSH) & (s.height > PUSH_LIFT))
 
 
 def potential(s: Situation) -> np.ndarray:
-    """[n], in [-1, 0]: minus what is left to do, as the way that the hand still has to go.
+    """Return the potential [n], in [-1, 0]: minus what is left to do, as the way that the hand still has to
+    go.
 
     Rewards are Phi(s') - Phi(s), as in Ng, Harada and Russell (1999): a step is paid for what it brings, at
     once. Unlike theirs, which is the same after every end, Phi is 0 after success and -1 after failure: a
@@ -112,7 +113,8 @@ def potential(s: Situation) -> np.ndarray:
 
 
 def _left_to_carry(s: Situation) -> np.ndarray:
-    """[n] metres: over the target, down, grasp it, lift, over the destination, down, let go."""
+    """Measure the way [n] over the target, down, grasp it, lift, over the destination, down, let go;
+    metres."""
     off = np.linalg.norm(s.gripper[:, :2] - s.target[:, :2], axis=-1)
     low = s.height + GRASP
     reach = np.maximum(off - 0.006, 0.0) + _descent(off, s.gripper[:, 2] - low, CLEARANCE)
@@ -129,7 +131,7 @@ def _left_to_carry(s: Situation) -> np.ndarray:
 
 
 def _left_to_push(s: Situation) -> np.ndarray:
-    """[n] metres: behind the target as seen from its destination, down, along the line."""
+    """Measure the way [n] behind the target as seen from its destination, down, along the line; metres."""
     line = s.destination[:, :2] - s.target[:, :2]
     shift = np.linalg.norm(line, axis=-1)
     ahead = line / np.maximum(shift, 1e-6)[:, None]
@@ -141,7 +143,7 @@ def _left_to_push(s: Situation) -> np.ndarray:
 
 
 def _descent(off: np.ndarray, above: np.ndarray, clearance: float) -> np.ndarray:
-    """[n]: the way up and down of what is `above` its goal and `off` to the side of it, metres.
+    """Return the way [n] up and down of what is `above` its goal and `off` to the side of it, metres.
 
     It has to be `clearance` above before it may come near: a funnel around the goal.
     """

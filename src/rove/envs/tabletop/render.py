@@ -114,7 +114,7 @@ class TabletopRenderer:
         mujoco_warp.render(self._model, self._data, self._context)
 
     def render(self, frame: TabletopFrame) -> np.ndarray:
-        """uint8 [len(frame), size, size, 3]."""
+        """Draw a frame, uint8 [len(frame), size, size, 3]."""
         n = len(frame)
         quiet_warp.use(self.device)
         for name, array in self._arrays.items():
@@ -158,7 +158,7 @@ class RenderPool:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render") if threads > 1 else None
 
     def render(self, frame: TabletopFrame) -> np.ndarray:
-        """uint8 [len(frame), size, size, 3], a fresh array."""
+        """Draw a frame into a fresh array, uint8 [len(frame), size, size, 3]."""
         n = len(frame)
         image = np.empty((n, self.size, self.size, 3), np.uint8)
         share = max(1, -(-n // len(self._renderers)))

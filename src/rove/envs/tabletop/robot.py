@@ -25,7 +25,7 @@ STATE_DIM = 5
 
 
 def inverse(pose: np.ndarray, opening: np.ndarray) -> np.ndarray:
-    """Joint targets [n, 6] for gripper poses [n, 4] and finger positions [n], elbow to the right.
+    """Return joint targets [n, 6] for gripper poses [n, 4] and finger positions [n], elbow to the right.
 
     The law of cosines gives the elbow; every pose of the workspace is within reach.
     """
@@ -38,7 +38,7 @@ def inverse(pose: np.ndarray, opening: np.ndarray) -> np.ndarray:
 
 
 def forward(joints: np.ndarray) -> np.ndarray:
-    """Gripper poses [n, 4] of joint positions [n, 6]."""
+    """Return gripper poses [n, 4] of joint positions [n, 6]."""
     shoulder, bend = joints[:, 0], joints[:, 0] + joints[:, 1]
     x = BASE[0] + UPPER_ARM * np.cos(shoulder) + FOREARM * np.cos(bend)
     y = BASE[1] + UPPER_ARM * np.sin(shoulder) + FOREARM * np.sin(bend)
@@ -46,5 +46,5 @@ def forward(joints: np.ndarray) -> np.ndarray:
 
 
 def opening(gripper: np.ndarray) -> np.ndarray:
-    """Finger position [n], metres, that a gripper command [n] asks for."""
+    """Return the finger position [n], metres, that a gripper command [n] asks for."""
     return np.where(gripper > 0, FINGER_TRAVEL, 0.0)

@@ -42,12 +42,12 @@ UPPER_ARM, FOREARM, ARM_HEIGHT = 0.34, 0.32, 0.46
 FINGER_TRAVEL = 0.048
 """Travel of each finger: the gripper opens to twice this."""
 FINGER = (0.006, 0.013, 0.032)
-"""Half extents: thickness, width, height."""
+"""Half extents of a finger, metres: thickness, width, height."""
 
 REST_DEPTH = 1.2e-4
-"""How far an object at rest sinks into what carries it: contacts are soft."""
+"""Metres that an object at rest sinks into what carries it: contacts are soft."""
 TIMESTEP = 0.01
-"""Seconds."""
+"""Seconds of a physics step."""
 HIDDEN = 1e-5
 """Size of a shape that its slot does not show: it lies unseen inside the one it does."""
 
@@ -62,15 +62,15 @@ OBJECT_BIT, FINGER_BIT = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Which geoms of an object slot make a shape."""
+    """The geoms of an object slot that make a shape."""
 
     sizes: dict[str, tuple[float, float, float]]
-    """Geom -> MuJoCo size; the others stay hidden."""
+    """MuJoCo size of each geom that is shown; the others stay hidden."""
     bar_yaw: float = 0.0
     """Rotation of the second box against the first, radians."""
     half_height: float = HALF_HEIGHT
     symmetry: float = np.pi / 2
-    """Turning by this angle gives an equally good grasp; 0: any angle does."""
+    """Angle by which a turn gives an equally good grasp, radians; 0: any angle does."""
 
 
 SHAPES: dict[str, Shape] = {
@@ -90,7 +90,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def receptacle_sizes(kind: str) -> dict[str, tuple[float, float, float]]:
-    """Geom -> MuJoCo size of a receptacle of this kind."""
+    """Return the MuJoCo size of each geom of a receptacle of this kind."""
     if kind == "plate":
         return {"disc": (PLATE_RADIUS, PLATE_HEIGHT / 2, 0.0)}
     if kind == "zone":
@@ -255,7 +255,7 @@ class TabletopScene:
     extra_bodies: np.ndarray
     """int [EXTRAS]."""
     table: int
-    """Geom id."""
+    """Geom id of the table."""
     spot: int
     """Geom id of the mark on the table under the gripper."""
     object_qpos: np.ndarray

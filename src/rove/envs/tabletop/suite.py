@@ -42,7 +42,8 @@ class TabletopSuite(TaskSuite):
 
     @classmethod
     def from_config(cls, config: TabletopConfig) -> TabletopSuite:
-        """Tasks of a named set, or of task ids separated by commas; ValueError where one does not exist."""
+        """Select the tasks of a named set, or of task ids separated by commas; ValueError where one does not
+        exist."""
         if config.tasks in TASK_SETS:
             return cls(TASK_SETS[config.tasks])
         names = tuple(name.strip() for name in config.tasks.split(","))
@@ -65,9 +66,9 @@ class TabletopSuite(TaskSuite):
         rng: np.random.Generator,
         carried: tuple[int, int] | None = None,
     ) -> list[tuple[str, np.ndarray]]:
-        """Things that could be asked for in a scene whose objects have come to `places` [OBJECTS, 3]: `count`
-        random instructions, of all families alike, and where the object and its destination (NaN without
-        one) are, [2, 3] metres. No held-out tasks.
+        """Draw things that could be asked for in a scene whose objects have come to `places` [OBJECTS, 3]:
+        `count` random instructions, of all families alike, and where the object and its destination (NaN
+        without one) are, [2, 3] metres. No held-out tasks.
 
         `carried`: see `TabletopWorlds.catch_in_the_act`. Half of the instructions then are to put it there:
         it is then that an episode shows such a picture.
@@ -99,7 +100,7 @@ class TabletopSuite(TaskSuite):
         return found
 
     def initial_states(self, task: str, split: Split) -> range:
-        """4,096 train states, 256 held-out ones, the same ids for every task."""
+        """Return the ids of 4,096 train states, or of 256 held-out ones, the same for every task."""
         parse(task)
         if split not in INITIAL_STATES:
             raise RoveError(f"Unknown split {split!r}. {nearest(split, INITIAL_STATES)}")

@@ -178,7 +178,7 @@ DESTINATIONS: Mapping[str, dict[str, Thing]] = {
 
 @functools.cache
 def parse(task: str) -> TabletopTask:
-    """The task that an id names; ValueError (with the nearest valid choice) where it names none."""
+    """Parse the task that an id names; ValueError (with the nearest valid choice) where it names none."""
     family, *parts = task.split("/")
     if family not in FAMILIES:
         raise RoveError(f"Unknown task family {family!r} in task {task!r}. {nearest(family, FAMILIES)}")
@@ -200,7 +200,7 @@ def parse(task: str) -> TabletopTask:
 
 
 def _choose(count: int, *key: object) -> int:
-    """A fixed choice in [0, count) for a key, the same on every machine."""
+    """Make a fixed choice in [0, count) for a key, the same on every machine."""
     return zlib.crc32("|".join(map(str, key)).encode()) % count
 
 
@@ -215,7 +215,8 @@ def _validate(episode: EpisodeSpec) -> None:
 
 
 def target_of(episode: EpisodeSpec) -> Thing:
-    """The object that the episode is about: the task's own, or what a semantic variant puts in its place."""
+    """Return the object that the episode is about: the task's own, or what a semantic variant puts in its
+    place."""
     task = parse(episode.task)
     color = task.target.color
     if episode.variant == "unseen_shape":

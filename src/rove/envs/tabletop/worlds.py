@@ -50,11 +50,12 @@ class Setup:
 
     qpos: np.ndarray
     pose: np.ndarray
-    """[4], the commanded gripper pose."""
+    """Commanded gripper pose [4]."""
     geom_size: np.ndarray
     geom_quat: np.ndarray
     contact: np.ndarray
-    """bool [ngeom]: False where a geom collides with nothing because its slot does not show it."""
+    """Geoms that collide, bool [ngeom]: False where one collides with nothing because its slot does not show
+    it."""
     body_pos: np.ndarray
     geom_rgba: np.ndarray
     geom_matid: np.ndarray
@@ -67,14 +68,14 @@ class Setup:
     half_height: float
     symmetry: float
     destination: np.ndarray
-    """[3]: top of the receptacle that the task names; for a stack, overridden by the object's."""
+    """Top [3] of the receptacle that the task names; for a stack, overridden by the object's."""
     displaced: np.ndarray
-    """[2]: where the target reappears in mid-episode; NaN: it does not."""
+    """Place [2] at which the target reappears in mid-episode; NaN: it does not."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _camera(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """World position [3] and orientation [3, 3] (columns: right, up, backwards) of a look's camera."""
+    """Return world position [3] and orientation [3, 3] (columns: right, up, backwards) of a look's camera."""
     direction = np.array([0.0, -np.cos(CAMERA_ELEVATION), np.sin(CAMERA_ELEVATION)])
     position = LOOK_AT + CAMERA_DISTANCE * direction + np.array(look.camera_shift)
     back = (position - LOOK_AT) / np.linalg.norm(position - LOOK_AT)
@@ -127,7 +128,7 @@ class _Painter:
 
 @functools.lru_cache(maxsize=16384)
 def setup(task_id: str, initial_state: int, variant: str) -> Setup:
-    """The rows of one initial state; cached, because groups of episodes share it."""
+    """Compute the rows of one initial state; cached, because groups of episodes share it."""
     scene, task = sc.scene(), parse(task_id)
     start = layout(EpisodeSpec(task_id, initial_state, variant))
     paint, model = _Painter(scene), scene.model
@@ -275,7 +276,7 @@ class TabletopWorlds:
         return carried
 
     def object_places(self, row: int) -> np.ndarray:
-        """Centres [OBJECTS, 3] of the objects, metres; the task's target first."""
+        """Return the centres [OBJECTS, 3] of the objects, metres; the task's target first."""
         return self._qpos[row, self.scene.object_qpos[:, :3]]
 
     def displace(self, rows: np.ndarray) -> None:
@@ -288,7 +289,7 @@ class TabletopWorlds:
         self._qvel[rows[:, None], speed] = 0.0
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Execute one action [n, 5] in each of `rows`; bool [n]: where the simulation diverged."""
+        """Execute one action [n, 5] in each of `rows`; returns where the simulation diverged, bool [n]."""
         before = self.pose[rows]
         after = np.clip(before + actions[:, :4], robot.WORKSPACE_LOW, robot.WORKSPACE_HIGH)
         self.pose[rows], self.open[rows] = after, actions[:, 4] > 0
@@ -307,7 +308,7 @@ class TabletopWorlds:
         return bad
 
     def _warnings(self, rows: np.ndarray) -> np.ndarray:
-        """int [n]: how often MuJoCo has found a world's numbers bad, and reset it."""
+        """Count how often MuJoCo has found a world's numbers bad, and reset it: int [n]."""
         return self._batch.warning[rows][:, _DIVERGED, 1].sum(-1)
 
     def wake(self, rows: np.ndarray) -> None:
@@ -321,7 +322,7 @@ class TabletopWorlds:
         self._batch.state[rows] = state
 
     def situation(self, rows: np.ndarray) -> Situation:
-        """The privileged state of `rows`."""
+        """Return the privileged state of `rows`."""
         scene, qpos = self.scene, self._qpos[rows]
         destination = self._destination[rows]
         stacked = self._family[rows] == FAMILIES.index("stack")
@@ -339,12 +340,13 @@ class TabletopWorlds:
         )
 
     def proprioception(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, STATE_DIM]: the gripper's measured x, y, z [m], yaw [rad] and finger opening [m]."""
+        """Return the gripper's measured x, y, z [m], yaw [rad] and finger opening [m]: float32 [n,
+        STATE_DIM]."""
         joints = self._qpos[rows][:, self.scene.arm_qpos]
         return np.column_stack([robot.forward(joints), joints[:, -1]]).astype(np.float32)
 
     def target_yaw(self, rows: np.ndarray) -> np.ndarray:
-        """Yaw [n] of the target objects, radians."""
+        """Return the yaw [n] of the target objects, radians."""
         return yaw_of(self._qpos[rows[:, None], self.scene.object_qpos[0, 3:]])
 
     def project(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -355,7 +357,7 @@ class TabletopWorlds:
         return 0.5 + focal * seen[..., :2] / -seen[..., 2:] * [1.0, -1.0]
 
     def frame(self, rows: np.ndarray) -> TabletopFrame:
-        """How `rows` look now."""
+        """Return how `rows` look now."""
         self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_POS.value)
         xpos = self._xpos[rows].astype(np.float32)
         xpos[:, self.scene.spot] = robot.forward(self._qpos[rows][:, self.scene.arm_qpos])[:, :3] * [1, 1, 0]
@@ -366,7 +368,7 @@ class TabletopWorlds:
         return TabletopFrame(xpos, xmat, **look)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """State that the episodes alone do not determine."""
+        """Return the state that the episodes alone do not determine."""
         return {
             "physics": self._batch.state.copy(),
             "pose": self.pose.copy(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 SEEN_OBJECTS, SEEN_TABLES = 16, 16
-"""The first so many are those of the train splits; of the receptacles it is the first one, the plate."""
+"""Numbers of objects and tables in the train splits, which come first; of the receptacles it is the plate."""
 
 OBJECTS = (
     "carrot",
@@ -84,11 +84,12 @@ TEMPLATES = (
     "position the $C$ atop the $P$",
     "Arrange for the $C$ to be resting on $P$.",
 )
-"""The first is the one that is trained on, the next 16 the shifted ones; no task uses the rest."""
+"""Forms of an instruction. The first is the one that is trained on, the next 16 the shifted ones; no task
+uses the rest."""
 
 
 def sentence(template: int, obj: int, receptacle: int) -> str:
-    """Example: `sentence(0, 0, 0)` -> `"put carrot on plate"`."""
+    """Return an instruction, e.g. `sentence(0, 0, 0)` -> `"put carrot on plate"`."""
     return TEMPLATES[template].replace("$C$", OBJECTS[obj]).replace("$P$", RECEPTACLES[receptacle])
 
 

@@ -19,7 +19,8 @@ TABLE = 0.8695
 STEP, TURN = 0.04, 0.4
 """Longest step of a target pose in an action, metres along an axis, radians."""
 CLEARANCE = 0.045
-"""Of the fingertips above the object on the way to it, of the object above all else on the way back."""
+"""Metres that the fingertips keep above the object on the way to it, and it above all else on the way
+back."""
 CLOSED = 0.0165
 """Position of a finger that has closed on nothing, metres."""
 OPEN, CLOSE = 1.0, -1.0
@@ -30,17 +31,17 @@ class Grasp(NamedTuple):
     """Pose of the hand that takes hold of the object."""
 
     place: np.ndarray
-    """[3]: of the point between the fingertips, metres."""
+    """Point [3] between the fingertips, metres."""
     angle: float
-    """Of the axis along which the fingers close, in [0, pi)."""
+    """Angle of the axis along which the fingers close, in [0, pi)."""
     top: float
-    """Of the object, metres."""
+    """Height of the object's top, metres."""
     bottom: float
 
 
 @cache
 def _surface(file: Path) -> np.ndarray:
-    """[2000, 3]: points on an object's collision mesh."""
+    """Return points [2000, 3] on an object's collision mesh."""
     import trimesh
 
     mesh = trimesh.load(file, force="mesh")
@@ -62,7 +63,7 @@ def _points(env: Any, row: int, source: Any) -> np.ndarray:
 
 
 def grasp(points: np.ndarray, centre: np.ndarray, now: float) -> Grasp:
-    """How to take hold of an object with `points` [n, 3] on its surface and its mass at `centre` [3].
+    """Choose how to take hold of an object with `points` [n, 3] on its surface and its mass at `centre` [3].
 
     `now` is the angle that the fingers have, from which a turn costs a little.
     """
@@ -92,14 +93,14 @@ def _turn(angle: float, now: float) -> float:
 
 
 class _Hand(NamedTuple):
-    """Of one world, in the world frame."""
+    """The hand of one world, in the world frame."""
 
     place: np.ndarray
-    """[3]: of the point between the fingertips."""
+    """Point [3] between the fingertips."""
     wanted: np.ndarray
-    """[3]: where the controller wants that point."""
+    """Place [3] at which the controller wants that point."""
     angle: float
-    """Of the axis along which the fingers close, as the controller wants it."""
+    """Angle of the axis along which the fingers close, as the controller wants it."""
     open: float
     """Mean position of a finger, metres."""
 
@@ -118,7 +119,7 @@ def _hand(env: Any, row: int) -> _Hand:
 
 
 def action(env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`."""
+    """Return the next action [7], and how far noise may push it [7]; see `world.ManiSkillTask.expert`."""
     source, plate = env.model("more_carrot", row), env.model("more_plate", row)
     hand, points = _hand(env, row), _points(env, row, source)
     body = source._bodies[row]
@@ -143,7 +144,7 @@ def action(env: Any, row: int, elapsed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reach(hand: _Hand, hold: Grasp) -> tuple[np.ndarray, float, float]:
-    """Above the object, down, close: wanted place, turn and gripper."""
+    """Go above the object, down, close: wanted place, turn and gripper."""
     turn = _turn(hold.angle, hand.angle)
     above = np.array([*hold.place[:2], hold.top + CLEARANCE])
     if hand.open < CLOSED:  # closed on nothing
@@ -163,7 +164,7 @@ def _reach(hand: _Hand, hold: Grasp) -> tuple[np.ndarray, float, float]:
 def _carry(
     env: Any, row: int, hand: _Hand, hold: Grasp, source: np.ndarray, goal: np.ndarray, rim: float
 ) -> tuple[np.ndarray, float, float]:
-    """Up, over the receptacle, down: wanted place, turn and gripper."""
+    """Go up, over the receptacle, down: wanted place, turn and gripper."""
     shift = goal[:2] - source[:2]
     over = np.linalg.norm(shift) < 0.025
     want = hand.wanted.copy()

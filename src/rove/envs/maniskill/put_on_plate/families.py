@@ -34,7 +34,7 @@ class Part:
     yaws: tuple[float, ...] = poses.YAWS
 
     def sizes(self) -> dict[str, int]:
-        """Digit -> how many values it has."""
+        """Return how many values each digit has."""
         columns = (self.objects, self.receptacles, self.tables, self.extras, poses.places(self.places))
         return dict(zip(DIGITS, map(len, (*columns, self.yaws)), strict=True))
 
@@ -48,9 +48,9 @@ class Family:
     """Split -> its part; "train" first."""
     extra: Extra = "none"
     heights: tuple[float, float, float] = (0.90, 0.90, 0.0)
-    """At which source, receptacle and a third thing start, metres: those of RLinf, a short fall."""
+    """Heights at which source, receptacle and a third thing start, metres: those of RLinf, a short fall."""
     settled_heights: tuple[float, float, float] = (0.95, 0.95, 0.0)
-    """Those of RL4VLA, which lets them fall and settle before the episode begins."""
+    """Heights of RL4VLA, which lets things fall and settle before the episode begins."""
     effect: Literal["none", "texture", "whole"] = "none"
     strength: float = 0.0
     """Strength of the effect on images, 0 to 1."""
@@ -58,7 +58,7 @@ class Family:
     """Splits in which the source is put elsewhere in mid-episode."""
 
     def order(self) -> tuple[str, ...]:
-        """Digits, most significant first."""
+        """List the digits, most significant first."""
         middle = ("receptacle", "extra") if self.extra == "receptacle" else ("extra", "receptacle")
         return ("object", *middle, "table", "placement", "yaw")
 
@@ -142,9 +142,9 @@ class PlateScene:
     placement: int
     """Row of the family's set of places."""
     yaw: float
-    """Of the source object and of a distractor, rad."""
+    """Yaw of the source object and of a distractor, rad."""
     places: tuple[poses.Place, ...]
-    """Of source, receptacle and, where there is one, a third place."""
+    """Places of source, receptacle and, where there is one, a third thing."""
     heights: tuple[float, float, float]
     distractor: int | None = None
     """A second object, at the third place. Where it is the source itself (see `decode`), there is one object,
@@ -167,7 +167,8 @@ class PlateScene:
 
 @cache
 def family_of(name: str) -> tuple[Family, str]:
-    """Family and split of "PutOnPlateInScene25Main-v3" or "Main-v3:test"; the split is "train" unless given.
+    """Return family and split of "PutOnPlateInScene25Main-v3" or "Main-v3:test"; the split is "train" unless
+    given.
 
     Raises RoveError on an unknown one.
     """
@@ -260,11 +261,11 @@ class Space:
 
     @property
     def id(self) -> str:
-        """Example: "PutOnPlateInScene25Carrot-v1:test"."""
+        """Id of the split, e.g. "PutOnPlateInScene25Carrot-v1:test"."""
         return f"{self.family.id}:{self.split}"
 
     def _kept(self) -> dict[str, Sequence[int]]:
-        """Digit -> the digits that are left."""
+        """Values that are left of each digit."""
         part = self.family.parts[self.split]
         kept: dict[str, Sequence[int]] = {name: range(size) for name, size in part.sizes().items()}
         for name, values, wanted in (

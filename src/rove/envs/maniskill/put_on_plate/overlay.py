@@ -16,12 +16,12 @@ from torch import Tensor
 from rove.envs.maniskill.put_on_plate.families import PlateScene
 
 HEIGHT, WIDTH = 480, 640
-"""Of the published camera."""
+"""Pixels of the published camera."""
 
 
 @cache
 def _table_files(folder: Path) -> list[tuple[Path, Path]]:
-    """Photo and texture of each table."""
+    """List photo and texture of each table."""
     tables = json.loads((folder / "model_db.json").read_text())
     return [
         (folder / "imgs" / name, folder / "textures" / about["texture"]) for name, about in tables.items()
@@ -30,7 +30,7 @@ def _table_files(folder: Path) -> list[tuple[Path, Path]]:
 
 @cache
 def _picture(path: Path, height: int, width: int) -> Tensor:
-    """uint8 [height, width, 3]."""
+    """Read a picture, uint8 [height, width, 3]."""
     image = Image.open(path).convert("RGB")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -39,12 +39,12 @@ def _picture(path: Path, height: int, width: int) -> Tensor:
 
 @cache
 def _texture(path: Path) -> Tensor:
-    """float32 [3, 480, 640], 0 to 255."""
+    """Read a texture, float32 [3, 480, 640], 0 to 255."""
     return _picture(path, HEIGHT, WIDTH).permute(2, 0, 1).float()
 
 
 def compose(rgb: Tensor, keep: Tensor, scenes: Sequence[PlateScene], folder: Path) -> Tensor:
-    """The observation of n worlds, uint8 [n, H, W, 3].
+    """Compose the observation of n worlds, uint8 [n, H, W, 3].
 
     `rgb` uint8 [n, H, W, 3] is what was rendered, `keep` bool [n, H, W] where it shows robot or objects:
     there it stays; elsewhere the photo of the scene's table shows. `folder` holds photos and textures.
@@ -63,13 +63,13 @@ def compose(rgb: Tensor, keep: Tensor, scenes: Sequence[PlateScene], folder: Pat
 
 
 def _box(keep: Tensor) -> tuple[int, int, int, int]:
-    """First and last row, first and last column in which anything is kept."""
+    """Return first and last row, first and last column in which anything is kept."""
     rows, columns = keep.any(1).nonzero().flatten(), keep.any(0).nonzero().flatten()
     return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
 
 
 def _resized(texture: Tensor, height: int, width: int) -> Tensor:
-    """float32 [height, width, 3], bilinear."""
+    """Resize bilinearly to float32 [height, width, 3]."""
     resized = F.interpolate(texture[None], (height, width), mode="bilinear", align_corners=False)
     return resized[0].permute(1, 2, 0)
 
@@ -79,7 +79,7 @@ def _mixed(image: Tensor, texture: Tensor, strength: float) -> Tensor:
 
 
 def _foreground(image: Tensor, keep: Tensor, texture: Tensor, strength: float) -> Tensor:
-    """The texture, stretched over the box of what is kept, blended into that alone."""
+    """Blend the texture, stretched over the box of what is kept, into that alone."""
     top, bottom, left, right = _box(keep)
     inside = (slice(top, bottom + 1), slice(left, right + 1))
     patch = _resized(texture, bottom - top + 1, right - left + 1)
@@ -91,7 +91,7 @@ def _foreground(image: Tensor, keep: Tensor, texture: Tensor, strength: float) -
 
 
 def _whole(image: Tensor, keep: Tensor, texture: Tensor, strength: float) -> Tensor:
-    """A window of the texture at twice the frame's size, which moves with the box, blended into all."""
+    """Blend a window of the texture at twice the frame's size, which moves with the box, into all."""
     height, width = image.shape[:2]
     top, bottom, left, right = _box(keep)
     v, u = min(max((top + bottom) // 2, 1), height - 1), min(max((left + right) // 2, 1), width - 1)

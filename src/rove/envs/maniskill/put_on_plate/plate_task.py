@@ -1,4 +1,4 @@
-"""The put-on-plate task as worlds see it: see `rove.envs.maniskill.world.ManiSkillTask`."""
+"""The put-on-plate task as worlds see it, a `rove.envs.maniskill.world.ManiSkillTask`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PlateTask:
     """Every published environment: scenes differ, the simulation does not."""
 
     def __init__(self, config: PutOnPlateConfig, gpu: int | None) -> None:
-        """`gpu`: see `simulator.backends`."""
+        """Nothing is simulated before `make`; for `gpu` see `simulator.backends`."""
         self.config, self.suite, self._gpu = config, PutOnPlateSuite.from_config(config), gpu
         size = (config.image_size, config.image_size)
         self.size = (overlay.HEIGHT, overlay.WIDTH) if config.full_frame else size

@@ -21,7 +21,7 @@ _APART, _FAR = 0.070, 0.150
 
 YAWS = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 SHIFTED_YAWS = tuple(-math.pi * k / 8 for k in (1, 3, 5, 7))
-"""Of the source object, rad."""
+"""Yaws of the source object, rad, in the train splits and in the shifted ones."""
 
 JOINTS = (-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037)
 """Joints of the robot at the start: six joints of the arm, rad, and two fingers, m."""
@@ -33,7 +33,7 @@ def _points(coordinates: list[tuple[float, float]]) -> np.ndarray:
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
-    """[n, n]; one pair at a time: a vectorised sum of squares may round otherwise."""
+    """Return distances [n, n], one pair at a time: a vectorised sum of squares may round otherwise."""
     return np.array([[np.linalg.norm(a - b) for b in points] for a in points])
 
 
@@ -43,19 +43,19 @@ def _grid() -> np.ndarray:
 
 
 def _ring() -> np.ndarray:
-    """The border of a grid one step wider."""
+    """Return the border of a grid one step wider."""
     steps = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
     ends = (steps[0], steps[-1])
     return _points([(a, b) for a in steps for b in steps if a in ends or b in ends])
 
 
 def _pairs(points: np.ndarray) -> np.ndarray:
-    """int [n, 2]: source, receptacle."""
+    """List pairs of source and receptacle, int [n, 2]."""
     return np.argwhere(_distances(points) > _APART)
 
 
 def _triples(third_from: int) -> np.ndarray:
-    """int [n, 3]: source, receptacle, a third place that is far from the first (0) or second (1) of them."""
+    """List triples, int [n, 3]: source, receptacle, a third place far from the first (0) or second (1)."""
     apart = _distances(_grid())
     near, far = apart > _APART, apart > _FAR
     from_source, from_plate = (far, near) if third_from == 0 else (near, far)
@@ -64,7 +64,7 @@ def _triples(third_from: int) -> np.ndarray:
 
 @cache
 def places(name: str) -> tuple[tuple[Place, ...], ...]:
-    """A set of placements: each the places of source, receptacle and, in triples, of a third thing.
+    """Return a set of placements: each the places of source, receptacle and, in triples, of a third thing.
 
     "pairs" (784), "ring" (628, around those), "triples_object" and "triples_receptacle" (2104 each: the third
     is far from the source, or from the receptacle).
@@ -82,7 +82,7 @@ def places(name: str) -> tuple[tuple[Place, ...], ...]:
 
 @cache
 def joint_offsets() -> np.ndarray:
-    """[14376, 8]: zeros, then every combination of offsets that keeps shoulder and elbow within 0.25 rad."""
+    """List joint offsets [14376, 8]: zeros, then all combinations with shoulder and elbow within 0.25 rad."""
     rows = [
         (*offsets, last, 0.0, 0.0)
         for *offsets, last in product(*[_OFFSETS] * 5, _LAST_OFFSETS)

@@ -19,7 +19,7 @@ SHAPED = (0.1, 0.1, 1.0)
 """Potential of a grasp, of one that was held, and of success after a grasp."""
 
 TIP = 0.012
-"""From the end effector's frame to the fingertips, along the way the hand points, metres."""
+"""Metres from the end effector's frame to the fingertips, along the way the hand points."""
 BELOW, DEEP, FLOOR = 0.012, 0.030, 0.004
 """Metres: how far below its middle an object is grasped; below its top at most, where the palm lies on it;
 above its bottom at least."""
@@ -32,12 +32,12 @@ FULL_WAY = 0.8
 
 
 def extents(quaternion: Tensor, size: Tensor) -> Tensor:
-    """[n, 3]: what a box of `size` [n, 3] that is turned takes up along the world's axes, metres."""
+    """Return what turned boxes of `size` [n, 3] take up along the world's axes, [n, 3] metres."""
     return (tensor_matrix(quaternion).abs() @ size[..., None])[..., 0]
 
 
 def grasped(left: Tensor, right: Tensor, left_axis: Tensor, right_axis: Tensor) -> Tensor:
-    """bool [n]: both fingers press on the source, against the way they open.
+    """Tell where both fingers press on the source, against the way they open, bool [n].
 
     `left` and `right` [n, 3] are the contact forces, newtons; the axes [n, 3] point where a finger opens.
     """
@@ -53,7 +53,7 @@ def grasped(left: Tensor, right: Tensor, left_axis: Tensor, right_axis: Tensor) 
 def on_target(
     source: Tensor, receptacle: Tensor, source_extents: Tensor, receptacle_extents: Tensor, force: Tensor
 ) -> Tensor:
-    """bool [n]: the source rests on the receptacle; it may still be held.
+    """Tell where the source rests on the receptacle, bool [n]; it may still be held.
 
     Positions and extents [n, 3] in metres, `force` [n, 3] between the two in newtons.
     """
@@ -64,7 +64,7 @@ def on_target(
 
 
 def potential(grasped_once: Tensor, held_once: Tensor, success: Tensor) -> Tensor:
-    """[n], 0 to 1.2. A reward is its change; its first value is 0."""
+    """Return the potential [n], 0 to 1.2. A reward is its change; its first value is 0."""
     a, b, c = SHAPED
     return a * grasped_once.float() + b * held_once.float() + c * (success & grasped_once).float()
 
@@ -78,7 +78,7 @@ def way_left(
     receptacle_extents: Tensor,
     held: Tensor,
 ) -> Tensor:
-    """[n], metres: what the hand still has to do, as a way: over the source, down, grasp, lift, over, down.
+    """Return what the hand still has to do, as a way: over the source, down, grasp, lift, over, down.
 
     `hand` [n, 3] is the point between the fingertips, `opened` and `held` bool [n]; the rest as `on_target`.
     """
@@ -96,13 +96,14 @@ def way_left(
 
 
 def _descent(off: Tensor, above: Tensor, clearance: float) -> Tensor:
-    """[n]: the way up and down of what is `above` its goal and `off` to the side of it, metres: a funnel."""
+    """Return the way up and down of what is `above` its goal and `off` to the side of it, metres: a
+    funnel."""
     needed = clearance * ((off - 0.012) / 0.03).clamp(0.0, 1.0)
     return torch.maximum(above, needed) + (needed - above).clamp_min(0.0)
 
 
 def dense_potential(way: Tensor, success: Tensor) -> Tensor:
-    """[n], -1 to 1: minus the `way` left [n] in metres, until success, which is worth 1.
+    """Return the potential [n], -1 to 1: minus the `way` left [n] in metres, until success, which is worth 1.
 
     Unlike `potential` it pays for each action what it brings, at once; it is not the published reward.
     """

@@ -125,7 +125,7 @@ class PutOnPlateSuite(TaskSuite):
         return Space(*family_of(task), *self._limits)
 
     def space(self, episode: EpisodeSpec) -> Space:
-        """The episodes among which this one is. Raises RoveError on an unknown task or variant."""
+        """Return the episodes among which this one is. Raises RoveError on an unknown task or variant."""
         if episode.task not in self.tasks:
             raise RoveError(f"Unknown task {episode.task!r}. {nearest(episode.task, self.tasks)}")
         if episode.variant == "none":
@@ -137,7 +137,7 @@ class PutOnPlateSuite(TaskSuite):
         return self._spaces(VARIANTS[episode.variant][1])
 
     def scene(self, episode: EpisodeSpec) -> PlateScene:
-        """The start state. Raises RoveError where the initial state is out of range."""
+        """Return the start state of an episode. Raises RoveError where the initial state is out of range."""
         return self.space(episode).scene(episode.initial_state)
 
     def instruction(self, episode: EpisodeSpec) -> str:

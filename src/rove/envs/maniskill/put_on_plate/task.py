@@ -37,14 +37,14 @@ MOVED_AFTER = 5
 SETTLE, SETTLE_LONGER = 50, 600
 """Physics steps before an episode that settles; the longer time where things still move after the first."""
 _BASE, _AWAY = (0.147, 0.028, 0.870), (0.147, 0.028, 1.870)
-"""Of the robot, in an episode and while things settle."""
+"""Poses of the robot's base, in an episode and while things settle."""
 _TURNED = (0.0, 0.0, 0.0, 1.0)
 OPENED = 0.030
 """Position beyond which a finger counts as open, metres; it goes from 0.015 to 0.037."""
 OBJECTS, RECEPTACLES = "more_carrot", "more_plate"
 """Folders of the models."""
 _PARKED_AT = {OBJECTS: 1.0, RECEPTACLES: 2.0}
-"""x of what an episode does not use: behind the camera, in a row along y."""
+"""Place (x) of what an episode does not use: behind the camera, in a row along y."""
 
 
 def used(scene: PlateScene, group: str) -> set[int]:
@@ -55,7 +55,8 @@ def used(scene: PlateScene, group: str) -> set[int]:
 
 
 class PutOnPlate(BaseEnv):
-    """n worlds, a scene each: `reset(options={"scenes": ..., "env_idx": ...})` starts some of them.
+    """ManiSkill's environment of n worlds, a scene each: `reset(options={"scenes": ..., "env_idx": ...})`
+    starts some of them.
 
     With one world, `"reconfigure": True` makes the scene anew, with what the episode uses and nothing else.
     """
@@ -96,7 +97,7 @@ class PutOnPlate(BaseEnv):
         return []
 
     def _setup_sensors(self, options: dict) -> None:
-        """The published camera; a smaller picture of it has its intrinsics scaled along each axis."""
+        """Set up the published camera; a smaller picture has its intrinsics scaled along each axis."""
         height, width = self._size
         if (height, width) != (overlay.HEIGHT, overlay.WIDTH):
             (published,) = self.agent._sensor_configs
@@ -167,7 +168,7 @@ class PutOnPlate(BaseEnv):
         return sapien.Pose([_PARKED_AT[group], 0.3 * index, 1.0], _TURNED)
 
     def _sizes(self, group: str, indices: Sequence[int]) -> Tensor:
-        """[n, 3], metres."""
+        """Return the sizes [n, 3] of models, metres."""
         boxes = [self._models[group][i][1]["bbox"] for i in indices]
         sizes = np.array([np.subtract(box["max"], box["min"]) for box in boxes])
         return torch.tensor(sizes, dtype=torch.float32, device=self.device)
@@ -201,7 +202,7 @@ class PutOnPlate(BaseEnv):
         return scene
 
     def _start_poses(self, group: str, index: int, scenes: Sequence[PlateScene]) -> Pose:
-        """Of one model in each of the scenes: parked where a scene does not use it."""
+        """Return the poses of one model in each of the scenes: parked where a scene does not use it."""
         rows = []
         for scene in scenes:
             at = self._parked(group, index)
@@ -235,7 +236,7 @@ class PutOnPlate(BaseEnv):
                 break
 
     def _used(self, row: int) -> list[Actor]:
-        """Everything that lies on the table of a world."""
+        """List everything that lies on the table of a world."""
         scene = self._scene(row)
         return [self._built[group][i] for group in self._built for i in sorted(used(scene, group))]
 
@@ -252,7 +253,7 @@ class PutOnPlate(BaseEnv):
         )
 
     def _begin(self, env_idx: Tensor, chosen: Sequence[PlateScene]) -> None:
-        """Extents as things lie now, for the whole episode; statistics from zero."""
+        """Take extents as things lie now, for the whole episode, and start statistics from zero."""
         rows = env_idx.tolist()
         source, plate = (
             torch.stack([self.model(group, row).pose.q[row] for row in rows])
@@ -287,12 +288,12 @@ class PutOnPlate(BaseEnv):
     # --- what is measured ---------------------------------------------------------------------------
 
     def model(self, group: str, row: int) -> Actor:
-        """The source object, or the receptacle, of a world."""
+        """Return the source object, or the receptacle, of a world."""
         scene = self._scene(row)
         return self._built[group][scene.object if group == OBJECTS else scene.receptacle]
 
     def positions(self, group: str) -> Tensor:
-        """[n, 3]: of each world's source or receptacle, the origin of its model."""
+        """Return the position [n, 3] of each world's source or receptacle, the origin of its model."""
         return torch.stack(
             [
                 torch.zeros(3, device=self.device) if scene is None else self.model(group, row).pose.p[row]
@@ -301,8 +302,8 @@ class PutOnPlate(BaseEnv):
         )
 
     def points(self, rows: Sequence[int]) -> Tensor:
-        """float32 [len(rows), 3, 2]: pixels of source, receptacle and hand, of a picture squashed to a square
-        as wide as this one."""
+        """Locate source, receptacle and hand, pixels float32 [len(rows), 3, 2] of a picture squashed to a
+        square as wide as this one."""
         fingers = (self.agent.finger1_link.pose.p + self.agent.finger2_link.pose.p) / 2
         places = torch.stack([self.positions(OBJECTS), self.positions(RECEPTACLES), fingers], dim=1)
         camera = self._sensors[CAMERA].camera
@@ -313,7 +314,7 @@ class PutOnPlate(BaseEnv):
         return (pixels * torch.tensor([1.0, width / height], device=self.device))[list(rows)].float().cpu()
 
     def forces(self) -> Tensor:
-        """[n, 3, 3], newtons: left finger on source, right finger on source, source on receptacle.
+        """Return forces [n, 3, 3], newtons: left and right finger on source, source on receptacle.
 
         One query for all worlds.
         """
@@ -338,7 +339,7 @@ class PutOnPlate(BaseEnv):
         return [(left, source), (right, source), (source, self.model(RECEPTACLES, row)._bodies[row])]
 
     def evaluate(self) -> dict[str, Tensor]:
-        """Of every world, now; counts nothing, so that it may be called at any time."""
+        """Judge every world as it is now; counts nothing, so that it may be called at any time."""
         if not any(scene is not None for scene in self.scenes):
             return {}
         left, right, touch = self.forces().unbind(1)
@@ -353,19 +354,19 @@ class PutOnPlate(BaseEnv):
         }
 
     def count(self, info: dict[str, Tensor]) -> Tensor:
-        """Once after each action: take its outcome into the statistics; the potential now, [n]."""
+        """Count an action's outcome, once after each; returns the potential now, [n]."""
         self.held_for = torch.where(info["is_grasped"], self.held_for + 1, 0)
         self.grasped_once = self.grasped_once | info["is_grasped"]
         self.held_once = self.held_once | (self.held_for >= progress.HELD_FOR)
         return progress.potential(self.grasped_once, self.held_once, info["success"])
 
     def hands(self) -> Tensor:
-        """[n, 3]: of each world, the point between the fingertips, metres."""
+        """Return the point [n, 3] between the fingertips of each world, metres."""
         link = self.agent.controller.controllers["arm"].ee_link.pose
         return link.p + progress.TIP * link.to_transformation_matrix()[:, :3, 0]
 
     def way_left(self, held: Tensor) -> Tensor:
-        """[n], metres: see `progress.way_left`; `held` bool [n]."""
+        """Return what the hand still has to do, [n] metres: see `progress.way_left`; `held` is bool [n]."""
         return progress.way_left(
             self.hands(),
             self.agent.robot.get_qpos()[:, -2:].mean(-1) > OPENED,
@@ -380,14 +381,14 @@ class PutOnPlate(BaseEnv):
 
     @cached_property
     def _kept_ids(self) -> Tensor:
-        """bool [ids]: whether what has this segmentation id shows before the photo."""
+        """Tell which segmentation ids show before the photo, bool [ids]."""
         kept = torch.zeros(1 + max(self.segmentation_id_map), dtype=torch.bool, device=self.device)
         for number, thing in self.segmentation_id_map.items():
             kept[number] = thing.name not in ("ground", "goal_site", "arena", "")
         return kept
 
     def frames(self, rows: Sequence[int]) -> Tensor:
-        """uint8 [len(rows), H, W, 3]: what the policy sees in these worlds, rendered now."""
+        """Render what the policy sees in these worlds, uint8 [len(rows), H, W, 3]."""
         seen = self._get_obs_sensor_data()[CAMERA]
         keep = self._kept_ids[seen["segmentation"][rows, ..., 0].long()]
         scenes = [self._scene(row) for row in rows]
@@ -395,7 +396,8 @@ class PutOnPlate(BaseEnv):
 
 
 def _impulses(contacts: Sequence[Any], pairs: Sequence[tuple]) -> np.ndarray:
-    """[len(pairs), 3], newton-seconds: on the first body of each pair, over all contacts of the two."""
+    """Return the impulses [len(pairs), 3] on the first body of each pair, over all contacts,
+    newton-seconds."""
     number = {}
     for index, (first, second) in enumerate(pairs):
         number[first, second] = index, 1.0
