@@ -57,7 +57,7 @@ def _enter(kind: str, entry_point: str) -> None:
 
 
 def kinds() -> tuple[str, ...]:
-    """The registered environments."""
+    """List the registered environments."""
     return tuple(_ENTRY_POINTS)
 
 
@@ -75,12 +75,13 @@ def _module(kind: str) -> Any:
 
 
 def offered(kind: str, name: str) -> Callable[..., Any] | None:
-    """The function `name` of an environment's entry point; None where it has none."""
+    """Return the function `name` of an environment's entry point; None where it has none."""
     return getattr(_module(kind), name, None)
 
 
 def kind_of(suite: str) -> str | None:
-    """The environment that a suite's name begins with: "libero:object", "libero_object" -> "libero"."""
+    """Return the environment that a suite's name begins with: "libero:object", "libero_object" ->
+    "libero"."""
     begin = (kind for kind in _ENTRY_POINTS if suite == kind or suite.startswith((f"{kind}:", f"{kind}_")))
     return max(begin, key=len, default=None)
 
@@ -88,7 +89,7 @@ def kind_of(suite: str) -> str | None:
 def make(
     config: EnvConfig, *, num_envs: int, chunk: int, autoreset: Autoreset, gpu: int | None = None
 ) -> VectorEnv:
-    """B = `num_envs` environments of the suite that `config` describes, all slots idle until reset.
+    """Make B = `num_envs` environments of the suite that `config` describes, all slots idle until reset.
 
     `gpu` is the CUDA index of the one that they run on, in case they run on any; None: the suite chooses.
     """
@@ -99,13 +100,13 @@ def make(
 
 
 def resources(config: EnvConfig, gpus: bool) -> Resources:
-    """Devices that the environments of `config` run on, on a machine with GPUs or without."""
+    """Return the devices that the environments of `config` run on, on a machine with GPUs or without."""
     say = offered(config.kind, "resources")
     return Resources() if say is None else say(config, gpus)
 
 
 def configure(suite: str, tasks: str | None = None, **settings: Any) -> EnvConfig:
-    """The settings of a suite named as on the command line: "tabletop", "libero:object".
+    """Return the settings of a suite named as on the command line: "tabletop", "libero:object".
 
     `tasks` go before those of the name, and `settings` before the ones that published results of the tasks
     were obtained with. Raises RoveError on an unknown suite or setting.
@@ -119,5 +120,5 @@ def configure(suite: str, tasks: str | None = None, **settings: Any) -> EnvConfi
 
 
 def suite(config: EnvConfig) -> TaskSuite:
-    """The tasks that `config` selects; builds no simulation."""
+    """Return the tasks that `config` selects; builds no simulation."""
     return _module(config.kind).suite(config)
