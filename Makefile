@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCUMENTED := $(VENV)/.docs
 
 # The first interpreter here that can make an environment; `make setup PYTHON=/path/to/python` overrides.
 PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
@@ -11,8 +12,11 @@ PYTHON = $(shell for python in python3.11 python3.12 python3 python; do \
 # Bytecode is compiled when a module is first imported, not for thousands of modules that never are.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Material for MkDocs otherwise advertises its successor at each build.
+export NO_MKDOCS_2_WARNING = 1
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libero test-maniskill test-gpu check format bench clean
+.PHONY: help setup demo test test-libero test-maniskill test-gpu check format bench docs docs-serve clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +62,18 @@ format: $(INSTALLED)  ## Format, and mend what the linter can
 
 bench: $(INSTALLED)  ## Run every benchmark; each prints JSON
 	$(BIN)/rove bench
+
+# Not --quiet: warnings that are silenced do not fail.
+docs: $(DOCUMENTED)  ## Build the site of docs/ in build/site; a broken link fails
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(DOCUMENTED)  ## Serve the site on this machine, built anew at each change
+	$(BIN)/mkdocs serve
+
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet \
+	  --constraint constraints.txt --editable ".[docs]"
+	@touch $@
 
 clean:  ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build .pytest_cache .ruff_cache

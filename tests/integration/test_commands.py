@@ -33,6 +33,7 @@ REACH = (
     "--sft.batch 8 --sft.micro_batch 8 --sft.optim.warmup 0 --training.optim.warmup 0 "
     "--evaluation.episodes 2 --logging.tensorboard false"
 )
+EXAMPLE = "--rollout.num_envs 16 --rollout.chunks 4 --training.batch 16 --training.micro_batch 16"
 LIBERO = "--env.renderer none --env.wait 1 --env.horizon 4"
 TASK = "spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate"
 SOUP = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -50,17 +51,19 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"…|RECIPE", "is a pattern, not a command"),
     (r"plan tabletop_ppo --check$", "runs ten placements, which takes a minute and a half"),
     # Run here.
-    (r"rove (recipes|doctor|show .*|report runs/mine)$", ""),
+    (r"rove (recipes|doctor|show .*|report runs/(mine|demo))$", ""),
     (r"rove doctor --policy openvla/", ""),
     (r"rove collect libero:spatial", f"{COLLECT} --env.tasks {TASK}"),
     (r"rove collect libero:", f"{COLLECT} --env.tasks object/{SOUP}"),
     (r"rove train FILE.py:NAME --resume RUN", ""),
-    (r"rove eval CHECKPOINT --suite reach --import FILE.py", "--episodes 2 --num-envs 2"),
+    (r"rove eval \S+ --suite reach --import", "--episodes 2 --num-envs 2"),
     (r"rove plan .*--card", ""),
-    (r"rove train --resume runs/mine$", ""),
+    (r"rove train --resume runs/(mine|demo)$", ""),
     (r"rove plan tabletop_ppo$", SMALL),
     (r"rove (train tabletop_ppo|train path/to/yours.py|demo)", SMALL),
     (r"rove train examples/environment.py:", REACH),
+    (r"rove train examples/algorithm.py:", f"{SMALL} {EXAMPLE}"),
+    (r"rove train examples/policy.py:", f"{REACH} --evaluation.variant_episodes 0 {EXAMPLE}"),
     (r"rove eval \S+ --suite tabletop", "--episodes 2 --num-envs 4 --env.horizon 8"),
     (r"rove eval \S+ --suite libero", f"--episodes 1 --num-envs 1 {LIBERO} --tasks {TASK}"),
 )  # fmt: skip
@@ -147,6 +150,8 @@ def test_the_command_works_as_it_is_written(
     monkeypatch.chdir(place)
     text = command.replace("yours.py:name", "yours.py:patient").replace("FILE.py", "examples/environment.py")
     text = text.replace(":NAME", ":reach").replace("RUN", "runs/reached")
+    # A run as short as this one keeps no best policy.
+    text = text.replace("runs/demo/best", "runs/mine/sft").replace("runs/demo", "runs/mine")
     text = text.replace("CHECKPOINT", "runs/reached/sft" if "reach" in text else "random")
     words = [*shlex.split(text)[1:], *added.split()]
     if words[0] in ("train", "demo") and "--resume" not in words:  # a run is not made twice
