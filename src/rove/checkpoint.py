@@ -1,16 +1,20 @@
 """Checkpoints: written whole or not at all, resumed exactly, refused with the field's name on a mismatch.
 
 A checkpoint is a directory: `policy/` (self-contained, what `rove eval` takes), `trainer.pt` (tensors and
-plain values: optimizer, environments, cursors) and `meta.json` (iteration, version of the format).
+plain values: optimizer, environments, cursors), `meta.json` (iteration, version of the format) and
+`checksums.json` (SHA-256 of every other file, written last). One whose files do not have these is damaged: it
+is never loaded, and the one before it is resumed instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +23,104 @@ import torch
 from rove.errors import RoveError
 from rove.policies.base import Policy
 
-FORMAT = 2
-_PREFIX = "iteration_"
+FORMAT = 3
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"iteration_(\d{6,})")
+_DRAFT = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.draft")
 
 
 def write_atomically(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write a directory beside `target`, then move it into place in one rename."""
+    """Let `fill` write a directory beside `target`, and move it into place, with its checksums.
+
+    Whenever the process is killed or the power fails, there is the old directory or the new one after
+    `clean_up` of the parent, and both are whole.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    clean_up(target.parent, target.name)
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.draft"
     draft.mkdir()
     try:
         fill(draft)
-        for file in draft.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        (draft / CHECKSUMS).write_text(json.dumps(_checksums(draft), indent=1))
+        for path in sorted(draft.rglob("*")):
+            _sync(path)
+        _sync(draft)
+        old = _set_aside(target)
         if target.exists():
-            old = target.parent / f".{target.name}.old"
             target.rename(old)
-            draft.rename(target)
-            shutil.rmtree(old)
-        else:
-            draft.rename(target)
+        draft.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def clean_up(directory: Path, name: str | None = None) -> None:
+    """Undo what killed writes of `name`, or of any directory, left half done below `directory`.
+
+    An old directory that was set aside is put back where no new one has taken its place; drafts go.
+    """
+    for path in directory.glob(".*"):
+        if (draft := _DRAFT.fullmatch(path.name)) and name in (None, draft["target"]):
+            shutil.rmtree(path)
+        elif path.name.endswith(".old") and name in (None, path.name[1:-4]) and path.is_dir():
+            target = directory / path.name[1:-4]
+            if target.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(target)
+
+
+def _set_aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
+
+
+def _sync(path: Path) -> None:
+    """Have a file's or a directory's content on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            with path.open("rb") as file:
+                found[path.relative_to(directory).as_posix()] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return found
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a directory that `write_atomically` wrote, by file; None where it is whole."""
+    file = directory / CHECKSUMS
+    wanted = _read(file)
+    if wanted is None:
+        older = _read(directory / "meta.json")
+        if not file.exists() and older is not None and older.get("format") != FORMAT:
+            return None  # written before there were checksums; `load_trainer` says so
+        return f"{file} is missing or damaged"
+    there = _checksums(directory)
+    for name, checksum in wanted.items():
+        if name not in there:
+            return f"{directory / name} is missing"
+        if there[name] != checksum:
+            return f"{directory / name} is damaged"
+    return None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def save(
@@ -59,7 +136,7 @@ def save(
         torch.save(trainer, draft / "trainer.pt")
         (draft / "meta.json").write_text(json.dumps({"format": FORMAT, "iteration": iteration}))
 
-    path = write_atomically(directory / f"{_PREFIX}{iteration:06d}", fill)
+    path = write_atomically(directory / f"iteration_{iteration:06d}", fill)
     for old in _all(directory)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -71,15 +148,35 @@ def save_policy(target: Path, policy: Policy) -> Path:
 
 
 def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"{_PREFIX}*"))
+    """The checkpoints below a directory, oldest first; what has another name is not Rove's to touch."""
+    found = [(int(name[1]), path) for path in directory.glob("*") if (name := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
-def latest(directory: Path) -> Path:
-    """The newest checkpoint below `directory`; RoveError where there is none."""
-    found = _all(directory)
-    if not found:
-        raise RoveError(f"No checkpoint in {directory}: nothing to resume. Start the run without --resume.")
-    return found[-1]
+def exists(directory: Path) -> bool:
+    """Whether there is a checkpoint below `directory`, whole or damaged."""
+    return bool(_all(directory))
+
+
+def latest(directory: Path, say: Callable[[str], None] = lambda text: None) -> Path:
+    """The newest checkpoint below `directory` that is whole; `say` is told of damaged ones that are newer.
+
+    Raises RoveError where there is none, naming the damaged files.
+    """
+    clean_up(directory)
+    wrong = []
+    for path in reversed(_all(directory)):
+        if (what := damage(path)) is None:
+            for text in wrong:
+                say(f"{text}: going on from {path.name} instead")
+            return path
+        wrong.append(what)
+    if wrong:
+        raise RoveError(
+            f"No checkpoint in {directory} is whole: {'; '.join(wrong)}. Copy it again from where it came "
+            f"from, or remove {directory} and start the run again."
+        )
+    raise RoveError(f"No checkpoint in {directory}: nothing to resume. Start the run without --resume.")
 
 
 def load_trainer(path: Path) -> tuple[int, dict[str, Any]]:
@@ -92,7 +189,7 @@ def load_trainer(path: Path) -> tuple[int, dict[str, Any]]:
     return meta["iteration"], torch.load(path / "trainer.pt", weights_only=True, map_location="cpu")
 
 
-def refuse_mismatch(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> None:
+def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> None:
     """Raise RoveError naming the first field in which two resolved runs differ (`load.to_dict` of each)."""
     for name in sorted(saved.keys() | current.keys()):
         a, b = saved.get(name), current.get(name)

@@ -1,12 +1,15 @@
 """The `rove` command: parses, then delegates. Heavy imports live in the handlers, so that help is instant.
 
-A mistake of the user (RoveError) prints one message and exits with 2; Ctrl-C exits with 130.
+A mistake of the user (RoveError) prints one message and exits with 2; Ctrl-C exits with 130, SIGTERM in a
+training run with 143.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -19,17 +22,32 @@ from rove.config import load
 from rove.config.schema import PPO, EvaluationConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.config.validate import validate
 from rove.errors import RoveError, nearest
+from rove.interrupt import Interrupt, Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _print_anything()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except RoveError as error:
         print(f"rove: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough of it. What is still in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _print_anything() -> None:
+    """Have what the terminal's encoding lacks printed as an escape: it ends no work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 # --- handlers: parsed arguments and settings in, exit code (or None for 0) out --------------------
@@ -75,12 +93,12 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
 
 def _demo(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run("demo", settings)
-    from rove import rundir
+    from rove import checkpoint, rundir
     from rove.evaluation import report
     from rove.train import train
 
     directory = rundir.default(run)
-    train(run, directory, resume=(directory / "checkpoints").is_dir())
+    train(run, directory, resume=checkpoint.exists(directory / "checkpoints"))
     print(f"\n{report.table(report.load_all(directory))}\n\nReport: {directory / 'report.html'}")
 
 
@@ -98,10 +116,17 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     plan = make_plan(run, Inventory.here())
     host.prepare(plan.threads)
     directory = rundir.default(run)
-    rundir.create(run, directory)
-    with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
-        with Progress(run.name, run.training.iterations) as progress:
-            policy = warm_up(run, directory, log, progress, plan.device)
+    with (
+        Interrupt() as interrupt,
+        rundir.claim(directory),
+        Progress(run.name, run.training.iterations) as progress,
+    ):
+        rundir.begin(run, directory, False, progress.message)
+        with (
+            Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log,
+            interrupt.patient("this step"),
+        ):
+            policy = warm_up(run, directory, log, progress, plan.device, interrupt.check)
     print(f"Policy: {policy}")
 
 
@@ -115,7 +140,7 @@ def _collect(args: argparse.Namespace, settings: list[str]) -> None:
     out = args.out or rundir.default(run) / "demonstrations.npz"
     records = []
     with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
-        demonstrations = demonstrate(run, env, out, progress, records.append)
+        demonstrations = demonstrate(run, env, out, progress, records.append, keep=True)
     if records:  # none where the file was there
         print(f"{report.tally(records)}\n")
     print(f"{len(demonstrations)} chunks: {out}")

@@ -9,16 +9,20 @@ report.html
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rove.checkpoint import refuse_mismatch
+from rove import checkpoint
 from rove.config import load
 from rove.config.schema import Run
 from rove.errors import RoveError
@@ -30,25 +34,88 @@ _PACKAGES = (
 
 
 def default(run: Run) -> Path:
-    """Return the directory of a run that names none."""
-    return Path(run.output) / run.name
+    """Return the directory of a run that names none. Raises RoveError where its name cannot be a folder's."""
+    name = run.name
+    if (
+        not name.isprintable()
+        or name in ("", ".", "..")
+        or "/" in name
+        or "\\" in name
+        or len(name.encode()) > 200
+    ):
+        raise RoveError(
+            f"name = {name[:60]!r} cannot be a folder below {run.output}: choose one of letters, digits, "
+            "'-', '_' and '.', at most 200 long."
+        )
+    return Path(run.output) / name
 
 
-def create(run: Run, directory: Path) -> None:
-    """Make the directory of a new run; RoveError where one is already there, so that nothing is lost."""
-    if (directory / "run.json").exists():
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Make a run's directory, and keep every other process from writing to it.
+
+    Raises RoveError where another one does, or where nothing can be written there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("a+")
+    except OSError as error:
+        raise RoveError(
+            f"Nothing can be written to {directory}: {error.strerror}. Choose another --output or --name."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise RoveError(
+                f"{directory} is being written by another process ({lock.read().strip()}): wait until it has "
+                "ended, stop it, or choose another --name."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        checkpoint.clean_up(directory)
+        checkpoint.clean_up(directory / "checkpoints")
+        yield
+
+
+def begin(run: Run, directory: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """Begin a run in a directory that is claimed, or go on with it: the checkpoint to go on from, or None.
+
+    What ended before its first checkpoint starts again in place, with or without `resume`; what its warm-up
+    had finished is used if the settings are the same. Raises RoveError where `run` is not the run that is
+    there, or would take its place.
+    """
+    there, checkpoints = (directory / "run.json").exists(), directory / "checkpoints"
+    if resume:
+        _check_same(run, directory)
+        if checkpoint.exists(checkpoints):
+            return checkpoint.latest(checkpoints, say)
+    elif checkpoint.exists(checkpoints):
         raise RoveError(
             f"{directory} already holds a run. Continue it with --resume {directory}, choose another --name, "
             "or remove it."
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    load.save(run, directory / "run.json")
+    if there:
+        say(f"{directory} has no checkpoint yet: it starts again, with what is finished of its warm-up.")
+    load.save(settled(run), directory / "run.json")
     (directory / "about.json").write_text(json.dumps(about(run), indent=1))
+    return None
 
 
-def check_same(run: Run, directory: Path) -> None:
-    """RoveError naming the first field in which `run` differs from the run in `directory`."""
-    refuse_mismatch(load.to_dict(load.load(directory / "run.json")), load.to_dict(run))
+def settled(run: Run) -> Run:
+    """The run with paths that mean the same from every working directory."""
+    start = run.policy.checkpoint
+    if start is None or not Path(start).exists():
+        return run
+    return replace(run, policy=replace(run.policy, checkpoint=str(Path(start).resolve())))
+
+
+def _check_same(run: Run, directory: Path) -> None:
+    """Raise RoveError naming the first field in which `run` differs from the run in `directory`."""
+    saved = load.load(directory / "run.json")
+    checkpoint.refuse_mismatch(load.to_dict(settled(saved)), load.to_dict(settled(run)))
 
 
 def about(run: Run) -> dict[str, Any]:

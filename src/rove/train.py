@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -32,6 +34,7 @@ from rove.reporting.progress import Progress
 from rove.reporting.summary import evaluation_metrics, rollout_metrics
 from rove.timing import write_trace
 from rove.training.sft import warm_up
+from rove.types import EpisodeRecord
 
 _RECORDED = 8
 """Episodes that are recorded on video before and after RL."""
@@ -42,34 +45,49 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
 
     `resume` goes on from the newest checkpoint there; on one process its metrics equal those of a run
     that was never stopped. `profile` writes trace.json, a timeline of who did what when. Raises RoveError on
-    a configuration that cannot work, before anything is made.
+    a configuration that cannot work, before anything is made, and `Interrupted` after a SIGINT or SIGTERM, at
+    which the run is saved.
     """
     validate(run)
-    note = before_loading(run)
+    note = "" if resume else before_loading(run)
     inventory = inventory_of(run)
     first_plan = make_plan(run, inventory)
     host.prepare(first_plan.threads)
     directory = directory or rundir.default(run)
-    if resume:
-        rundir.check_same(run, directory)
-    else:
-        rundir.create(run, directory)
-    with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
-        with Interrupt() as interrupt, Progress(run.name, run.training.iterations) as progress:
-            progress.message(note)
-            saved = checkpoint.latest(directory / "checkpoints") if resume else None
-            start = saved / "policy" if saved else warm_up(run, directory, log, progress, first_plan.device)
+    with (
+        Interrupt() as interrupt,
+        rundir.claim(directory),
+        Progress(run.name, run.training.iterations) as progress,
+    ):
+        saved = rundir.begin(run, directory, resume, progress.message)
+        if resume:
+            note = before_loading(run if saved is None else _from(run, saved / "policy"))
+        progress.message(note)
+        with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
+            if saved:
+                start = saved / "policy"
+            else:
+                with interrupt.patient("this step"):
+                    start = warm_up(run, directory, log, progress, first_plan.device, interrupt.check)
             placed = settle(run, inventory, directory, start)
             plan = make_plan(placed, inventory)
             progress.message(f"plan: {plan}")
             host.release()
+            progress.phase("start", 1)
             with closing(execute(placed, plan, start, profile)) as executor:
                 progress.message(before_run(executor.preflight, executor.suite, executor.action_spec))
+                progress.advance()
                 _loop(run, directory, saved, executor, log, progress, interrupt)
                 if profile:
                     write_trace(directory / "trace.json", executor.watch.take_spans())
-    write_report(directory)
+        write_report(directory)
+        interrupt.check()
     return directory
+
+
+def _from(run: Run, policy: Path) -> Run:
+    """The run as it goes on from a policy of its own: what it once started from may be gone."""
+    return replace(run, policy=replace(run.policy, checkpoint=str(policy)))
 
 
 def _loop(
@@ -81,16 +99,35 @@ def _loop(
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    algorithm = algorithms.get(run.algorithm.kind)
-    first, minutes, best = 0, 0.0, -1.0
+    first, minutes, best = 0, 0.0, Best()
     if saved:
         first, state = checkpoint.load_trainer(saved)
         executor.load_state_dict(state["executor"])
-        minutes, best = state["minutes"], state["best"]
+        minutes, best = state["minutes"], Best(**state["best"])
         log.cut(first)
     else:
+        log.keep(
+            lambda line: "sft_step" in line
+        )  # a run that starts again in place has none but its warm-up's
         _evaluate(run, directory, executor, "before", progress)
+    with interrupt.patient("this iteration"):
+        _iterate(run, directory, first, minutes, best, executor, log, progress, interrupt)
+    if not interrupt.requested:
+        _evaluate(run, directory, executor, "after", progress)
 
+
+def _iterate(
+    run: Run,
+    directory: Path,
+    first: int,
+    minutes: float,
+    best: Best,
+    executor: Executor,
+    log: Logger,
+    progress: Progress,
+    interrupt: Interrupt,
+) -> None:
+    algorithm = algorithms.get(run.algorithm.kind)
     began = time.perf_counter()
     for iteration in range(first, run.training.iterations):
         executor.sync(iteration)
@@ -99,6 +136,7 @@ def _loop(
         while algorithm.wants_more(rounds, run.algorithm, run.rollout.num_envs):
             progress.phase("collect", run.rollout.chunks)
             rounds.append(executor.collect(progress.advance))
+            best.count(rounds[-1].finished)
 
         batch, metrics = algorithm.prepare(rounds, run.algorithm)
         progress.phase("update", optimizer_steps(run, len(batch)))
@@ -110,8 +148,7 @@ def _loop(
             progress.phase("evaluate", len(specs))
             judged = executor.evaluate(specs, "", {}, on_episode=lambda record: progress.advance())
             metrics |= evaluation_metrics(judged)
-            if metrics["eval/success"] > best:
-                best = metrics["eval/success"]
+            if best.beaten():
                 with executor.watch("checkpoint"):
                     checkpoint.write_atomically(directory / "best", executor.save_policy)
         # Nothing is left out of the run's time: an iteration ends, and the next begins, here.
@@ -130,17 +167,43 @@ def _loop(
         out_of_time = run.training.max_minutes is not None and minutes >= run.training.max_minutes
         last = done == run.training.iterations or out_of_time or interrupt.requested
         if last or done % run.logging.save_every == 0:
-            state = {"executor": executor.state_dict(), "minutes": minutes, "best": best}
+            state = {"executor": executor.state_dict(), "minutes": minutes, "best": asdict(best)}
             with executor.watch("checkpoint"):
                 checkpoint.save(
                     directory / "checkpoints", done, executor.save_policy, state, run.logging.keep
                 )
         if interrupt.requested:
             progress.message(f"Stopped after iteration {done}. Go on with: rove train --resume {directory}")
-            return
         if last:
-            break
-    _evaluate(run, directory, executor, "after", progress)
+            return
+
+
+@dataclass
+class Best:
+    """What `best/` is chosen by: success in the rollouts since the last evaluation, on train states.
+
+    The held-out episodes of an evaluation are reported, so that nothing may be chosen on them.
+    """
+
+    rate: float = -1.0
+    """Of the policy that is kept."""
+    successes: int = 0
+    """Since the last evaluation."""
+    episodes: int = 0
+
+    def count(self, finished: Sequence[EpisodeRecord]) -> None:
+        """Count a rollout's episodes."""
+        self.successes += sum(record.success for record in finished)
+        self.episodes += len(finished)
+
+    def beaten(self) -> bool:
+        """Whether success since the last call is higher than ever before; counting begins anew."""
+        rate = self.successes / self.episodes if self.episodes else -1.0
+        self.successes = self.episodes = 0
+        if rate <= self.rate:
+            return False
+        self.rate = rate
+        return True
 
 
 def _evaluate(

@@ -26,6 +26,7 @@ from rove.config.schema import (
     ValueHeadConfig,
 )
 from rove.errors import RoveError
+from rove.interrupt import Interrupted
 from rove.train import train
 
 TINY = PolicyConfig(
@@ -105,7 +106,10 @@ def test_an_interrupt_saves_and_ends_and_the_run_goes_on(tmp_path, monkeypatch):
         return collect(self, on_chunk)
 
     monkeypatch.setattr(train_module.Executor, "collect", interrupted)
-    directory = train(run, tmp_path / "run")
+    directory = tmp_path / "run"
+    with pytest.raises(Interrupted) as ended:
+        train(run, directory)
+    assert ended.value.exit_code == 130
     assert [line["step"] for line in measured(directory)] == [1, 2]
     monkeypatch.undo()
     train(run, directory, resume=True)

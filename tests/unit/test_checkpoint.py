@@ -29,6 +29,63 @@ def test_the_newest_are_kept_and_load_back(tmp_path):
     assert (path / "policy" / "weights").read_text() == "15"
 
 
+def test_numbers_sort_as_numbers_and_what_is_not_a_checkpoint_is_not_touched(tmp_path):
+    mine = tmp_path / "iteration_best"
+    mine.mkdir()
+    for iteration in (999_999, 1_000_000):
+        checkpoint.save(tmp_path, iteration, Weights(1).save_pretrained, {}, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"iteration_1000000", "iteration_best"}
+    assert checkpoint.load_trainer(checkpoint.latest(tmp_path))[0] == 1_000_000
+
+
+@pytest.mark.parametrize("state", ["set aside", "in place", "a draft"])
+def test_a_kill_at_any_moment_of_a_write_is_undone(tmp_path, state):
+    target = tmp_path / "best"
+    checkpoint.write_atomically(target, Weights(1).save_pretrained)
+    draft, old = tmp_path / ".best.0123abcd.draft", tmp_path / ".best.old"
+    if state == "set aside":  # killed between the two renames
+        target.rename(old)
+        Weights(2).save_pretrained(draft)
+    elif state == "in place":  # killed before the old one was removed
+        target.rename(old)
+        checkpoint.save_policy(target, Weights(1))
+        Weights(0).save_pretrained(old)
+    else:
+        Weights(2).save_pretrained(draft)
+    checkpoint.clean_up(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (target / "weights").read_text() == "1"
+    for value in (2, 3):
+        checkpoint.save_policy(target, Weights(value))
+        assert (target / "weights").read_text() == str(value)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("file", ["trainer.pt", "meta.json", "policy/weights", "checksums.json"])
+@pytest.mark.parametrize("how", ["gone", "empty", "a bit"])
+def test_damage_is_found_named_and_gone_around(tmp_path, file, how):
+    for iteration in (1, 2):
+        checkpoint.save(tmp_path, iteration, Weights(iteration).save_pretrained, {"x": iteration}, keep=2)
+    path = tmp_path / "iteration_000002" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "empty" else content)
+    said: list[str] = []
+    assert checkpoint.latest(tmp_path, said.append).name == "iteration_000001"
+    named = (
+        "" if how == "a bit" and file == "checksums.json" else file
+    )  # it then says another is not as it was
+    assert len(said) == 1 and f"iteration_000002/{named}" in said[0] and "iteration_000001 instead" in said[0]
+    (tmp_path / "iteration_000001" / "trainer.pt").write_bytes(b"")
+    with pytest.raises(
+        RoveError, match=r"is whole: .*iteration_000002.*iteration_000001/trainer\.pt is damaged"
+    ):
+        checkpoint.latest(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_old_one_whole(tmp_path):
     target = checkpoint.save_policy(tmp_path / "best", Weights(1))
 

@@ -63,7 +63,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "evaluation": (*BASE, *CONTRACTS, "policies.uniform", "preflight", "rollout", "rundir", "host"),
     "reporting": (*BASE, "envs.base", "evaluation.report", "evaluation.statistics"),
-    "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting"),
+    "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting", "rundir"),
     "recipes": BASE,
     "doctor": ("",),
     "preflight": (*BASE, *CONTRACTS, "envs.conventions", "host"),

@@ -23,7 +23,7 @@ from rove.workers.policy import PolicyWorker
 ROOT = Path(__file__).resolve().parents[2]
 
 SPINE: list[tuple[Callable[..., Any], str, Callable[..., Any]]] = [
-    (train._loop, "executor.update(batch, ", Executor.update),
+    (train._iterate, "executor.update(batch, ", Executor.update),
     (Executor.update, ".call(PolicyWorker.update, share, ", PolicyWorker.update),
     (PolicyWorker.update, "self.learner.train(share, ", Learner.train),
     (Learner.train, "self.accumulate(batch, ", Learner.accumulate),
@@ -38,7 +38,7 @@ def calls(function: Callable[..., Any]) -> list[str]:
     return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize(("where", "call", "definition"), SPINE, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("where", "call", "definition"), SPINE, ids=lambda value: getattr(value, "__qualname__", value))
 def test_each_hop_is_a_call_of_the_next_definition(where, call, definition) -> None:
     found = [text for text in calls(where) if call in text]
     found = [text for text in found if not any(other != text and other in text for other in found)]

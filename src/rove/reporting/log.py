@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -23,12 +23,21 @@ FILE = "metrics.jsonl"
 def read(directory: Path) -> list[dict[str, Any]]:
     """Read the logged lines of a run directory, in order; empty when nothing was logged.
 
-    A last line that a crash cut short is left out.
+    Lines that a crash cut short, or filled with zeros, are left out.
     """
     path = directory / FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [line for text in path.read_bytes().split(b"\n")[:-1] if (line := _line(text)) is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """What was logged in a line; None where a power failure left something else there."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
 
 
 class Logger:
@@ -47,11 +56,14 @@ class Logger:
         self._wandb = _wandb_run(directory) if wandb else None
         self._file = _rewrite(directory, read(directory))
 
+    def keep(self, which: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Forget every line but these."""
+        self._file.close()
+        self._file = _rewrite(self._directory, [line for line in read(self._directory) if which(line)])
+
     def cut(self, iteration: int) -> None:
         """Forget what was logged after `iteration`, as if the run had stopped there."""
-        self._file.close()
-        kept = [line for line in read(self._directory) if line.get("step", 0) <= iteration]
-        self._file = _rewrite(self._directory, kept)
+        self.keep(lambda line: line.get("step", 0) <= iteration)
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = _tensorboard_writer(self._directory, purge_step=iteration + 1)

@@ -51,8 +51,9 @@ class Child:
         self.channel = Channel(ours)
         command = [
             sys.executable,
+            "-P",  # the working directory is no place to import from, where the parent does not
             "-c",
-            f"from rove.runtime import process; process.child({theirs.fileno()})",
+            f"from rove.runtime import process as ipc; ipc.child({theirs.fileno()})",
         ]
         # `sys.path` may hold what an interpreter does not start with: a checkout, a test's folder.
         paths = os.pathsep.join(entry for entry in sys.path if entry)

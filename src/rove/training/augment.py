@@ -20,6 +20,14 @@ class ColorJitter:
         self.amount = amount
         self._generator = torch.Generator().manual_seed(seed)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """State of the random generator."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        self._generator.set_state(state["generator"])
+
     def __call__(self, observation: Observation) -> Observation:
         if not self.amount:
             return observation

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rove.config.schema import SFTConfig
+from rove.training.augment import ColorJitter
 from rove.training.optim import Optimizer
+from rove.training.snapshots import Snapshots
 
 Gradient = Callable[[Tensor], dict[str, Tensor]]
 """A function of a batch's rows, int64 [batch], that adds their gradient to the parameters and returns its
@@ -29,19 +32,41 @@ def gradient_descent(
     steps: int,
     max_bad_steps: int,
     on_step: OnStep,
+    jitter: ColorJitter,
+    snapshots: Snapshots | None = None,
 ) -> None:
     """Train `policy` in place for `steps` optimizer steps on batches of `rows` examples.
 
-    Names of metrics, those of `gradient` and those measured here, begin with `name`.
+    Names of metrics, those of `gradient` and those measured here, begin with `name`. `gradient` draws from
+    `jitter`. With `snapshots` the training goes on where it was stopped, to the bit.
     """
+    kept = {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
+    if snapshots is not None:
+        kept = snapshots.parameters = snapshots.parameters | kept
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     rows_of = batches(rows, config.batch, seed)
+    if snapshots is not None and (saved := snapshots.take(name)) is not None:
+        policy.load_state_dict(saved["policy"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        jitter.load_state_dict(saved["jitter"])
+        for _ in range(optimizer.steps):
+            next(rows_of)
+
+    def state() -> dict[str, Any]:
+        return {
+            "policy": {key: p.detach().cpu() for key, p in policy.named_parameters() if key in kept},
+            "optimizer": optimizer.state_dict(),
+            "jitter": jitter.state_dict(),
+        }
+
     policy.train()
     while optimizer.steps < steps:
         metrics = gradient(torch.from_numpy(next(rows_of)))
         lr = optimizer.lr
         numbers, _ = optimizer.step(metrics)
         on_step(optimizer.steps, {f"{name}/{key}": value for key, value in (numbers | {"lr": lr}).items()})
+        if snapshots is not None:
+            snapshots.keep(name, state)
     policy.eval()
 
 

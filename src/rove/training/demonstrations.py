@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +21,7 @@ from rove.types import Demonstrations, EpisodeRecord
 
 
 def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
-    """Compute for each dimension q01, q99, min, max, mean and std: of the actions that count ("action") and,
+    """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
     where there is one, of the state ("proprio")."""
     found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
     return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
@@ -35,21 +40,40 @@ def _spread(values: torch.Tensor) -> dict[str, list[float]]:
     return {name: numbers.tolist() for name, numbers in found.items()}
 
 
-def save_demonstrations(demonstrations: Demonstrations, path: Path) -> None:
-    """Write one compressed file, which holds no executable code."""
+def save_demonstrations(
+    demonstrations: Demonstrations, path: Path, made_from: Mapping[str, Any] | None = None
+) -> None:
+    """Write one compressed file, with the settings that it was made from; nothing in it can run code."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft.npz")
     arrays = {name: getattr(demonstrations, name).numpy() for name in _TENSORS}
     for name in _OPTIONAL:
         if (values := getattr(demonstrations, name)) is not None:
             arrays[name] = values.numpy()
+    if made_from is not None:
+        arrays["made_from"] = np.array(json.dumps(made_from))
     np.savez_compressed(draft, instruction=np.array(demonstrations.instruction), **arrays)
     draft.rename(path)
 
 
+def made_from(path: Path) -> dict[str, Any] | None:
+    """The settings that a file of demonstrations was made from; None where it does not say."""
+    with _opened(path) as file:
+        return json.loads(str(file["made_from"])) if "made_from" in file.files else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RoveError(f"{path} is damaged ({error}): delete it, and it is collected anew.") from error
+
+
 def load_demonstrations(path: Path) -> Demonstrations:
-    """Read the file that `save_demonstrations` wrote. Raises RoveError where it is another kind of file."""
-    with np.load(path, allow_pickle=False) as file:
+    """Read what `save_demonstrations` wrote; RoveError where it is something else."""
+    with _opened(path) as file:
         if missing := {"instruction", *_TENSORS} - set(file.files):
             raise RoveError(f"{path} is not a demonstration file: it lacks {', '.join(sorted(missing))}.")
         there = _TENSORS + tuple(name for name in _OPTIONAL if name in file.files)
@@ -150,7 +174,8 @@ def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
 def collect_grounding_images(
     env: VectorEnv, *, images: int, seed: int, on_image: Callable[[int], None]
 ) -> Demonstrations:
-    """Collect `images` grounding images, or a few more, of train scenes; see `Grounder.ground`.
+    """Collect where things are in `pictures` images, or a few more, of scenes of the train split: see
+    `Grounder.ground`.
 
     A published VLA starts from a vision-language model that can find what a sentence names; for a policy
     trained from scratch this stands in for it.

@@ -18,6 +18,7 @@ from rove.errors import RoveError
 from rove.policies.base import Locator
 from rove.training.augment import ColorJitter
 from rove.training.batches import OnStep, gradient_descent
+from rove.training.snapshots import Snapshots
 from rove.types import Demonstrations
 
 
@@ -64,6 +65,7 @@ def learn_to_point(
     *,
     max_bad_steps: int,
     on_step: OnStep = lambda step, metrics: None,
+    snapshots: Snapshots | None = None,
 ) -> None:
     """Train `policy` in place for `config.grounding_steps` optimizer steps, on grounding images alone.
 
@@ -93,4 +95,6 @@ def learn_to_point(
         steps=config.grounding_steps,
         max_bad_steps=max_bad_steps,
         on_step=on_step,
+        jitter=jitter,
+        snapshots=snapshots,
     )

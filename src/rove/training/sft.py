@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rove import checkpoint, transfer
+from rove import checkpoint, rundir, transfer
+from rove.config import load
 from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
@@ -25,29 +29,55 @@ from rove.training.demonstrations import (
     collect_grounding_images,
     dataset_statistics,
     load_demonstrations,
+    made_from,
     save_demonstrations,
 )
 from rove.training.learner import freeze
 from rove.training.pointing import learn_to_point, pointing_loss, present
+from rove.training.snapshots import Snapshots
 from rove.types import Demonstrations, EpisodeRecord
 
+_MADE_FROM = "made_from.json"
+"""In the directory of a warm-up: the settings that it was made from."""
+_PHASES = ("pointing", "sft")
+"""Phases of a warm-up that take optimizer steps, in order; their metrics begin with these."""
 
-def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: str = "cpu") -> Path:
+
+def warm_up(
+    run: Run,
+    directory: Path,
+    log: Logger,
+    progress: Progress,
+    device: str = "cpu",
+    check: Callable[[], None] = lambda: None,
+) -> Path:
     """Return the checkpoint that RL starts from.
 
     Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
-    demonstrations, from that checkpoint or from scratch. `directory/demonstrations.npz` and `directory/sft`
-    are made once and used again.
+    demonstrations, from that checkpoint or from scratch. `directory/demonstrations.npz` and
+    `directory/sft` are used again where they were made from the same settings, and a warm-up that was stopped
+    goes on where it was. `check` is called often, and raises where the warm-up has to end.
     """
     if run.sft is None:
         if run.policy.checkpoint is None:
             raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
         return Path(run.policy.checkpoint)
-    target = directory / "sft"
+    target, key = directory / "sft", _made_from(run)
     if target.exists():
-        return target
+        if (wrong := _unfit(target, key)) is None:
+            return target
+        progress.message(f"{target} {wrong}: the warm-up is made anew.")
+    snapshots = Snapshots(directory / "warm_up", key, check=check)
+    log.keep(partial(_logged_before, snapshots.phase, snapshots.step))
+
+    def advance(count: int = 1) -> None:
+        check()
+        progress.advance(count)
+
     with closing(make_env(run, device)) as env:
-        demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
+        demonstrations = demonstrate(
+            run, env, directory / "demonstrations.npz", progress, lambda record: check()
+        )
         suite = env.suite
         policy = policies.build(
             run.policy,
@@ -60,10 +90,10 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
             device=device,
         )
         grounding = None
-        if run.sft.grounding:
+        if run.sft.grounding and snapshots.phase != "sft":
             progress.phase("picture", run.sft.grounding)
             grounding = collect_grounding_images(
-                env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
+                env, images=run.sft.grounding, seed=run.seed, on_image=advance
             )
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -71,15 +101,72 @@ def warm_up(run: Run, directory: Path, log: Logger, progress: Progress, device: 
         if step % 50 == 0:
             log.log_sft(step, metrics)
 
-    common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step}
+    common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step, "snapshots": snapshots}
     if grounding is not None:
         assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
         progress.phase("point", run.sft.grounding_steps)
+        if snapshots.phase == "pointing":
+            progress.advance(snapshots.step)
         learn_to_point(policy, grounding, run.sft, run.seed, **common)
     freeze(policy, run.sft.freeze, "sft.freeze")
     progress.phase("sft", run.sft.steps)
+    if snapshots.phase == "sft":
+        progress.advance(snapshots.step)
     fit(policy, demonstrations, run.sft, run.seed, **common)
-    return checkpoint.save_policy(target, policy)
+
+    def write(draft: Path) -> None:
+        policy.save_pretrained(draft)
+        (draft / _MADE_FROM).write_text(json.dumps(key, indent=1))
+
+    checkpoint.write_atomically(target, write)
+    snapshots.delete()
+    return target
+
+
+def _made_from(run: Run) -> dict[str, Any]:
+    """All that a warm-up depends on."""
+    return {
+        **_demonstrated_with(run),
+        "policy": load.to_dict(rundir.settled(run).policy),
+        "sft": load.to_dict(run.sft),
+    }
+
+
+def _demonstrated_with(run: Run) -> dict[str, Any]:
+    """All that demonstrations depend on."""
+    assert run.sft is not None
+    return {
+        "env": load.to_dict(run.env),
+        "num_envs": run.rollout.num_envs,
+        "chunk": run.rollout.chunk,
+        "seed": run.seed,
+        "sft": {name: load.to_dict(run.sft)[name] for name in ("episodes", "noise", "slips", "emphasis")},
+    }
+
+
+def _unfit(target: Path, key: dict[str, Any]) -> str | None:
+    """Why a warm-up cannot be used for a run: it is damaged, or was made from other settings."""
+    if (damaged := checkpoint.damage(target)) is not None:
+        return f"cannot be used, since {damaged}"
+    return _difference(json.loads((target / _MADE_FROM).read_text()), key)
+
+
+def _difference(made: Any, wanted: Any, name: str = "") -> str | None:
+    """The first setting in which two differ, in words: "was made with sft.steps = 5, not 6"."""
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        for key in sorted(made.keys() | wanted.keys()):
+            inside = f"{name}.{key}" if name else key
+            if (found := _difference(made.get(key), wanted.get(key), inside)) is not None:
+                return found
+        return None
+    return None if made == wanted else f"was made with {name} = {made!r}, not {wanted!r}"
+
+
+def _logged_before(phase: str | None, step: int, line: Mapping[str, Any]) -> bool:
+    """Whether a line of the log is of a warm-up until `step` of `phase`; no line is where that is None."""
+    of = (number for number, name in enumerate(_PHASES) if any(key.startswith(f"{name}/") for key in line))
+    own = next(of, None)
+    return own is not None and phase is not None and (own, line["sft_step"]) <= (_PHASES.index(phase), step)
 
 
 def make_env(run: Run, device: str = "cpu") -> VectorEnv:
@@ -99,11 +186,24 @@ def demonstrate(
     path: Path,
     progress: Progress,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
+    keep: bool = False,
 ) -> Demonstrations:
-    """Collect demonstrations of the run's tasks from the scripted expert; read from `path` if it exists."""
+    """Demonstrations of the run's tasks from the suite's scripted expert.
+
+    Those in `path` are read where they were made from the same settings, or do not say from which; others are
+    collected anew, in their place unless `keep`: then RoveError says how they differ.
+    """
     assert run.sft is not None
+    key = _demonstrated_with(run)
     if path.exists():
-        return load_demonstrations(path)
+        made = made_from(path)
+        if made is None or (wrong := _difference(made, key)) is None:
+            if made is None:
+                progress.message(f"{path} is used as it is: it does not say what it was made from.")
+            return load_demonstrations(path)
+        if keep:
+            raise RoveError(f"{path} {wrong}: delete it, or name another --out.")
+        progress.message(f"{path} {wrong}: the demonstrations are collected anew.")
     progress.phase("demonstrate", run.sft.episodes)
 
     def count(record: EpisodeRecord) -> None:
@@ -120,7 +220,7 @@ def demonstrate(
         emphasis=run.sft.emphasis,
         on_episode=count,
     )
-    save_demonstrations(demonstrations, path)
+    save_demonstrations(demonstrations, path, key)
     return demonstrations
 
 
@@ -132,6 +232,7 @@ def fit(
     *,
     max_bad_steps: int,
     on_step: OnStep = lambda step, metrics: None,
+    snapshots: Snapshots | None = None,
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
@@ -155,6 +256,8 @@ def fit(
         steps=config.steps,
         max_bad_steps=max_bad_steps,
         on_step=on_step,
+        jitter=jitter,
+        snapshots=snapshots,
     )
 
 
