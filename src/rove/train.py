@@ -143,12 +143,14 @@ def _iterate(
         metrics |= executor.update(batch, iteration, progress.advance)
 
         done = iteration + 1
+        # An iteration of which every step was skipped leaves weights that may be ruined: they replace none.
+        healthy = not metrics["train/steps"] or metrics["train/skipped_steps"] < metrics["train/steps"]
         if run.evaluation.every and done % run.evaluation.every == 0:
             specs = episodes(executor.suite, run.evaluation.episodes)
             progress.phase("evaluate", len(specs))
             judged = executor.evaluate(specs, "", {}, on_episode=lambda record: progress.advance())
             metrics |= evaluation_metrics(judged)
-            if best.beaten():
+            if best.beaten() and healthy:
                 with executor.watch("checkpoint"):
                     checkpoint.write_atomically(directory / "best", executor.save_policy)
         # Nothing is left out of the run's time: an iteration ends, and the next begins, here.
@@ -166,7 +168,9 @@ def _iterate(
 
         out_of_time = run.training.max_minutes is not None and minutes >= run.training.max_minutes
         last = done == run.training.iterations or out_of_time or interrupt.requested
-        if last or done % run.logging.save_every == 0:
+        if not healthy:
+            progress.message(f"Every optimizer step of iteration {done} was skipped: nothing is saved.")
+        elif last or done % run.logging.save_every == 0:
             state = {"executor": executor.state_dict(), "minutes": minutes, "best": asdict(best)}
             with executor.watch("checkpoint"):
                 checkpoint.save(

@@ -15,6 +15,7 @@ from rove.config.schema import (
     LoraConfig,
     OptimConfig,
     PolicyConfig,
+    RolloutConfig,
     Run,
     TowerConfig,
     TrainingConfig,
@@ -73,6 +74,22 @@ def make_learner(
     training = TrainingConfig(iterations=1, batch=N, micro_batch=micro_batch, optim=OptimConfig(lr=lr))
     run = Run("test", algorithm, training=training)
     return Learner(policy, algorithms.get(algorithm.kind), run, device)
+
+
+def test_the_schedule_ends_with_the_run_also_where_rows_were_dropped():
+    """Dynamic sampling leaves rows out: there are fewer steps, and the rate goes all its way."""
+    policy = make_policy(critic=False)
+    rollout = RolloutConfig(num_envs=2 * N, chunks=2)
+    optim = OptimConfig(lr=1.0, schedule="linear", final_lr_fraction=0.0)
+    training = TrainingConfig(iterations=2, batch=N, micro_batch=N, optim=optim)
+    run = Run("test", GRPO(length_normalization=False), rollout=rollout, training=training)
+    learner = Learner(policy, algorithms.get("grpo"), run, torch.device("cpu"))
+    batch = make_batch(policy, normalized=False)
+    rates = [learner.update(batch, iteration)["train/lr"] for iteration in range(2)]
+    taken = learner.optimizer.steps
+    assert taken < learner.optimizer.total_steps
+    last = (len(rates) - 1) + (taken / 2 - 1) / (taken / 2)  # iterations, when the last step is taken
+    assert rates[1] == pytest.approx(1 - last / 2)
 
 
 def test_what_is_frozen_stays_and_all_else_moves():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rove.config.schema import OptimConfig
+from rove.errors import RoveError
 from rove.training.optim import Optimizer, learning_rate_factor, make_optimizer
 
 
@@ -41,7 +42,7 @@ def test_non_finite_gradients_are_skipped_then_stop_the_run():
         assert optimizer.step()[1] is False
     assert torch.equal(model.weight, before)
     model.weight.grad = torch.full_like(model.weight, float("inf"))
-    with pytest.raises(FloatingPointError, match="training.optim.lr"):
+    with pytest.raises(RoveError, match=r"up to step \d+, had .*Lower training\.optim\.lr"):
         optimizer.step()
 
 
@@ -52,3 +53,25 @@ def test_a_good_step_ends_the_streak():
         model.weight.grad = torch.full_like(model.weight, value)
         optimizer.step()
     assert optimizer.bad_streak == 1
+
+
+def test_the_rate_is_that_of_the_step_it_describes_and_the_schedule_may_be_given_its_place():
+    model = nn.Linear(1, 1)
+    config = OptimConfig(lr=1.0, warmup=2, schedule="linear", final_lr_fraction=0.0)
+    optimizer = Optimizer(model, config, total_steps=12, max_bad_steps=0)
+    seen = []
+    for at in (0, 4, 7, 12):  # steps that others would have taken
+        model.weight.grad, model.bias.grad = torch.ones_like(model.weight), torch.ones_like(model.bias)
+        optimizer.step(at=at)
+        seen.append((optimizer.last_lr, optimizer.adamw.param_groups[0]["lr"]))
+    assert seen == [(0.5, 0.5), (1.0, 1.0), (0.5, 0.5), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_ruined_end_the_run(value):
+    model = nn.Linear(2, 1)
+    optimizer = Optimizer(model, OptimConfig(), total_steps=10, max_bad_steps=2)
+    optimizer.check_weights()
+    model.weight.data[0, 1] = value
+    with pytest.raises(RoveError, match=r"not finite after optimizer step 0; they are not saved"):
+        optimizer.check_weights()

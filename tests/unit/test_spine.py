@@ -38,7 +38,9 @@ def calls(function: Callable[..., Any]) -> list[str]:
     return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize(("where", "call", "definition"), SPINE, ids=lambda value: getattr(value, "__qualname__", value))
+@pytest.mark.parametrize(
+    ("where", "call", "definition"), SPINE, ids=lambda value: getattr(value, "__qualname__", value)
+)
 def test_each_hop_is_a_call_of_the_next_definition(where, call, definition) -> None:
     found = [text for text in calls(where) if call in text]
     found = [text for text in found if not any(other != text and other in text for other in found)]

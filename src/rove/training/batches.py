@@ -62,9 +62,9 @@ def gradient_descent(
     policy.train()
     while optimizer.steps < steps:
         metrics = gradient(torch.from_numpy(next(rows_of)))
-        lr = optimizer.lr
         numbers, _ = optimizer.step(metrics)
-        on_step(optimizer.steps, {f"{name}/{key}": value for key, value in (numbers | {"lr": lr}).items()})
+        numbers["lr"] = optimizer.last_lr
+        on_step(optimizer.steps, {f"{name}/{key}": value for key, value in numbers.items()})
         if snapshots is not None:
             snapshots.keep(name, state)
     policy.eval()

@@ -59,7 +59,9 @@ class Learner:
         freeze(policy, run.training.freeze, "training.freeze")
         self.model = ParallelModel(policy, run.training, device, ranks)
         self.reference = Reference(policy) if needs(self.config).kl_coef else None
-        steps = optimizer_steps(run, run.rollout.num_envs * run.rollout.chunks) * run.training.iterations
+        self._steps = optimizer_steps(run, run.rollout.num_envs * run.rollout.chunks)
+        """Steps of an iteration whose batch is all that was collected."""
+        steps = self._steps * run.training.iterations
         self.optimizer = Optimizer(policy, run.training.optim, steps, run.training.max_bad_steps, self.head)
 
     def update(
@@ -86,18 +88,21 @@ class Learner:
         steps = skipped = 0
         for step in share.steps:
             sums = self.accumulate(batch, step, iteration)
-            metrics, taken = self.optimizer.step(sums)
+            # The schedule ends with the run, also where rows that were dropped make for fewer steps.
+            at = self._steps * (iteration + steps / len(share.steps))
+            metrics, taken = self.optimizer.step(sums, at)
             steps, skipped = steps + 1, skipped + (not taken)
             for name, value in metrics.items():
                 totals[name] += value if taken else 0.0
             on_step()
+        self.optimizer.check_weights()
         mean = {f"train/{name}": value / max(1, steps - skipped) for name, value in totals.items()}
         return mean | {
             "train/behind": behind,
             "train/rows": share.size,
             "train/steps": steps,
             "train/skipped_steps": skipped,
-            "train/lr": self.optimizer.lr,
+            "train/lr": self.optimizer.last_lr,
         }
 
     def accumulate(self, batch: TrainBatch, step: OptimizerStep, iteration: int = 0) -> dict[str, Tensor]:

@@ -11,10 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from rove import transfer
 from rove.config.schema import OptimConfig
+from rove.errors import RoveError
 from rove.training.parallel import shard_like
 
 
-def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
+def learning_rate_factor(step: float, total: int, config: OptimConfig) -> float:
     """Return the factor on the base rate at `step` of `total`: linear warm-up, then the schedule."""
     if step < config.warmup:
         return (step + 1) / config.warmup
@@ -57,17 +58,22 @@ class Optimizer:
         self.adamw = make_optimizer(module, config, head)
         self.steps = 0
         self.bad_streak = 0
+        self.last_lr = 0.0
+        """Learning rate of the last step that was taken."""
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
-    def step(self, metrics: Mapping[str, Tensor] | None = None) -> tuple[dict[str, float], bool]:
+    def step(
+        self, metrics: Mapping[str, Tensor] | None = None, at: float | None = None
+    ) -> tuple[dict[str, float], bool]:
         """Clip and apply the gradients. Returns numbers and whether the step was taken.
 
         The numbers are those of `metrics` and the gradients' norm, "grad_norm", read from the device at once.
-        A non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises
-        FloatingPointError after more than `max_bad_steps` of them in a row.
+        `at` is the place in the schedule, of `total_steps`, where that is not the number of steps taken. A
+        non-finite gradient (a non-finite loss makes one) leaves the weights as they are. Raises RoveError
+        after more than `max_bad_steps` of them in a row.
         """
         norm = self._clip(self.parameters)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -76,18 +82,20 @@ class Optimizer:
         read = dict(zip(read, transfer.to(numbers, "cpu").tolist(), strict=True))
         taken = math.isfinite(read["grad_norm"])
         if taken:
-            factor = learning_rate_factor(self.steps, self.total_steps, self.config)
+            factor = self._factor(at)
             for group in self.adamw.param_groups:
                 group["lr"] = group["base_lr"] * factor
+            self.last_lr = self.config.lr * factor
             self._return()
             self.adamw.step()
             self.bad_streak = 0
         else:
             self.bad_streak += 1
             if self.bad_streak > self.max_bad_steps:
-                raise FloatingPointError(
-                    f"{self.bad_streak} optimizer steps in a row had a non-finite loss or gradient and were "
-                    "skipped. Lower training.optim.lr, or look at the last checkpoint's metrics."
+                raise RoveError(
+                    f"{self.bad_streak} optimizer steps in a row, up to step {self.steps + 1}, had a loss or "
+                    "gradient that is not finite and were skipped. Lower training.optim.lr, or look at the "
+                    "last checkpoint's metrics."
                 )
         self.steps += 1
         self.zero_grad()
@@ -113,10 +121,19 @@ class Optimizer:
     def _clip(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         return nn.utils.clip_grad_norm_(parameters, self.config.clip_grad, foreach=True)
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the next step."""
-        return self.config.lr * learning_rate_factor(self.steps, self.total_steps, self.config)
+    def _factor(self, at: float | None) -> float:
+        place = self.steps if at is None or self.steps < self.config.warmup else max(at, self.config.warmup)
+        return learning_rate_factor(place, self.total_steps, self.config)
+
+    def check_weights(self) -> None:
+        """Raise RoveError where a weight is not finite, or so large that their norm is not."""
+        norm = nn.utils.get_total_norm([p.detach() for p in self.parameters], foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not math.isfinite(norm.item()):
+            raise RoveError(
+                f"The weights are not finite after optimizer step {self.steps}; they are not saved. Lower "
+                "training.optim.lr, and go on from the last checkpoint or start again."
+            )
 
     def state_dict(self) -> dict:
         """Return moments and counters."""

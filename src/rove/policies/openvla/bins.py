@@ -112,9 +112,12 @@ class Normalizer(nn.Module):
         return len(self.mask)
 
     def normalize(self, actions: Tensor) -> Tensor:
-        """Normalise actions to float64 [..., A], not clipped."""
+        """Normalise to float64 [..., A], clipped to [-1, 1] as where the published policies were trained.
+
+        A dimension that hardly moves would otherwise have values of any size.
+        """
         span = (self.q99 - self.q01).clamp_min(1e-8)
-        scaled = 2 * (actions.double() - self.q01) / span - 1
+        scaled = (2 * (actions.double() - self.q01) / span - 1).clamp(-1.0, 1.0)
         return torch.where(self.mask, scaled, actions.double())
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
