@@ -122,11 +122,8 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
         Progress(run.name, run.training.iterations) as progress,
     ):
         rundir.begin(run, directory, False, progress.message)
-        with (
-            Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log,
-            interrupt.patient("this step"),
-        ):
-            policy = warm_up(run, directory, log, progress, plan.device, interrupt.check)
+        with Logger(directory, tensorboard=run.logging.tensorboard, wandb=run.logging.wandb) as log:
+            policy = warm_up(run, directory, log, progress, plan.device, interrupt)
     print(f"Policy: {policy}")
 
 

@@ -67,8 +67,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
             if saved:
                 start = saved / "policy"
             else:
-                with interrupt.patient("this step"):
-                    start = warm_up(run, directory, log, progress, first_plan.device, interrupt.check)
+                start = warm_up(run, directory, log, progress, first_plan.device, interrupt)
             placed = settle(run, inventory, directory, start)
             plan = make_plan(placed, inventory)
             progress.message(f"plan: {plan}")

@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, str], ...] = (
     # Left to other tests, with the reason.
     (r"maniskill_tiny|maniskill:|CHECKPOINT --suite maniskill|put_on_plate_tiny|rove assets", SIMULATOR),
     (r"train openvla_oft_", LARGE),
-    (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole, its scenes compiled"),
+    (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole"),
     (r"plan RECIPE --profile", "needs a profile that was measured on a GPU"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"plan tabletop_ppo --check$", "runs ten placements, which takes a minute and a half"),

@@ -18,6 +18,7 @@ from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
 from rove.envs.base import VectorEnv
 from rove.errors import RoveError
+from rove.interrupt import Interrupt
 from rove.policies import registry as policies
 from rove.policies.base import Locator, Policy, Regressor
 from rove.reporting.log import Logger
@@ -49,14 +50,14 @@ def warm_up(
     log: Logger,
     progress: Progress,
     device: str = "cpu",
-    check: Callable[[], None] = lambda: None,
+    interrupt: Interrupt | None = None,
 ) -> Path:
     """Return the checkpoint that RL starts from.
 
     Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
     demonstrations, from that checkpoint or from scratch. `directory/demonstrations.npz` and
     `directory/sft` are used again where they were made from the same settings, and a warm-up that was stopped
-    goes on where it was. `check` is called often, and raises where the warm-up has to end.
+    goes on where it was. A signal that `interrupt` hears between two steps is raised once they are saved.
     """
     if run.sft is None:
         if run.policy.checkpoint is None:
@@ -67,17 +68,12 @@ def warm_up(
         if (wrong := _unfit(target, key)) is None:
             return target
         progress.message(f"{target} {wrong}: the warm-up is made anew.")
-    snapshots = Snapshots(directory / "warm_up", key, check=check)
+    interrupt = interrupt or Interrupt()
+    snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
     log.keep(partial(_logged_before, snapshots.phase, snapshots.step))
 
-    def advance(count: int = 1) -> None:
-        check()
-        progress.advance(count)
-
     with closing(make_env(run, device)) as env:
-        demonstrations = demonstrate(
-            run, env, directory / "demonstrations.npz", progress, lambda record: check()
-        )
+        demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
         suite = env.suite
         policy = policies.build(
             run.policy,
@@ -93,7 +89,7 @@ def warm_up(
         if run.sft.grounding and snapshots.phase != "sft":
             progress.phase("picture", run.sft.grounding)
             grounding = collect_grounding_images(
-                env, images=run.sft.grounding, seed=run.seed, on_image=advance
+                env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
             )
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -102,17 +98,18 @@ def warm_up(
             log.log_sft(step, metrics)
 
     common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step, "snapshots": snapshots}
-    if grounding is not None:
-        assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
-        progress.phase("point", run.sft.grounding_steps)
-        if snapshots.phase == "pointing":
+    with interrupt.patient("this step"):
+        if grounding is not None:
+            assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
+            progress.phase("point", run.sft.grounding_steps)
+            if snapshots.phase == "pointing":
+                progress.advance(snapshots.step)
+            learn_to_point(policy, grounding, run.sft, run.seed, **common)
+        freeze(policy, run.sft.freeze, "sft.freeze")
+        progress.phase("sft", run.sft.steps)
+        if snapshots.phase == "sft":
             progress.advance(snapshots.step)
-        learn_to_point(policy, grounding, run.sft, run.seed, **common)
-    freeze(policy, run.sft.freeze, "sft.freeze")
-    progress.phase("sft", run.sft.steps)
-    if snapshots.phase == "sft":
-        progress.advance(snapshots.step)
-    fit(policy, demonstrations, run.sft, run.seed, **common)
+        fit(policy, demonstrations, run.sft, run.seed, **common)
 
     def write(draft: Path) -> None:
         policy.save_pretrained(draft)
