@@ -7,15 +7,20 @@ Each check is a function that returns findings; none raises on a machine that la
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import time
+from collections.abc import Callable
 from importlib import metadata
 
+from rove import host
+from rove.errors import RoveError
 from rove.findings import Finding, optional_package
 
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "mujoco", "mujoco-warp", "tensorboard")
 
+POSIX = os.name == "posix"
 _SCENE = """
 <mujoco><worldbody>
   <light pos="0 0 3"/><camera pos="0 -1 1" xyaxes="1 0 0 0 1 1"/>
@@ -28,10 +33,13 @@ def examine() -> list[Finding]:
     """Every check, cheap ones first; rendering one frame may take some seconds the first time."""
     return [
         python(),
+        system(),
         machine(),
         *core_packages(),
         devices(),
         mujoco_versions(),
+        cache(),
+        *opengl(),
         *renderers(),
         *optional_packages(),
         *suites(),
@@ -45,14 +53,43 @@ def python() -> Finding:
     return Finding("Python", "ok" if good else "error", version, fix)
 
 
+def system() -> Finding:
+    """Compare with the systems that Rove runs on: `docs/install.md` says what each lacks."""
+    name = f"{platform.system()} {platform.machine()}"
+    if platform.system() == "Linux":
+        return Finding("System", "ok", name)
+    if POSIX:
+        return Finding("System", "warn", f"{name}: not tested, and processes are bound to no cores")
+    return Finding("System", "error", f"{name} is not supported", "use Linux, on Windows that of WSL 2")
+
+
 def machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Finding(
-        "Machine",
-        "ok",
-        f"{cores} cores, {gigabytes:.0f} GiB memory, {platform.system()} {platform.machine()}",
-    )
+    try:
+        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB memory"
+    except (AttributeError, ValueError, OSError):
+        memory = "memory unknown"
+    return Finding("Machine", "ok", f"{host.core_count()} cores, {memory}")
+
+
+def cache() -> Finding:
+    """Tell where compiled kernels and scenes are kept."""
+    try:
+        return Finding("Cache", "ok", str(host.writable(host.cache())))
+    except RoveError as error:
+        return Finding("Cache", "warn", str(error))
+
+
+def opengl() -> list[Finding]:
+    """Tell whether the OpenGL that MUJOCO_GL names is there; nothing where it names none."""
+    asked = os.environ.get("MUJOCO_GL", "")
+    if not asked or _version("mujoco") is None:
+        return []
+    import rove.envs  # noqa: F401  (imports MuJoCo, with OpenGL or without)
+
+    if hasattr(importlib.import_module("mujoco"), "GLContext"):
+        return [Finding("OpenGL", "ok", f"MUJOCO_GL = {asked}, which --env.renderer gl draws with")]
+    detail = f"MUJOCO_GL = {asked}, which is not there; only --env.renderer gl draws with OpenGL"
+    return [Finding("OpenGL", "warn", detail, "unset MUJOCO_GL, or apt install libegl1 libgl1 libosmesa6")]
 
 
 def core_packages() -> list[Finding]:
@@ -154,7 +191,15 @@ def suites() -> list[Finding]:
     from rove.envs import registry
 
     checks = (registry.offered(kind, "examine") for kind in registry.kinds())
-    return [finding for check in dict.fromkeys(filter(None, checks)) for finding in check()]
+    return [finding for check in dict.fromkeys(filter(None, checks)) for finding in examined(check)]
+
+
+def examined(check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a suite finds, also where it cannot look."""
+    try:
+        return check()
+    except RoveError as error:
+        return [Finding(check.__module__.rpartition(".")[2], "warn", str(error))]
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rove import checkpoint
+from rove import checkpoint, host
 from rove.config import load
 from rove.config.schema import Run
 from rove.errors import RoveError
@@ -128,7 +128,7 @@ def about(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": {
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": host.core_count(),
             "system": platform.platform(),
         },
         "versions": versions(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
+
+from rove import host
 
 Kind = Literal["gpu", "core"]
 
@@ -46,10 +47,8 @@ class Inventory:
         """This machine."""
         import torch
 
-        # Not everywhere can a process be bound to cores.
-        known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        cores = known or range(os.cpu_count() or 1)
-        return Inventory((Node("this machine", tuple(range(torch.cuda.device_count())), tuple(cores)),))
+        cores = host.cores() or tuple(range(host.core_count()))
+        return Inventory((Node("this machine", tuple(range(torch.cuda.device_count())), cores),))
 
     @staticmethod
     def of(nodes: int = 1, *, gpus: int = 0, cores: int = 1) -> Inventory:

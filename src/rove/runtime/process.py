@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from rove import host
 from rove.runtime.channel import Channel, ChannelClosed
 from rove.runtime.setup import Setup
 
@@ -103,7 +104,7 @@ def child(fd: int) -> None:
         # A cluster's nodes may be given more cores than there are. What this process inherited says nothing:
         # its parent may have kept to a core of its own when it started it.
         if own := set(cores) & set(range(os.cpu_count() or 0)):
-            os.sched_setaffinity(0, own)
+            host.bind(sorted(own))
             torch.set_num_threads(len(own))
         setup.apply()
         function, args = channel.recv()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove import host
 from rove.config.schema import LiberoConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carry_out
 from rove.envs.libero import expert, grounding, scenes
@@ -39,7 +39,7 @@ class LiberoEnv(ChunkedEnv):
         """`gpu` is the CUDA index of the one that draws, where one does; None: the first."""
         suite = LiberoSuite(config)
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or host.core_count()
         self._cameras = scenes.CAMERAS if config.wrist else scenes.CAMERAS[:1]
         self.image_shape = (len(self._cameras), config.image_size, config.image_size, 3)
         self._pictures = None

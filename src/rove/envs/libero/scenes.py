@@ -1,7 +1,7 @@
 """Task models: compiled scenes, initial states and goals, from a cache that stock robosuite fills once.
 
-The cache is in `$ROVE_CACHE`, else in the user's cache folder, in a folder for each combination of versions,
-so that another version's is never read. A scene is about 100 MB; the 130 tasks have 32 of them.
+The cache (`host.cache`) has a folder for each combination of versions, so that another version's is never
+read. A scene is about 100 MB; the 130 tasks have 32 of them.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -23,6 +23,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from rove import host
 from rove.envs.libero import package
 from rove.envs.libero.controller import Arm
 from rove.errors import RoveError
@@ -121,10 +122,8 @@ def _scene(key: str, folder: Path) -> LiberoScene:
 
 def cache_folder() -> Path:
     """Return the folder in which this combination of versions is cached."""
-    base = os.environ.get("ROVE_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = "_".join(f"{name}-{version}" for name, version in package.versions().items())
-    return (Path(base) if base else Path(user) / "rove") / "libero" / f"v{FORMAT}_{versions}"
+    return host.cache() / "libero" / f"v{FORMAT}_{versions}"
 
 
 def task_file(task: str) -> str:
@@ -179,11 +178,11 @@ def prepare(
     for task in wanted:
         package.bddl(task)  # refuses what does not exist
     if wanted:
-        folder.mkdir(parents=True, exist_ok=True)
+        host.writable(folder)
         with (folder / ".lock").open("w") as lock:  # workers that start together compile once
             fcntl.flock(lock, fcntl.LOCK_EX)
             missing = [task for task in wanted if not _complete(folder / task_file(task))]
-            count = min(processes or min(len(os.sched_getaffinity(0)), 4), len(missing))
+            count = min(processes or min(host.core_count(), 4), len(missing))
             _compile(missing, folder, count, on_task)
     return files
 

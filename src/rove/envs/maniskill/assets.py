@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rove import host
 from rove.errors import RoveError
 from rove.findings import Finding
 
@@ -23,7 +24,7 @@ def root() -> Path:
     if given := os.environ.get("ROVE_ASSETS"):
         folder = Path(given)
         return folder if (folder / "data").is_dir() else folder / "maniskill"
-    return Path.home() / ".maniskill"
+    return host.home("ROVE_ASSETS") / ".maniskill"
 
 
 GROUPS: dict[str, tuple[str, ...]] = {

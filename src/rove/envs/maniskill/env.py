@@ -7,7 +7,6 @@ died, which then goes on where the old one was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove import host
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Played
 from rove.envs.maniskill import tasks
@@ -70,7 +70,7 @@ class ManiSkillEnv(ChunkedEnv):
 
     def _divide(self) -> list[list[int]]:
         """Divide the slots among workers; one part where one simulation holds them all."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = host.core_count()
         many = tasks.one_world(self._config)
         count = min(self._config.workers or cores, self.num_envs) if many else 1
         self._threads = max(1, cores // count)

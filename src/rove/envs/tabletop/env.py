@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rove import host
 from rove.config.schema import TabletopConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carry_out
 from rove.envs.tabletop import progress, robot
@@ -49,7 +49,7 @@ class TabletopEnv(ChunkedEnv):
             self._tasks, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset
         )
         self._shaped = config.reward == "shaped"
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or host.core_count()
         self._worlds = TabletopWorlds(num_envs, threads)
         device = f"cuda:{gpu or 0}" if config.render == "cuda" else "cpu"
         self._renderer = RenderPool(

@@ -1,0 +1,108 @@
+"""The machine: folders where there is no home, and systems that offer less than Linux."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rove import doctor, host
+from rove.envs import quiet_warp
+from rove.envs.libero import scenes
+from rove.envs.maniskill import assets
+from rove.errors import RoveError
+from rove.placement.inventory import Inventory
+
+PLACES = ("HOME", "XDG_CACHE_HOME", "ROVE_CACHE", "ROVE_ASSETS", "MS_ASSET_DIR")
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """A user without a home, as `docker run --user 12345` makes one."""
+    for name in PLACES:
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    return monkeypatch
+
+
+def test_one_folder_holds_every_cache(nobody, tmp_path):
+    nobody.setenv("HOME", str(tmp_path))
+    assert host.cache() == tmp_path / ".cache" / "rove"
+    nobody.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert host.cache() == tmp_path / "xdg" / "rove"
+    nobody.setenv("ROVE_CACHE", str(tmp_path / "own"))
+    assert host.cache() == tmp_path / "own"
+    assert scenes.cache_folder().is_relative_to(tmp_path / "own" / "libero")
+    assert quiet_warp.kernels() == tmp_path / "own" / "warp"
+
+
+def test_without_a_home_the_variable_to_set_is_named(nobody, tmp_path):
+    nobody.chdir(tmp_path)
+    for ask in (host.cache, scenes.cache_folder):
+        with pytest.raises(RoveError, match="set ROVE_CACHE to a folder"):
+            ask()
+    with pytest.raises(RoveError, match="set ROVE_ASSETS to a folder"):
+        assets.root()
+    assert (doctor.cache().status, list(tmp_path.iterdir())) == ("warn", [])
+    assert [finding.status for finding in doctor.examined(assets.root)] == ["warn"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setenv("ROVE_CACHE", "/proc/none")
+    with pytest.raises(RoveError, match=r"Nothing can be written to the cache /proc/none/.*Set ROVE_CACHE"):
+        scenes.prepare(["object/pick_up_the_milk_and_place_it_in_the_basket"])
+    with pytest.warns(UserWarning, match="Warp compiles its kernels every time"):
+        kernels = quiet_warp.kernels()
+    assert kernels.is_dir() and not kernels.is_relative_to("/proc")
+
+
+def test_a_system_that_binds_no_process_to_cores(monkeypatch):
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name)
+    assert host.cores() == () and host.core_count() == os.cpu_count()
+    assert len(Inventory.here().nodes[0].cores) == os.cpu_count()
+    with host.bound((0,), 1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "posix", "status"),
+    [("Linux", True, "ok"), ("Darwin", True, "warn"), ("Windows", False, "error")],
+)
+def test_the_doctor_says_which_systems_are_supported(monkeypatch, name, posix, status):
+    monkeypatch.setattr("platform.system", lambda: name)
+    monkeypatch.setattr(doctor, "POSIX", posix)
+    assert doctor.system().status == status
+
+
+def test_opengl_that_is_not_there_stops_nothing_that_draws_without(tmp_path):
+    (tmp_path / "mine.py").write_text("import mujoco\nmodel = mujoco.MjModel.from_xml_string('<mujoco/>')\n")
+    code = (
+        "import os, pathlib; from rove import doctor, recipes;"
+        "recipes.import_file(pathlib.Path('mine.py'));"
+        "[finding] = doctor.opengl();"
+        "print(os.environ['MUJOCO_GL'], finding.status, finding.detail)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MUJOCO_GL": "opengl"},  # which MuJoCo knows on no system
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("opengl warn MUJOCO_GL = opengl, which is not there")
+
+
+def test_opengl_that_is_there_stays(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr("mujoco.GLContext", object, raising=False)
+    assert [finding.status for finding in doctor.opengl()] == ["ok"]
+    monkeypatch.delenv("MUJOCO_GL")
+    assert doctor.opengl() == []
