@@ -14,8 +14,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import json
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,8 @@ from rove.errors import RoveError, nearest
 
 _extra: dict[str, list[type]] = {}
 _LEAVES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+_MOST_ITEMS = 1000
+"""Values of a list: no list of settings is longer."""
 _CONSTANTS = {"none": None, "null": None, "true": True, "false": False}
 
 
@@ -76,7 +81,7 @@ def load(path: Path) -> Run:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise RoveError(f"No run configuration at {path}.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text
         raise RoveError(f"{path} is not valid JSON: {error}.") from None
     return decode(Run, data, "")
 
@@ -99,10 +104,14 @@ def decode(annotation: Any, data: Any, key: str) -> Any:
         return _decode_tuple(leaf, data, key)
     if get_origin(leaf) is Literal:
         return _decode_choice(leaf, data, key)
-    if leaf is float and type(data) is int:
+    if leaf is float and type(data) is int and abs(data) <= sys.float_info.max:
         data = float(data)
-    if type(data) is not leaf or (isinstance(data, float) and not math.isfinite(data)):
-        raise RoveError(f"{key} = {_shown(data)}: expected {describe(annotation)}.")
+    if (
+        type(data) is not leaf
+        or (isinstance(data, float) and not math.isfinite(data))
+        or (isinstance(data, int) and abs(data) >= 2**63)
+    ):
+        raise RoveError(f"{key} = {shown(data)}: expected {describe(annotation)}.")
     return data
 
 
@@ -188,7 +197,7 @@ def _replace(annotation: Any, value: Any, path: list[str], text: str, key: str, 
         return decode(annotation, _literal(annotation, text), key)
     name, *rest = path
     if isinstance(value, tuple):
-        if not name.isdigit() or int(name) >= len(value):
+        if not re.fullmatch("[0-9]{1,4}", name) or int(name) >= len(value):
             raise _unknown_key(key, run)
         item = _replace(get_args(_required(annotation))[0], value[int(name)], rest, text, key, run)
         return (*value[: int(name)], item, *value[int(name) + 1 :])
@@ -241,7 +250,7 @@ def _literal(annotation: Any, text: str) -> Any:
         return tuple(word.strip() for word in words.split(",") if word.strip())
     try:
         value = _CONSTANTS[text.lower()] if text.lower() in _CONSTANTS else _parse(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: deep nesting
         return text
     scalar = get_origin(annotation) is tuple and not isinstance(value, list | tuple | dict)
     return (value,) if scalar else value
@@ -261,7 +270,7 @@ def _decode_section(classes: tuple[type, ...], data: Any, key: str) -> Any:
     first, *others = classes
     if not isinstance(data, dict):
         example = f"{key}.{next(iter(_hints(first)))}" if key else "name"
-        raise RoveError(f"{key or 'The file'} = {_shown(data)}: a section; set its keys, e.g. {example}.")
+        raise RoveError(f"{key or 'The file'} = {shown(data)}: a section; set its keys, e.g. {example}.")
     tagged = _tag(first) is not None and (others or "kind" in data)
     cls = _choose(classes, data.get("kind"), f"{key}.kind") if tagged else first
     prefix = f"{key}." if key else ""
@@ -277,24 +286,26 @@ def _decode_section(classes: tuple[type, ...], data: Any, key: str) -> Any:
 
 def _decode_tuple(annotation: Any, data: Sequence[Any], key: str) -> tuple[Any, ...]:
     items = get_args(annotation)
+    if len(data) > _MOST_ITEMS:
+        raise RoveError(f"{key} has {len(data)} values: expected at most {_MOST_ITEMS}.")
     if Ellipsis in items:
         items = (items[0],) * len(data)
     if len(items) != len(data):
-        raise RoveError(f"{key} = {_shown(data)}: expected {describe(annotation)}.")
+        raise RoveError(f"{key} = {shown(data)}: expected {describe(annotation)}.")
     return tuple(decode(a, item, f"{key}.{i}") for i, (a, item) in enumerate(zip(items, data, strict=True)))
 
 
 def _decode_choice(annotation: Any, data: Any, key: str) -> Any:
     choices = get_args(annotation)
     if data not in choices:
-        raise RoveError(f"{key} = {_shown(data)}. {nearest(str(data), choices)}")
+        raise RoveError(f"{key} = {shown(data)}. {nearest(str(data), choices)}")
     return data
 
 
 def _choose(classes: Sequence[type], kind: Any, key: str) -> type:
     tags = {_tag(cls): cls for cls in classes}
-    if kind not in tags:
-        raise RoveError(f"{key} = {_shown(kind)}. {nearest(str(kind), map(str, tags))}")
+    if not isinstance(kind, str) or kind not in tags:
+        raise RoveError(f"{key} = {shown(kind)}. {nearest(str(kind), map(str, tags))}")
     return tags[kind]
 
 
@@ -302,10 +313,17 @@ def _choose(classes: Sequence[type], kind: Any, key: str) -> type:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = dict(_declared(cls))
     for section, registered in _extra.items() if cls is Run else ():
         hints[section] = typing.Union[hints[section], *registered]
     return hints
+
+
+@functools.cache
+def _declared(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields; its class variables are no settings."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -335,6 +353,10 @@ def _typed(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _shown(data: Any) -> str:
-    text = repr(list(data) if isinstance(data, tuple) else data)
+def shown(data: Any) -> str:
+    """A value as a message quotes it: not at length."""
+    try:
+        text = repr(list(data) if isinstance(data, tuple) else data)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return "..."
     return text if len(text) <= 60 else text[:57] + "..."

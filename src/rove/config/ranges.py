@@ -1,4 +1,8 @@
-"""Ranges of numbers, which stand beside the fields of settings: `horizon: PositiveInt = 32`."""
+"""Ranges of numbers, which stand beside the fields of settings: `horizon: PositiveInt = 32`.
+
+Every number has an upper bound: one that no machine, no number format or no lifetime reaches is a slip of the
+hand, and would end in an overflow or never.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,55 @@ class Range:
     holds: Callable[[float], bool]
 
 
-PositiveInt = Annotated[int, Range("at least 1", lambda x: x >= 1)]
-NonNegativeInt = Annotated[int, Range("at least 0", lambda x: x >= 0)]
-PositiveFloat = Annotated[float, Range("above 0", lambda x: x > 0)]
-NonNegativeFloat = Annotated[float, Range("at least 0", lambda x: x >= 0)]
+def at_least(low: float, most: float) -> Range:
+    """Numbers from `low` to `most`."""
+    return Range(f"at least {low} and at most {most}", lambda x: low <= x <= most)
+
+
+def above(low: float, most: float) -> Range:
+    """Numbers above `low`, up to `most`."""
+    return Range(f"above {low} and at most {most}", lambda x: low < x <= most)
+
+
+MAX_SEED = 2**32 - 1
+"""Seeds of generators have 32 bits."""
+MOST = 10**9
+"""Steps, episodes and the like that a run may count: more would take years."""
+HUGE = 10**6
+"""Factors and thresholds: float32 still holds what such a one is multiplied with."""
+
+PositiveInt = Annotated[int, at_least(1, MOST)]
+NonNegativeInt = Annotated[int, at_least(0, MOST)]
+PositiveFloat = Annotated[float, above(0, HUGE)]
+NonNegativeFloat = Annotated[float, at_least(0, HUGE)]
 Fraction = Annotated[float, Range("between 0 and 1", lambda x: 0 <= x <= 1)]
+
+Seed = Annotated[int, at_least(0, MAX_SEED)]
+Pixels = Annotated[int, at_least(1, 4096)]
+"""Height and width of a picture: 4096 is 50 MB, and no policy sees as much."""
+Slots = Annotated[int, at_least(1, 65536)]
+"""Environments side by side: the largest simulators on GPUs hold tens of thousands."""
+Count = Annotated[int, at_least(0, 1024)]
+"""Threads, processes, stages: no machine has more cores."""
+Nodes = Annotated[int, at_least(0, 65536)]
+Size = Annotated[int, at_least(1, 65536)]
+"""Width of a layer: the largest models have 16384."""
+Layers = Annotated[int, at_least(1, 1024)]
+Chunk = Annotated[int, at_least(1, 1024)]
+Actions = Annotated[int, at_least(1, HUGE)]
+"""Length of an episode, or of a rollout in chunks."""
+Temperature = Annotated[float, Range("at least 0.001 and at most 1000", lambda x: 1e-3 <= x <= 1e3)]
+"""A sampling temperature that logits are divided by, in float32."""
+Ratio = Annotated[float, above(0, 1000)]
+"""A bound on the ratio of two probabilities: float32 has to hold its powers."""
+
+LearningRate = Annotated[float, above(0, 1000)]
+"""More moves every weight of AdamW further in a step than it may ever be."""
 
 
 def range_of(annotation: Any) -> Range | None:
-    """The range that a field is annotated with, also one that may be None; None where there is no range."""
+    """The range that a field, or each item of a tuple, is annotated with, also one that may be None; None
+    where there is no range."""
     options = (annotation, *get_args(annotation))
     found = (each for option in options for each in getattr(option, "__metadata__", ()))
     return next((each for each in found if isinstance(each, Range)), None)

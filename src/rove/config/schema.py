@@ -10,9 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from rove.config.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from rove.config.ranges import (
+    MOST,
+    Actions,
+    Chunk,
+    Count,
+    Fraction,
+    Layers,
+    LearningRate,
+    Nodes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pixels,
+    PositiveFloat,
+    PositiveInt,
+    Ratio,
+    Seed,
+    Size,
+    Slots,
+    Temperature,
+    above,
+    at_least,
+)
 
 # --- environments -------------------------------------------------------------------------------
 
@@ -24,14 +45,14 @@ class TabletopConfig:
     kind: Literal["tabletop"] = "tabletop"
     tasks: str = "demo"
     """A named set ("demo", "train", "unseen") or task ids separated by commas."""
-    image_size: PositiveInt = 64
+    image_size: Pixels = 64
     """Pixels, height and width."""
-    horizon: PositiveInt = 32
+    horizon: Actions = 32
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
     render: Literal["cpu", "cuda"] = "cpu"
     """Device that renders images. Physics is always on the CPU."""
-    threads: NonNegativeInt = 0
+    threads: Count = 0
     """Physics threads; 0 uses every core."""
 
 
@@ -43,11 +64,11 @@ class LiberoConfig:
     tasks: str = "spatial"
     """A suite ("spatial", "object", "goal", "10", "90", "130", or a perturbed one of LIBERO-PRO such as
     "goal_swap"), or suites and task ids separated by commas."""
-    image_size: PositiveInt = 128
+    image_size: Pixels = 128
     """Pixels, height and width; published checkpoints see 256."""
     wrist: bool = True
     """Also give the picture of the camera in the hand."""
-    horizon: PositiveInt = 240
+    horizon: Actions = 240
     """Actions before an episode is truncated. Published: 240 in spatial and object, 320 in goal, 512 in 10,
     90 and 130."""
     wait: NonNegativeInt = 15
@@ -62,9 +83,9 @@ class LiberoConfig:
     """Device on which "warp" renders; "gl" takes a GPU where there is one. Physics is always on the CPU."""
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
-    scenes: PositiveInt = 4
+    scenes: Size = 4
     """Scenes that stay in memory, about 0.5 GB each, though no episode is running in them."""
-    threads: NonNegativeInt = 0
+    threads: Count = 0
     """Physics and rendering threads; 0 uses every core."""
 
     def problems(self) -> Iterator[str]:
@@ -83,9 +104,9 @@ class ManiSkillConfig:
     kind: Literal["maniskill"] = "maniskill"
     tasks: str = "PickCube-v1"
     """Task ids separated by commas; on a GPU one."""
-    image_size: PositiveInt = 128
+    image_size: Pixels = 128
     """Pixels, height and width."""
-    horizon: PositiveInt = 48
+    horizon: Actions = 48
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped"] = "sparse"
     """"sparse": 1 on success. "shaped": besides, the change of the task's own normalised dense reward."""
@@ -98,7 +119,7 @@ class ManiSkillConfig:
     run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
-    workers: NonNegativeInt = 0
+    workers: Count = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
     def problems(self) -> Iterator[str]:
@@ -120,15 +141,15 @@ class PutOnPlateConfig:
     tasks: str = "PutOnPlateInScene25Main-v3"
     """Ids of published environments separated by commas, each with ":test" or ":all" for another split than
     "train"."""
-    objects: tuple[int, ...] = ()
+    objects: tuple[NonNegativeInt, ...] = ()
     """Numbers of the source objects to use; empty: all of the split."""
-    tables: tuple[int, ...] = ()
+    tables: tuple[NonNegativeInt, ...] = ()
     """Numbers of the tables to use; empty: all of the split."""
-    image_size: PositiveInt = 224
+    image_size: Pixels = 224
     """Pixels, height and width, of the picture, which has the published camera's view squashed."""
     full_frame: bool = False
     """Render 480 × 640 as published, and leave the squashing to the policy."""
-    horizon: PositiveInt = 80
+    horizon: Actions = 80
     """Actions before an episode is truncated."""
     reward: Literal["sparse", "shaped", "dense"] = "shaped"
     """"shaped": change of the published potential, at best 1.2 in all: a grasp 0.1, held 0.1, success 1.
@@ -138,14 +159,14 @@ class PutOnPlateConfig:
     any time, and at the end."""
     settle: bool = False
     """Let things come to rest before an episode, as RL4VLA does; RLinf does not."""
-    sim_freq: int = 500
+    sim_freq: Annotated[int, at_least(5, 100_000)] = 500
     """Physics steps a second, a multiple of the 5 actions; fewer is faster, and another simulation."""
     backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """Simulation backend. "auto" is `physx_cpu`, also where there is a GPU: `physx_cuda` has never been
     run."""
     render: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that renders images; "auto" is the GPU where there is one, whatever simulates."""
-    workers: NonNegativeInt = 0
+    workers: Count = 0
     """Processes that share the slots of a `physx_cpu` simulation; 0: one a core; 1: none but this one."""
 
     def problems(self) -> Iterator[str]:
@@ -177,22 +198,22 @@ class TowerConfig:
     """One vision tower, a `transformers` vision transformer whose last block is never computed."""
 
     kind: Literal["dinov2", "siglip"] = "siglip"
-    width: PositiveInt = 128
-    depth: PositiveInt = 3
-    heads: PositiveInt = 4
-    patch: PositiveInt = 8
+    width: Size = 128
+    depth: Layers = 3
+    heads: Size = 4
+    patch: Pixels = 8
     """Pixels along an edge of a patch."""
-    mlp: PositiveInt = 512
+    mlp: Size = 512
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
     """The language model, a `transformers` Llama."""
 
-    width: PositiveInt = 128
-    depth: PositiveInt = 3
-    heads: PositiveInt = 4
-    mlp: PositiveInt = 384
+    width: Size = 128
+    depth: Layers = 3
+    heads: Size = 4
+    mlp: Size = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +224,7 @@ class ValueHeadConfig:
     """One value per action, [B, C], or one per chunk, [B, 1]."""
     source: Literal["first", "mean"] = "mean"
     """Hidden state of the position that predicts the first action token, or the mean of action positions."""
-    hidden: tuple[int, ...] = (256,)
+    hidden: tuple[Size, ...] = (256,)
     detach: bool = False
     """Keep the critic's gradient out of the language model."""
 
@@ -212,7 +233,7 @@ class ValueHeadConfig:
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): the weights themselves stay as they are."""
 
-    rank: PositiveInt = 32
+    rank: Size = 32
     alpha: PositiveFloat | None = None
     """The adapter's output is scaled by alpha / rank; None: by 1."""
     targets: tuple[str, ...] = ("all-linear",)
@@ -250,14 +271,14 @@ class PolicyConfig:
     """Scale and shift the vision towers' features by the instruction (FiLM, as in OpenVLA-OFT+)."""
     proprio: bool = False
     """Also read the robot's own state (OpenVLA-OFT's proprio projector)."""
-    pointers: NonNegativeInt = 0
+    pointers: Count = 0
     """Points in the picture that the policy picks out and reads as tokens before it acts, as a policy from
     scratch learns to do by `sft.grounding`; 0: none."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""
     value_head: ValueHeadConfig | None = None
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; log-probabilities are taken under it too."""
 
 
@@ -276,13 +297,13 @@ class PPO:
     advantage_level: Literal["action", "chunk"] = "action"
     ratio_level: Literal["token", "action", "chunk"] = "token"
     clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
-    dual_clip: float | None = None
+    clip_high: Ratio = 0.28
+    dual_clip: Ratio | None = None
     value_clip: PositiveFloat = 0.2
     huber_delta: PositiveFloat = 10.0
     value_coef: NonNegativeFloat = 1.0
     entropy_coef: NonNegativeFloat = 0.0
-    max_behavior_weight: PositiveFloat = 2.0
+    max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
     bootstrap: Literal["truncated", "always"] = "truncated"
@@ -299,18 +320,18 @@ class GRPO:
     """Group-relative policy optimisation: groups of episodes from one task and initial state, no critic."""
 
     kind: Literal["grpo"] = "grpo"
-    group_size: int = 8
+    group_size: Slots = 8
     """G, episodes that share a task and an initial state."""
     ratio_level: Literal["token", "action", "chunk"] = "token"
     clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
-    dual_clip: float | None = None
+    clip_high: Ratio = 0.28
+    dual_clip: Ratio | None = None
     keep_low: Fraction = 0.0
     keep_high: Fraction = 1.0
     """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
     max_rounds: PositiveInt = 1
     """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1: off."""
-    max_behavior_weight: PositiveFloat = 2.0
+    max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
     length_normalization: bool = True
@@ -328,7 +349,7 @@ class Vine:
     """
 
     kind: Literal["vine"] = "vine"
-    branches: int = 8
+    branches: Size = 8
     """G, chunks tried from each state."""
     gamma: Fraction = 0.97
     """Discount per action, up to the end of the chunk."""
@@ -336,9 +357,9 @@ class Vine:
     """Added to the standard deviation that advantages are divided by, in units of reward."""
     ratio_level: Literal["token", "action"] = "action"
     clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
-    dual_clip: float | None = None
-    max_behavior_weight: PositiveFloat = 2.0
+    clip_high: Ratio = 0.28
+    dual_clip: Ratio | None = None
+    max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
     entropy_coef: NonNegativeFloat = 0.0
@@ -352,11 +373,11 @@ AlgorithmConfig = PPO | GRPO | Vine
 
 @dataclass(frozen=True, slots=True)
 class RolloutConfig:
-    num_envs: PositiveInt = 64
+    num_envs: Slots = 64
     """B, environments that run side by side."""
-    chunk: PositiveInt = 8
+    chunk: Chunk = 8
     """C, actions in a chunk."""
-    chunks: PositiveInt = 4
+    chunks: Actions = 4
     """T, chunks in a rollout. GRPO needs T·C = horizon."""
     emphasis: tuple[str, ...] = ()
     """Tasks that come up more often: with "push:4" those whose names begin with "push", four times as often.
@@ -368,10 +389,10 @@ class RolloutConfig:
 class OptimConfig:
     """Settings of AdamW and of its learning rate."""
 
-    lr: PositiveFloat = 3e-4
-    value_lr: PositiveFloat | None = None
+    lr: LearningRate = 3e-4
+    value_lr: LearningRate | None = None
     """Learning rate of the value head; None: `lr`."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     clip_grad: PositiveFloat = 1.0
@@ -405,7 +426,7 @@ class TrainingConfig:
     """Number format of a training step: bfloat16 is autocast; weights and optimizer stay float32."""
     max_bad_steps: PositiveInt = 5
     """Consecutive steps with a non-finite loss or gradient, each skipped, after which the run stops."""
-    max_minutes: PositiveFloat | None = None
+    max_minutes: Annotated[float, above(0, MOST)] | None = None
     """Stop after this long, saved and resumable; schedules still run over `iterations`."""
 
 
@@ -457,7 +478,7 @@ class EvaluationConfig:
     variant_episodes: NonNegativeInt = 64
     """Held-out episodes per shifted variant, at the end; 0: none."""
     decoding: Literal["greedy", "sample"] = "greedy"
-    num_envs: PositiveInt = 64
+    num_envs: Slots = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,27 +498,27 @@ class PlacementConfig:
     map: str = "colocated"
     """"colocated", "hybrid", "disaggregated", "auto" (measure, then choose), or the devices of each role,
     such as "learner: 0-7, env: 0-3, policy: 4-7"."""
-    stages: NonNegativeInt = 0
+    stages: Count = 0
     """Parts of an environment worker's slots that are simulated in turn, so that the policy serves one while
     another is simulated; 0: one where environments and policy share their devices, or where two would cut a
     group, else two."""
-    ahead: NonNegativeInt = 0
+    ahead: Count = 0
     """Rollouts that may be under way or waiting while the learner trains: asynchronous mode; 0: none, each is
     begun when the one before it has been trained on. Nothing is then off-policy."""
     executor: Literal["local", "ray"] = "local"
     """"local": processes of this machine. "ray": actors of a Ray cluster."""
     ray_address: str | None = None
     """Address of the Ray cluster; "auto": the one that this machine belongs to; None: start one here."""
-    nodes: NonNegativeInt = 0
+    nodes: Nodes = 0
     """Nodes of the Ray cluster to wait for before the run is placed; 0: those that are there."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N": restricts what the run may use, environments included."""
-    threads: NonNegativeInt = 1
+    threads: Count = 1
     """CPU threads for tensor work; 0 uses every core. Simulation and rendering have threads of their own."""
-    env_workers: NonNegativeInt = 0
+    env_workers: Count = 0
     """Environment processes for each of a policy's simulating GPUs, or for all of its cores; 0: one, and
     none where environments and policy take turns."""
-    learners: NonNegativeInt = 0
+    learners: Count = 0
     """Training processes for each node's cores; 0: one. A GPU has one."""
     deterministic: bool = False
     """Serve stages in a fixed order, one at a time: the same trajectories on every executor and run."""
@@ -513,7 +534,7 @@ class Run:
 
     name: str
     algorithm: AlgorithmConfig
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     env: EnvConfig = TabletopConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -6,11 +6,13 @@ everything that is wrong at once.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from rove.config.load import decode, to_dict
+from rove.config.load import decode, shown, to_dict
 from rove.config.needs import needs, optimizer_steps
 from rove.config.ranges import range_of
 from rove.config.schema import PPO, OptimConfig, Run, SFTConfig
@@ -25,7 +27,13 @@ def validate(run: Run) -> None:
     problems = [problem for rule in RULES for problem in rule(run)]
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RoveError(f"Run {run.name!r} has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise RoveError(f"Run {shown(run.name)} has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def check_ranges(part: Any, prefix: str) -> None:
+    """Raise RoveError on a number of a part of a run that is out of its range."""
+    if problem := next(_ranges(part, prefix), None):
+        raise RoveError(problem)
 
 
 # --- ranges ---------------------------------------------------------------------------------------
@@ -37,8 +45,10 @@ def _ranges(part: Any, prefix: str = "") -> Problems:
     for f in fields(part):
         value, key = getattr(part, f.name), prefix + f.name
         allowed = range_of(hints[f.name])
-        if allowed is not None and value is not None and not allowed.holds(value):
-            yield f"{key} = {value}: expected a number {allowed.words}."
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if allowed is not None and not all(map(allowed.holds, numbers)):
+            kind = "numbers, each" if isinstance(value, tuple) else "a number"
+            yield f"{key} = {shown(value)}: expected {kind} {allowed.words}."
         elif is_dataclass(value):
             yield from _ranges(value, f"{key}.")
         elif isinstance(value, tuple):
@@ -62,11 +72,24 @@ def _algorithm_ranges(run: Run) -> Problems:
 
 
 def _names(run: Run) -> Problems:
-    if not run.name or set("/\\") & set(run.name):
-        yield f"name = {run.name!r}: it becomes a folder below `output`; use letters, digits, - and _."
-    device, _, index = run.placement.device.partition(":")
-    if device not in ("auto", "cpu", "cuda") or (index and not (device == "cuda" and index.isdigit())):
-        yield f"placement.device = {run.placement.device!r}: expected auto, cpu, cuda, or cuda:N."
+    name = run.name
+    folder = name.isprintable() and not set("/\\") & set(name) and name not in ("", ".", "..")
+    if not folder or len(name.encode()) > 200:
+        yield (
+            f"name = {shown(name)}: it becomes a folder below `output`; use letters, digits, - and _, "
+            "at most 200."
+        )
+    if not run.output or not run.output.isprintable():
+        yield f"output = {shown(run.output)}: expected the name of a folder."
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,4}", run.placement.device):
+        yield f"placement.device = {shown(run.placement.device)}: expected auto, cpu, cuda, or cuda:N."
+    for section, part in (("rollout", run.rollout), ("sft", run.sft)):
+        for entry in part.emphasis if part else ():
+            if not re.fullmatch(r".+:[0-9]{1,3}", entry, re.DOTALL):
+                yield (
+                    f"{section}.emphasis has {shown(entry)}: expected a task's beginning and how often, "
+                    "at most 999, as push:4."
+                )
 
 
 # --- sizes that must fit together -----------------------------------------------------------------
@@ -365,7 +388,8 @@ def _max_optimizer_steps(run: Run) -> int:
 
 def _divisor(number: int, near: int, least: int = 1) -> int:
     """The divisor of `number`, at least `least`, that lies nearest to `near`."""
-    divisors = [d for d in range(least, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(max(number, 0)) + 1) if number % d == 0]
+    divisors = [d for d in sorted({*small, *(number // d for d in small)}) if d >= least]
     return min(divisors, key=lambda d: abs(d - near), default=number)
 
 
