@@ -1,15 +1,16 @@
 """The `rove` command: parses, then delegates. Heavy imports live in the handlers, so that help is instant.
 
-A mistake of the user (RoveError) prints one message and exits with 2; Ctrl-C exits with 130, SIGTERM in a
-training run with 143.
+A mistake of the user (RoveError), and a machine that is full or closed to writing, print one message and exit
+with 2; Ctrl-C exits with 130, SIGTERM in a training run with 143. Output that cannot be printed ends nothing:
+the exit status is then 1, or 141 where its reader has gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import io
-import os
+import errno
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -19,35 +20,70 @@ from typing import Any, NoReturn
 
 from rove import recipes
 from rove.config import load
+from rove.config.ranges import MAX_SEED
 from rove.config.schema import PPO, EvaluationConfig, PolicyConfig, Run, ValueHeadConfig
-from rove.config.validate import validate
+from rove.config.validate import check_ranges, validate
 from rove.errors import RoveError, nearest
 from rove.interrupt import Interrupt, Interrupted
+from rove.reporting.output import kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    _print_anything()
+    with kept() as output:
+        code = _guarded(list(sys.argv[1:] if argv is None else argv))
+    if code or output.error is None:
+        return code
+    if isinstance(output.error, BrokenPipeError):  # whoever read the output has enough of it
+        return 141
+    with kept():
+        print(f"rove: error: What was printed is not complete: {output.error}.", file=sys.stderr)
+    return 1
+
+
+def _guarded(words: list[str]) -> int:
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except RoveError as error:
-        print(f"rove: error: {error}", file=sys.stderr)
-        return 2
+        return _dispatch(words)
     except Interrupted as interrupted:
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has enough of it. What is still in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except Exception as error:
+        message = str(error) if isinstance(error, RoveError) else _lack(error)
+        if message is None:
+            raise
+        print(f"rove: error: {message}", file=sys.stderr)
+        return 2
 
 
-def _print_anything() -> None:
-    """Have what the terminal's encoding lacks printed as an escape: it ends no work."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+_FILES = (
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EMFILE,
+    errno.ENAMETOOLONG, errno.ENFILE, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""Errors of a file system, which no change to Rove would mend."""
+
+
+def _lack(error: Exception) -> str | None:
+    """What the machine lacked, and what to do; None for an error that is none of the machine's."""
+    text = str(error).strip().partition("\n")[0]
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in text
+    ):
+        return (
+            f"Not enough memory ({text or 'MemoryError'}): lower --rollout.num_envs or --rollout.chunks, "
+            "--training.micro_batch, or the sizes of the policy."
+        )
+    fix = "Free some space, or name another place"
+    if isinstance(error, OSError) and error.errno in _FILES:
+        full = error.errno in (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+        named = "A file" if error.filename is None else str(error.filename)
+        return f"{named} cannot be used: {error.strerror}.{f' {fix}.' if full else ''}"
+    # How PyTorch and safetensors, which are not written in Python, tell of a file system's errors.
+    if "inline_container.cc" in text or "(os error " in text:
+        return f"A file cannot be written: {text}. {fix}."
+    return None
 
 
 # --- handlers: parsed arguments and settings in, exit code (or None for 0) out --------------------
@@ -62,7 +98,7 @@ def _recipes(args: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _show(args: argparse.Namespace, settings: list[str]) -> None:
-    run = load.apply(recipes.get(args.recipe).build(), settings)
+    run = load.apply(recipes.build(args.recipe), settings)
     for key, value in load.leaves(run):
         print(f"{key} = {value}")
     validate(run)
@@ -79,8 +115,9 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
             "Name a recipe, or a run to go on with: rove train RECIPE, or rove train --resume RUN."
         )
     # A run goes on with the settings that it was started with; FILE.py is imported for what it registers.
-    recipe = recipes.get(args.recipe) if args.recipe else None
-    run = load.load(args.resume / "run.json") if args.resume or recipe is None else recipe.build()
+    run = recipes.build(args.recipe) if args.recipe else None
+    if args.resume or run is None:
+        run = _saved(args.resume)
     if args.ray_address:
         settings = ["--placement.executor=ray", f"--placement.ray_address={args.ray_address}", *settings]
     run = load.apply(run, settings)
@@ -89,6 +126,33 @@ def _train(args: argparse.Namespace, settings: list[str]) -> None:
 
     directory = train(run, args.resume, resume=args.resume is not None, profile=args.profile)
     print(f"Report: {directory / 'report.html'}")
+
+
+def _saved(directory: Path) -> Run:
+    """The settings of a run that was started. Raises RoveError where a file has to be imported first.
+
+    It is named, and not imported: a run's directory may come from anybody, and must not decide what is
+    executed here.
+    """
+    try:
+        return load.load(directory / "run.json")
+    except RoveError as error:
+        for word in _command(directory):
+            if ".py:" in word:
+                raise RoveError(
+                    f"{error}\n{directory} was started with the recipe {word}: if the file registers that, "
+                    f"name it again: rove train {word} --resume {directory}"
+                ) from error
+        raise
+
+
+def _command(directory: Path) -> list[str]:
+    """The words of the command that a run was started by, as far as it is known."""
+    try:
+        about = json.loads((directory / "about.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return str(about.get("command", "")).split() if isinstance(about, dict) else []
 
 
 def _demo(args: argparse.Namespace, settings: list[str]) -> None:
@@ -171,6 +235,7 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
         recipes.import_file(file)
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
+    check_ranges(config, "evaluation.")
     # The table is what goes to standard output; how far it is goes where it does not mix with it.
     with Progress("evaluation", 0, console=Console(stderr=True, highlight=False)) as progress:
         judged = evaluate_checkpoint(
@@ -297,7 +362,7 @@ _EVALUATION = ("episodes", "decoding", "num_envs")
 
 
 def _run(recipe: str, settings: Sequence[str]) -> Run:
-    run = load.apply(recipes.get(recipe).build(), settings)
+    run = load.apply(recipes.build(recipe), settings)
     validate(run)
     return run
 
@@ -306,8 +371,14 @@ def _run(recipe: str, settings: Sequence[str]) -> Run:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not text.isdecimal() or len(text) > 10 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text[:40]!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10 or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {MAX_SEED}, got {text[:40]!r}")
     return int(text)
 
 
@@ -383,7 +454,7 @@ COMMANDS: dict[str, Command] = {
             Argument("--episodes", "episodes for each variant", {"type": _positive, "metavar": "N"}),
             Argument("--decoding", "greedy or sample"),
             Argument("--num-envs", "episodes simulated at once", {"type": _positive, "metavar": "B"}),
-            Argument("--seed", "of the sampling noise", {"type": int, "default": 0}),
+            Argument("--seed", "of the sampling noise", {"type": _seed, "default": 0, "metavar": "N"}),
             Argument(
                 "--import",
                 "a file that registers the suite or the policy; may be given again",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import subprocess
 import sys
 import types
@@ -106,6 +108,53 @@ def test_exit_codes(error, code, monkeypatch):
 
     fake(monkeypatch, "rove.train", train=fail)
     assert cli.main(["train", "demo"]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "runs/x"), "runs/x cannot be used: No space left. Free"),
+        (OSError(errno.ENOSPC, "No space left"), "A file cannot be used: No space left. Free some space"),
+        (PermissionError(errno.EACCES, "Denied", "runs"), "runs cannot be used: Denied.\n"),
+        (MemoryError("Unable to allocate 8 TiB"), "Not enough memory (Unable to allocate 8 TiB): lower"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate"), "Not enough memory ("),
+    ],
+)
+def test_what_the_machine_lacks_gets_one_line(error, message, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise error
+
+    fake(monkeypatch, "rove.train", train=fail)
+    assert cli.main(["train", "demo"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("rove: error: ") and said.count("\n") == 1
+
+
+def test_what_a_full_disk_makes_of_pytorch_and_safetensors_is_known():
+    import torch
+    from safetensors.torch import save_file
+
+    for write in (lambda: torch.save(torch.zeros(9999), "/dev/full"), lambda: save_file({}, "/dev/full/x")):
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            write()
+        assert cli._lack(caught.value) is not None
+
+
+def test_resuming_names_the_file_that_registered_what_a_run_names(calls, tmp_path, capsys):
+    from rove import recipes
+    from rove.config import load
+
+    load.save(recipes.get("demo").build(), tmp_path / "run.json")
+    text = (tmp_path / "run.json").read_text().replace('"tabletop"', '"reach"')
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "about.json").write_text(json.dumps({"command": "rove train own/env.py:reach --seed 1"}))
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert f"rove train own/env.py:reach --resume {tmp_path}\n" in capsys.readouterr().err
+    for damaged in ("[]", "{"):
+        (tmp_path / "about.json").write_text(damaged)
+        assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+        assert "env.kind = 'reach'" in capsys.readouterr().err
+    assert calls == []
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

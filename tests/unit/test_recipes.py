@@ -101,6 +101,51 @@ def test_a_missing_file_is_named(tmp_path):
         recipes.get(f"{tmp_path / 'gone.py'}:mine")
 
 
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nx = (\n", r"mine.py, line 2: SyntaxError: '\(' was never closed"),
+        ("import math\n\nmath.sqrt(-1)\n", r"mine.py, line 3: ValueError: math domain error"),
+        (
+            "import nowhere\n",
+            r"mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        ("\0", r"mine.py: SyntaxError: source code string cannot contain null bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_with_its_line(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    for _ in range(2):  # a second try does not find half a module
+        with pytest.raises(RoveError, match=message):
+            recipes.get(f"{file}:mine")
+    assert "mine" not in sys.modules
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    return replace(demo(), nmae='mine')", r"mine.py, line 9: TypeError: .*nmae"),
+        ("    demo()", r"Recipe 'mine' in .*mine.py returns NoneType; expected a rove.Run"),
+    ],
+)
+def test_a_recipe_that_fails_is_named_with_its_line(tmp_path, body, message):
+    file = tmp_path / "mine.py"
+    file.write_text("\n".join([*FILE.format(name="mine").splitlines()[:-1], body]))
+    with pytest.raises(RoveError, match=message):
+        recipes.build(f"{file}:mine")
+
+
+def test_only_a_recipe_in_a_file_can_be_built(tmp_path):
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(RoveError, match="has to end in .py"):
+        recipes.import_file(tmp_path / "mine.txt")
+    with pytest.raises(RoveError, match="mine.py is a file: name a recipe in it, mine.py:NAME"):
+        recipes.get("mine.py")
+
+
 def test_a_recipe_needs_a_summary():
     with pytest.raises(RoveError, match="'silent' needs a docstring"):
 

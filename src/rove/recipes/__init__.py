@@ -10,13 +10,18 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rove.config.schema import Run
 from rove.errors import RoveError, nearest
 from rove.runtime.setup import repeat
+
+T = TypeVar("T")
 
 _recipes: dict[str, Recipe] = {}
 
@@ -42,14 +47,27 @@ def recipe(build: Callable[[], Run]) -> Callable[[], Run]:
     return build
 
 
+def build(name: str) -> Run:
+    """Return the run of the recipe called `name`, see `get`. Raises RoveError where it is a user's own and
+    fails."""
+    found = get(name)
+    file = found.build.__code__.co_filename
+    run = found.build() if Path(file).parent == Path(__file__).parent else _run_own(found.build, file)
+    if not isinstance(run, Run):
+        raise RoveError(f"Recipe {found.name!r} in {file} returns {type(run).__name__}; expected a rove.Run.")
+    return run
+
+
 def get(name: str) -> Recipe:
     """Return the recipe called `name`, or, for "path/to/file.py:name", the one in that file.
 
-    Raises RoveError with the nearest name, or when the file is missing.
+    Raises RoveError with the nearest name, or when the file is missing or cannot be imported.
     """
     file, colon, short = name.rpartition(":")
     if colon and file.endswith(".py"):
         import_file(Path(file))
+    elif name.endswith(".py"):
+        raise RoveError(f"{name} is a file: name a recipe in it, {name}:NAME.")
     else:
         short = name
     known = {r.name: r for r in all()}
@@ -66,9 +84,14 @@ def all() -> tuple[Recipe, ...]:
 
 
 def import_file(path: Path) -> None:
-    """Import a user's file, once, as a module named after it, so that it can register recipes."""
+    """Import a user's file, once, as a module named after it, so that it can register recipes.
+
+    Raises RoveError, with the line, where it cannot be imported.
+    """
     if not path.is_file():
         raise RoveError(f"No recipe file at {path}.")
+    if path.suffix != ".py":
+        raise RoveError(f"{path} cannot be imported: its name has to end in .py.")
     there = sys.modules.get(path.stem)
     if there is not None:
         if getattr(there, "__file__", None) != str(path.resolve()):
@@ -76,6 +99,27 @@ def import_file(path: Path) -> None:
         return
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None and spec.loader is not None  # it is a .py file
+    import rove.envs  # noqa: F401  (so that the file can import MuJoCo, whatever MUJOCO_GL says)
+
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        _run_own(partial(spec.loader.exec_module, module), str(path.resolve()))
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
     repeat(import_file, path.resolve())
+
+
+def _run_own(function: Callable[[], T], file: str) -> T:
+    """Call what a user wrote in `file`. Raises RoveError naming the line in which it failed."""
+    try:
+        return function()
+    except RoveError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        if isinstance(error, SyntaxError):  # perhaps of a module that the file imports
+            file, lines = error.filename or file, [error.lineno]
+        where = f"{file}, line {lines[-1]}" if lines and lines[-1] else file
+        why = error.msg if isinstance(error, SyntaxError) else error
+        raise RoveError(f"{where}: {type(error).__name__}: {why}") from error

@@ -4,10 +4,12 @@ least."""
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import TextIO, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -17,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rove.evaluation.statistics import Rate
+from rove.reporting.output import Output
 
 _PARTS = {
     "simulation": "cyan",
@@ -45,7 +48,7 @@ class Progress:
         self._name = run_name
         self._iterations = iterations
         self._done = 0
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, file=cast(TextIO, Output(sys.stdout)))
         self._began = time.perf_counter()
         self._ends: list[float] = []
         self._phases: dict[str, tuple[int, int]] = {}
