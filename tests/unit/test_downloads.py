@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -106,6 +107,20 @@ def test_nothing_is_written_outside_the_root(tmp_path, address):
     file = downloads.download(archive, tmp_path / "downloads", lambda text: None)
     with pytest.raises(RoveError, match="outside"):
         downloads.unpack(archive, file, tmp_path / "root")
+
+
+@pytest.mark.parametrize("wrong", ["../../escaped", "link"])
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path, wrong):
+    file, root = tmp_path / "things.zip", tmp_path / "root"
+    with zipfile.ZipFile(file, "w") as content:
+        content.writestr("inside/first.json", "{}")
+        member = zipfile.ZipInfo(f"inside/{wrong}")
+        if wrong == "link":
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        content.writestr(member, "/etc")
+    with pytest.raises(RoveError, match=f"inside/{wrong}"):
+        downloads.unpack(Archive("things", "", (("inside/", "data/"),), ()), file, root)
+    assert list(tmp_path.rglob("*")) == [file]
 
 
 def test_the_command_says_what_is_missing(monkeypatch, tmp_path, capsys):

@@ -11,6 +11,7 @@ from rove.evaluation import report as evaluation
 from rove.evaluation.statistics import Rate
 from rove.reporting import charts
 from rove.reporting.html import write_report
+from rove.reporting.log import Logger
 
 VOID = {"meta", "img"}
 HOSTILE = "\"'><script>&lt;"
@@ -101,7 +102,7 @@ def hostile(tree):
     """The same JSON with `HOSTILE` before each string that a run chooses."""
     if isinstance(tree, dict):
         return {
-            hostile(key) if key in AXES else key: value if key == "file" else hostile(value)
+            hostile(key) if key in AXES else key: value if key in ("file", "phase") else hostile(value)
             for key, value in tree.items()
         }
     if isinstance(tree, list):
@@ -119,9 +120,65 @@ def test_what_comes_from_a_run_is_escaped_everywhere(tmp_path):
     assert [text.strip() for text in page.text].count(f"{HOSTILE}demo") == 3  # heading, two settings
     instructions = {value for name, value in page.attributes if name == "alt"}
     assert len(instructions) == 6
-    assert all(value.startswith(HOSTILE) and value.count(HOSTILE) == 2 for value in instructions)
+    assert all(value.count(HOSTILE) == 1 for value in instructions)
     for label in (*AXES, *AXES.values(), *TASKS, "rove demo --seed 1", "A processor <with brackets>"):
         assert HOSTILE + label in " ".join(page.text)
+
+
+def test_only_videos_of_the_run_are_embedded(tmp_path):
+    run, secret = run_directory(tmp_path / "run"), tmp_path / "secret.webp"
+    secret.write_bytes(b"a secret")
+    (run / "videos" / "link.webp").symlink_to(secret)
+    entries = json.loads((run / "videos" / "index.json").read_text())
+    files = ["../../secret.webp", str(secret), "link.webp", "gone.webp", "before", "index.json", "a\0.webp"]
+    wrong = [{**entries[0], "file": file} for file in files]
+    wrong += [{**entries[0], "phase": "<script>"}, {**entries[0], "success": 1}, {"file": "before/0.webp"}, 7]
+    (run / "videos" / "index.json").write_text(json.dumps([*wrong, *entries]))
+    pictures = [value for name, value in read(write_report(run)).attributes if name == "src"]
+    assert len(pictures) == len(entries)
+    (run / "videos" / "index.json").write_text("{")
+    with pytest.raises(RoveError, match="index.json is no JSON"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", "[]"),
+        ("run.json", '{"name": "a", "seed": 1, "env": 3}'),
+        ("about.json", "\xff"),
+        ("eval/after.json", '{"records": 3}'),
+        ("eval/after.json", "success"),
+        ("eval/after.json", "axes"),
+    ],
+)
+def test_a_damaged_file_is_named(finished, tmp_path, file, content):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    if content in ("success", "axes"):
+        data = json.loads((run / file).read_text())
+        data["records"][0]["success"] = {} if content == "success" else True
+        data["about"]["axes"] = {"light": []} if content == "axes" else {}
+        content = json.dumps(data)
+    (run / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(RoveError, match=str(run / file)):
+        write_report(run)
+
+
+def test_an_evaluation_without_finished_training_episodes_is_drawn(tmp_path):
+    shutil.copy(run_directory(tmp_path / "run", 1) / "run.json", tmp_path / "run.json")
+    line = {"eval/success": 0.5, "eval/episodes": 8, "rollout/episodes": 0, "time/iteration": 2.0}
+    with Logger(tmp_path, tensorboard=False, wandb=False) as log:
+        log.log(1, {**line, "time/simulation": 1.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "time/iteration": NaN}\n{"step": "<b>"}\n{"no": "step"}\n[1]\n')
+    assert "Learning curve" in read(write_report(tmp_path)).headings
+
+
+def test_the_time_of_a_single_iteration_is_a_column():
+    (wide,) = re.findall(r'points="([^"]*)"', charts.stacked_area(960, {"training": [(3.0, 2.0)]}))
+    corners = {tuple(map(float, point.split(","))) for point in wide.split()}
+    assert len({x for x, _ in corners}) == 2 and len({y for _, y in corners}) == 2
 
 
 @pytest.mark.parametrize(

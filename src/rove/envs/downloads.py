@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import stat
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -105,18 +107,31 @@ def download(archive: Archive, folder: Path, say: Callable[[str], object]) -> Pa
 
 
 def unpack(archive: Archive, file: Path, root: Path) -> None:
-    """Put the archive's folders in their places; a file that is there already stays."""
-    with zipfile.ZipFile(file) as opened:
+    """Put the archive's folders in their places; a file that is there already stays.
+
+    Nothing is put anywhere before everything is unpacked. Raises RoveError, naming the member, where one is
+    a link or would be written outside `root`.
+    """
+    with zipfile.ZipFile(file) as opened, tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        places: list[tuple[str, Path]] = []
         for name, target in _wanted(archive, opened.namelist()):
             path = (root / target).resolve()
             if root.resolve() not in path.parents:
                 raise RoveError(f"{name} would be written outside {root}")
-            if path.is_file():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.draft")
+            if stat.S_ISLNK(opened.getinfo(name).external_attr >> 16):
+                raise RoveError(f"{name} in it is a link")
+            if not path.is_file():
+                places.append((name, path))
+        drafts: list[tuple[Path, Path]] = []
+        for number, (name, path) in enumerate(places):
+            draft = Path(scratch) / str(number)
             with opened.open(name) as source, draft.open("wb") as out:
                 shutil.copyfileobj(source, out, _BLOCK)
+            drafts.append((draft, path))
+        # Those by which the archive counts as there come last: a stop in between is then seen.
+        needed = {(root / needs).resolve() for needs in archive.needs}
+        for draft, path in sorted(drafts, key=lambda each: each[1] in needed):
+            path.parent.mkdir(parents=True, exist_ok=True)
             draft.rename(path)
 
 

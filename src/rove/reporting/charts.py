@@ -87,6 +87,8 @@ class PlotArea:
 
     def hover(self, texts: Mapping[float, str]) -> str:
         """Draw invisible columns, each of which shows its text on hover."""
+        if not texts:
+            return ""
         places = sorted(texts)
         edges = [self.x(a) / 2 + self.x(b) / 2 for a, b in itertools.pairwise(places)]
         starts, ends = [self.left, *edges], [*edges, self.width - self.right]
@@ -141,11 +143,16 @@ def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:
         for x, seconds in points:
             texts[x].append(f"{name} {seconds:.2f} s")
         base = top
+
+    def wide(points: Sequence[Point]) -> Sequence[Point]:
+        # A single iteration is a column, where an area would have no width.
+        return [(x + d, y) for d in (-0.5, 0.5) for x, y in points] if len(points) == 1 else points
+
     ceiling = max(max(y for _, y in base), 1e-9)
     plot = PlotArea(
-        width, 260 if width > 500 else 210, (steps[0], max(steps[-1], steps[0] + 1)), (0.0, ceiling * 1.05)
+        width, 260 if width > 500 else 210, (wide(base)[0][0], wide(base)[-1][0]), (0.0, ceiling * 1.05)
     )
-    body = [plot.area(low, high, colour, 0.9) for low, high, colour in layers]
+    body = [plot.area(wide(low), wide(high), colour, 0.9) for low, high, colour in layers]
     body.append(plot.axes("iteration", lambda value: f"{value:g} s", ticks(0.0, ceiling, 6)))
     body.append(plot.hover({x: "\n".join(lines) for x, lines in texts.items()}))
     return plot.svg("Seconds per iteration by part", "".join(body))

@@ -49,14 +49,14 @@ class Time(NamedTuple):
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into the run directory and return its path.
 
-    Raises RoveError when the folder is not a run directory.
+    Raises RoveError when the folder is not a run directory, or a file in it is damaged. Nothing that lies
+    outside the folder gets into the page.
     """
     if not (run_dir / "run.json").is_file():
         raise RoveError(f"{run_dir} is not a run directory: it has no run.json. `rove train` makes one.")
-    config = json.loads((run_dir / "run.json").read_text())
-    about_file = run_dir / "about.json"
-    about = json.loads(about_file.read_text()) if about_file.exists() else {}
-    reports = evaluation.load_all(run_dir)
+    config = _configuration(run_dir / "run.json")
+    about = _object(run_dir / "about.json") if (run_dir / "about.json").exists() else {}
+    reports = _reports(run_dir)
     lines = log.read(run_dir)
     page = _environment().get_template("report.html.j2").render(
         name=config["name"],
@@ -79,6 +79,41 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises RoveError, naming the file, where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RoveError(f"{path} is damaged, and no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise RoveError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    """Read a run's settings, of which only what the page names has to be there: the rest may be another
+    version's, or of a kind that nothing here registers."""
+    config = _object(path)
+    kinds = [s.get("kind") for name in ("algorithm", "env") if isinstance(s := config.get(name), dict)]
+    if not {"name", "seed"} <= config.keys() or len(kinds) < 2 or None in kinds:
+        raise RoveError(f"{path} is damaged: it has no name, seed, algorithm.kind or env.kind.")
+    return config
+
+
+def _reports(run_dir: Path) -> Reports:
+    """Read a run's evaluations. Raises RoveError, naming the file, where one holds no episodes."""
+    reports = evaluation.load_all(run_dir)
+    for name, report in reports.items():
+        for record in report.records:
+            texts = (record.spec.task, record.spec.variant)
+            if not all(isinstance(text, str) for text in texts) or not isinstance(record.success, bool):
+                raise RoveError(f"{run_dir / 'eval' / name}.json is damaged: it holds {record}.")
+        axes = report.about.get("axes", {}) if isinstance(report.about, dict) else None
+        if not isinstance(axes, dict) or not all(isinstance(axis, str) for axis in axes.values()):
+            raise RoveError(f"{run_dir / 'eval' / name}.json is damaged: its `about` has no axes.")
+    return {name: report for name, report in reports.items() if evaluation.in_distribution(report)}
+
+
 def _environment() -> Environment:
     """Make the template environment: values are escaped, and a name that is not given is an error."""
     environment = Environment(
@@ -97,12 +132,12 @@ def _facts(config: Mapping[str, Any], about: Mapping[str, Any], reports: Reports
     """Return the facts below the title: algorithm, tasks, seed, commit, number of episodes."""
     tasks = config["env"].get("tasks", "all")
     facts = [
-        config["algorithm"]["kind"].upper(),
+        str(config["algorithm"]["kind"]).upper(),
         f"{config['env']['kind']}: {tasks} tasks",
         f"seed {config['seed']}",
     ]
     if about.get("commit"):
-        facts.append(f"commit {about['commit'][:10]}")
+        facts.append(f"commit {str(about['commit'])[:10]}")
     if reports:
         last = list(reports.values())[-1]
         facts.append(f"{len(evaluation.in_distribution(last)):,} held-out episodes")

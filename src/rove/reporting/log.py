@@ -18,6 +18,9 @@ from rove.errors import RoveError
 from rove.reporting.metrics import WARM_UP, declaration
 
 FILE = "metrics.jsonl"
+_COUNTERS = ("step", "sft_step")
+_HUGE = 1e300
+"""No metric is as large, and charts compute with it; NaN and infinity are not smaller."""
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -32,12 +35,16 @@ def read(directory: Path) -> list[dict[str, Any]]:
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """What was logged in a line; None where a power failure left something else there."""
+    """What was logged in a line; None where a power failure, or who else, left something else there."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) else None
+    if not isinstance(line, dict) or not any(type(line.get(counter)) is int for counter in _COUNTERS):
+        return None
+    values = [value for value in line.values() if value is not None]
+    numbers = all(type(value) in (int, float) and abs(value) < _HUGE for value in values)
+    return line if numbers else None
 
 
 class Logger:
@@ -79,8 +86,14 @@ class Logger:
     def _write(self, counter: str, step: int, metrics: Mapping[str, float]) -> None:
         values = {declaration(name).name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({counter: step, **finite}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({counter: step, **finite}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RoveError(
+                f"{self._directory / FILE} cannot be written: {error.strerror}. Make room, then go on: "
+                f"rove train --resume {self._directory}"
+            ) from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)

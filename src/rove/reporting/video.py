@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -113,13 +113,39 @@ def data_uri(picture: bytes) -> str:
 
 
 def index(run_dir: Path) -> list[Video]:
-    """Read the entries of a run's `videos/index.json`; empty when nothing was recorded."""
-    return _read_index(run_dir / "videos")
+    """Read the entries of a run's `videos/index.json` whose animations are there, in its `videos` folder;
+    empty when nothing was recorded."""
+    folder = (run_dir / "videos").resolve()
+
+    def inside(each: Video) -> bool:
+        file = (folder / each.file).resolve()
+        return folder in file.parents and file.suffix == ".webp" and file.is_file()
+
+    return [each for each in _read_index(run_dir / "videos") if inside(each)]
 
 
 def _read_index(directory: Path) -> list[Video]:
+    """Read the entries that are ones; empty where there is no such file."""
     path = directory / "index.json"
-    return [Video(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RoveError(f"{path} is no JSON: {error}. Delete it: the page then has no videos.") from error
+    return [Video(**entry) for entry in entries if _is_video(entry)] if isinstance(entries, list) else []
+
+
+def _is_video(entry: Any) -> bool:
+    """Whether `entry` has a Video's fields, each of its type, of a known side, and a file that can be one."""
+    types = {"phase": str, "task": str, "instruction": str, "success": bool, "file": str}
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == types.keys()
+        and all(type(entry[name]) is kind for name, kind in types.items())
+        and entry["phase"] in get_args(Side)
+        and "\0" not in entry["file"]
+    )
 
 
 def _caption(instruction: str, outcome: str, width: int, colour: str) -> Image.Image:

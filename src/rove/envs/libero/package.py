@@ -8,11 +8,13 @@ as much. A task is named by its folder and file below `bddl_files`, without "lib
 from __future__ import annotations
 
 import ast
+import codecs
 import functools
 import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,9 +109,27 @@ def initial_states(task: str) -> np.ndarray:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return archive["states"]
-    import torch  # older editions: one pickled array
+    return _pickled_array(path)
 
-    return np.asarray(torch.load(path, weights_only=False))
+
+def _pickled_array(path: Path) -> np.ndarray:
+    """Read an array of numbers, the way that older editions keep it; nothing in the file is executed.
+
+    Raises RoveError on a file that holds anything else.
+    """
+    import torch
+
+    rebuild: Any = getattr(np, "_core").multiarray._reconstruct  # noqa: B009 - the name that pickles have
+    numbers = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
+    arrays = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals([*arrays, np.ndarray, np.dtype, codecs.encode, *numbers]):
+            return np.asarray(torch.load(path, weights_only=True))
+    except Exception as error:  # a damaged pickle ends in any
+        raise RoveError(
+            f"{path} is damaged, or holds more than an array of numbers, which is not read: it could execute "
+            f"code. Install LIBERO anew: {INSTALL}."
+        ) from error
 
 
 def published_instruction(task: str) -> str:
