@@ -63,13 +63,17 @@ _FILES = (
 """Errors of a file system, which no change to Rove would mend."""
 
 
+_TOO_MUCH = ("DefaultCPUAllocator", "Could not allocate memory", "size calculation overflowed")
+"""How PyTorch and MuJoCo tell that there is not enough memory."""
+
+
 def _lack(error: Exception) -> str | None:
     """What the machine lacked, and what to do; None for an error that is none of the machine's."""
     text = str(error).strip().partition("\n")[0]
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in text
+        or any(words in text for words in _TOO_MUCH)
     ):
         return (
             f"Not enough memory ({text or 'MemoryError'}): lower --rollout.num_envs or --rollout.chunks, "
@@ -376,6 +380,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _machines(text: str) -> int:
+    """A number of nodes, GPUs or cores, every one of which a plan lists."""
+    if (number := _positive(text)) > _MOST_MACHINES:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_MACHINES}, got {number}")
+    return number
+
+
+_MOST_MACHINES = 256
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {MAX_SEED}, got {text[:40]!r}")
@@ -493,10 +507,10 @@ COMMANDS: dict[str, Command] = {
             _RECIPE,
             Argument("--save", "file for the measurements", {"type": Path, "metavar": "FILE"}),
             Argument("--profile", "measurements to use, for new ones", {"type": Path, "metavar": "FILE"}),
-            Argument("--nodes", "plan for so many nodes", {"type": _positive, "default": 1, "metavar": "N"}),
-            Argument("--gpus", "with so many GPUs each", {"type": _positive, "metavar": "N"}),
+            Argument("--nodes", "plan for so many nodes", {"type": _machines, "default": 1, "metavar": "N"}),
+            Argument("--gpus", "with so many GPUs each", {"type": _machines, "metavar": "N"}),
             Argument("--card", "of this kind, by its rates: none is needed", {"choices": ("h100",)}),
-            Argument("--cores", "with so many cores each", {"type": _positive, "metavar": "N"}),
+            Argument("--cores", "with so many cores each", {"type": _machines, "metavar": "N"}),
             Argument("--check", "also run each one here, and show its time", {"action": "store_true"}),
         ),
         settings=True,

@@ -68,6 +68,7 @@ def test_each_command_has_help(name, capsys):
         ("eval x --suite tabletop --decoding gredy", "evaluation.decoding = 'gredy'. Did you mean 'greedy'"),
         ("report", "The following arguments are required: RUN"),
         ("recipes --all", "Unknown option --all"),
+        ("plan demo --nodes 1000000000", "expected at most 256, got 1000000000"),
         ("bench nothing_like_it", "Unknown benchmark 'nothing_like_it'"),
         ("train --resume gone", "No run configuration at gone/run.json"),
     ],
@@ -118,6 +119,7 @@ def test_exit_codes(error, code, monkeypatch):
         (PermissionError(errno.EACCES, "Denied", "runs"), "runs cannot be used: Denied.\n"),
         (MemoryError("Unable to allocate 8 TiB"), "Not enough memory (Unable to allocate 8 TiB): lower"),
         (RuntimeError("[x] DefaultCPUAllocator: can't allocate"), "Not enough memory ("),
+        (ValueError("Could not allocate memory"), "Not enough memory (Could not allocate memory): lower"),
     ],
 )
 def test_what_the_machine_lacks_gets_one_line(error, message, monkeypatch, capsys):

@@ -44,8 +44,8 @@ NonNegativeFloat = Annotated[float, at_least(0, HUGE)]
 Fraction = Annotated[float, Range("between 0 and 1", lambda x: 0 <= x <= 1)]
 
 Seed = Annotated[int, at_least(0, MAX_SEED)]
-Pixels = Annotated[int, at_least(1, 4096)]
-"""Height and width of a picture: 4096 is 50 MB, and no policy sees as much."""
+Pixels = Annotated[int, at_least(1, 1024)]
+"""Height and width of a picture: published policies see 224 to 448."""
 Slots = Annotated[int, at_least(1, 65536)]
 """Environments side by side: the largest simulators on GPUs hold tens of thousands."""
 Count = Annotated[int, at_least(0, 1024)]
@@ -55,6 +55,9 @@ Size = Annotated[int, at_least(1, 65536)]
 """Width of a layer: the largest models have 16384."""
 Layers = Annotated[int, at_least(1, 1024)]
 Chunk = Annotated[int, at_least(1, 1024)]
+Pieces = Annotated[int, at_least(1, HUGE)]
+"""Episodes or pictures to make, or chunks that an optimizer step sees: all of them are in memory."""
+SomePieces = Annotated[int, at_least(0, HUGE)]
 Actions = Annotated[int, at_least(1, HUGE)]
 """Length of an episode, or of a rollout in chunks."""
 Temperature = Annotated[float, Range("at least 0.001 and at most 1000", lambda x: 1e-3 <= x <= 1e3)]

@@ -23,6 +23,7 @@ from rove.config.ranges import (
     Nodes,
     NonNegativeFloat,
     NonNegativeInt,
+    Pieces,
     Pixels,
     PositiveFloat,
     PositiveInt,
@@ -30,6 +31,7 @@ from rove.config.ranges import (
     Seed,
     Size,
     Slots,
+    SomePieces,
     Temperature,
     above,
     at_least,
@@ -407,9 +409,9 @@ class OptimConfig:
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     iterations: PositiveInt = 100
-    batch: PositiveInt = 1024
+    batch: Pieces = 1024
     """Chunks an optimizer step sees; the rollout is split into as many steps as it fills."""
-    micro_batch: PositiveInt = 256
+    micro_batch: Pieces = 256
     """Chunks a forward-backward pass sees; divides `batch`. Changes memory, not results."""
     optim: OptimConfig = OptimConfig()
     freeze: tuple[str, ...] = ()
@@ -434,7 +436,7 @@ class TrainingConfig:
 class SFTConfig:
     """Supervised warm-up on expert demonstrations."""
 
-    episodes: PositiveInt = 400
+    episodes: Pieces = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
     emphasis: tuple[str, ...] = ()
     """Tasks that are shown more often, as in `RolloutConfig.emphasis`; pictures to point in have all
@@ -447,7 +449,7 @@ class SFTConfig:
     shows how to try again. For experts that can: see `rove.envs.base.Fallible`."""
     steps: PositiveInt = 1000
     """Optimizer steps on the demonstrations."""
-    grounding: NonNegativeInt = 0
+    grounding: SomePieces = 0
     """Pictures in which the policy first learns to point at what a sentence names; 0: none. For policies
     trained from scratch."""
     grounding_steps: NonNegativeInt = 0
@@ -463,9 +465,9 @@ class SFTConfig:
     smoothing: NonNegativeFloat = 0.0
     """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
     a bin then counts for its neighbours too; 0: the bin alone."""
-    batch: PositiveInt = 64
+    batch: Pieces = 64
     """Chunks that an optimizer step sees."""
-    micro_batch: PositiveInt = 64
+    micro_batch: Pieces = 64
     optim: OptimConfig = OptimConfig(lr=1e-3, warmup=50, schedule="cosine", weight_decay=0.01)
 
 
@@ -473,9 +475,9 @@ class SFTConfig:
 class EvaluationConfig:
     every: NonNegativeInt = 0
     """Iterations between evaluations during training; 0: only at the end."""
-    episodes: NonNegativeInt = 256
+    episodes: SomePieces = 256
     """Held-out episodes, spread evenly over the tasks."""
-    variant_episodes: NonNegativeInt = 64
+    variant_episodes: SomePieces = 64
     """Held-out episodes per shifted variant, at the end; 0: none."""
     decoding: Literal["greedy", "sample"] = "greedy"
     num_envs: Slots = 64

@@ -197,6 +197,7 @@ def _compile(tasks: Sequence[str], folder: Path, processes: int, on_task: Callab
             # LIBERO would read, or on a terminal ask for, a file of paths in the user's home
             "LIBERO_CONFIG_PATH": _paths(Path(scratch)),
             "MPLCONFIGDIR": scratch,
+            "HOME": scratch,  # which some of what is imported asks for, and a user may be without
         }
         compilers = [InChild("compiler", Compiler, environment=environment) for _ in range(processes)]
         asked = [
