@@ -15,6 +15,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 # What a room may import, by prefix, besides itself and BASE.
 BASE = ("types", "errors", "findings", "config", "timing", "transfer", "interrupt", "runtime")
 CONTRACTS = (
+    "envs.answers",
     "envs.base",
     "envs.registry",
     "envs.sampler",

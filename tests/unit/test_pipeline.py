@@ -144,8 +144,8 @@ def test_groups_are_the_same_however_slots_are_cut_into_stages():
     [
         ("die", "exited with code 11"),
         ("raise", "ArithmeticError: the physics is broken"),
-        ("nan", "a reward that is not finite"),
-        ("shape", "must match the existing size"),
+        ("nan", "gave one of nan as reward"),
+        ("shape", "as reward, expected float32 [4, 5]"),
         ("hang", "did not answer"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from rove.config import load
 from rove.config.schema import EnvConfig
+from rove.envs.answers import ends_no_process
 from rove.envs.base import Resources, TaskSuite, VectorEnv
 from rove.errors import RoveError, nearest
 from rove.runtime.setup import repeat
@@ -94,9 +95,9 @@ def make(
     `gpu` is the CUDA index of the one that they run on, in case they run on any; None: the suite chooses.
     """
     module = _module(config.kind)
-    if gpu is None or not resources(config, gpus=True).gpu:
-        return module.make(config, num_envs, chunk, autoreset)
-    return module.make(config, num_envs, chunk, autoreset, gpu)
+    given = () if gpu is None or not resources(config, gpus=True).gpu else (gpu,)
+    with ends_no_process(config.kind, "make"):
+        return module.make(config, num_envs, chunk, autoreset, *given)
 
 
 def resources(config: EnvConfig, gpus: bool) -> Resources:

@@ -12,6 +12,7 @@ import torch
 
 from rove.config.schema import Run
 from rove.envs import registry as envs
+from rove.envs.answers import Checked
 from rove.envs.base import Diverging, TaskSuite, VectorEnv
 from rove.errors import RoveError
 from rove.policies.base import ActingPolicy
@@ -77,12 +78,13 @@ def evaluate(
     first = min(env.num_envs, len(waiting))
     env.finals = "none"
     env.record(range(env.num_envs) if on_frames is not None else ())
-    observation = env.reset(waiting[:first])
+    calls = Checked(env)
+    observation = calls.reset(waiting[:first])
     env.enqueue(waiting[first:])
     while len(rows := running(env)):
         chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
         acting = env.specs
-        result = env.step_chunk(scatter(chunk.actions, rows, env))
+        result = calls.step_chunk(scatter(chunk.actions, rows, env))
         observation = result.observation
         for record in result.finished:
             records[record.spec] = record

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
 from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.envs import registry as envs
+from rove.envs.answers import Checked
 from rove.envs.base import Brancher, Supervised, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
@@ -129,6 +128,7 @@ class Stage:
         number: int = 0,
     ) -> None:
         self.env, self.sampler, self.number = env, sampler, number
+        self.calls = Checked(env)
         env.finals = _FINALS[bootstrap]
         self.observation: Observation | None = None
         self._fresh = False
@@ -139,14 +139,17 @@ class Stage:
         """The observation that the next rollout begins with; resets where there is none, or it is over."""
         over = self.env.autoreset == "stop" and not self._fresh
         if self.observation is None or over:
-            self.observation = self.env.reset(self.sampler.take(self.env.num_envs))
+            first = self.observation is None
+            self.observation = self.calls.reset(self.sampler.take(self.env.num_envs))
+            if first:  # what cannot be saved is found out here, and not after hours of training
+                self.calls.state_dict()
             self._fresh = True
         return self.observation
 
     def restart(self, position: Position) -> None:
         """Begin the episodes of a position again, from their first observation."""
         self.sampler.cursor = position.cursor
-        self.observation = self.env.reset(position.specs) if position.specs else None
+        self.observation = self.calls.reset(position.specs) if position.specs else None
         self._fresh = bool(position.specs)
 
     @property
@@ -172,10 +175,8 @@ class Stage:
         self._fresh = False
         if x.actions.shape[1] > 1:
             assert isinstance(self.env, Brancher)  # see StagePlan.build
-            x.tried_reward[t], x.tried_executed[t] = self.env.try_chunks(x.actions[:, 1:])
-        result = self.env.step_chunk(x.actions[:, 0])
-        if not bool(torch.isfinite(result.reward).all()):
-            raise ValueError(f"The environment gave a reward that is not finite, in chunk {t}.")
+            x.tried_reward[t], x.tried_executed[t] = self.calls.try_chunks(x.actions[:, 1:])
+        result = self.calls.step_chunk(x.actions[:, 0])
         x.reward[t] = result.reward
         x.terminated[t] = result.terminated
         x.truncated[t] = result.truncated
@@ -224,7 +225,7 @@ class Stage:
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact resume needs."""
         return {
-            "env": self.env.state_dict(),
+            "env": self.calls.state_dict(),
             "cursor": self.sampler.cursor,
             "started": self.observation is not None,
             "fresh": self._fresh,
@@ -232,7 +233,7 @@ class Stage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        observation = self.env.load_state_dict(state["env"])
+        observation = self.calls.load_state_dict(state["env"])
         self.observation = observation if state["started"] else None
         self.sampler.cursor = state["cursor"]
         self._fresh = state["fresh"]

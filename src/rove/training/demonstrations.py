@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rove.envs.answers import Checked
 from rove.envs.base import Demonstrator, Fallible, Grounder, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
@@ -113,16 +114,17 @@ def collect_demonstrations(
     rows: list[tuple] = []
     successes = failures = 0
     env.finals = "none"
-    observation = env.reset(sampler.take(env.num_envs))
+    calls = Checked(env)
+    observation = calls.reset(sampler.take(env.num_envs))
     while successes < episodes:
         env.enqueue(sampler.take(max(0, env.num_envs - env.queued)))
         specs = env.specs
-        points = env.points() if isinstance(env, Grounder) else None
+        points = calls.points()
         slipping = np.zeros(env.num_envs, bool)
         if isinstance(env, Fallible) and slips:
             slipping = generator.random(env.num_envs) < slips
             env.slip(slipping, generator)
-        actions, result = env.step_expert_chunk(noise, generator)
+        actions, result = calls.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
             if slipping[slot]:
@@ -183,10 +185,10 @@ def collect_grounding_images(
     if not isinstance(env, Grounder):
         raise RoveError(f"Suite {env.suite.name!r} cannot say where things are; set sft.grounding to 0.")
     sampler = EpisodeSampler(env.suite, seed, stream=2)
-    parts = []
+    calls, parts = Checked(env), []
     left = images
     while left > 0:
-        parts.append(env.ground(sampler.take(min(env.num_envs, left))))
+        parts.append(calls.ground(sampler.take(min(env.num_envs, left))))
         left -= len(parts[-1].images)
         on_image(len(parts[-1].images))
     return _join(parts)
