@@ -197,11 +197,13 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
 
 def _collect(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run_of_suite(args.recipe, settings) or _run(args.recipe, settings)
-    from rove import rundir
+    from rove import preflight, rundir
     from rove.evaluation import report
     from rove.reporting.progress import Progress
     from rove.training.sft import demonstrate, make_env
 
+    if args.out:
+        preflight.can_write(args.out, "--out")
     out = args.out or rundir.default(run) / "demonstrations.npz"
     records = []
     with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
@@ -288,6 +290,7 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     import tempfile
 
+    from rove import preflight
     from rove.cluster import inventory_of, measure
     from rove.placement import planner
     from rove.placement.cards import CARDS
@@ -298,6 +301,8 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
         raise RoveError("--card and --profile are two sources of the same numbers: give one.")
     if args.card and not args.gpus:
         raise RoveError("--card is of GPUs that are not here: say how many with --gpus N.")
+    if args.save:
+        preflight.can_write(args.save, "--save")
     with tempfile.TemporaryDirectory() as scratch:
         measures = args.profile is None and args.card is None
         start = measure.start_of(run, Path(scratch)) if measures or args.check else Path()

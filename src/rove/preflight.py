@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from rove.envs.base import TaskSuite
 from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
+from rove.runtime import memory
 from rove.types import ActionSpec, Conventions, EpisodeSpec
 
 
@@ -40,6 +43,46 @@ def before_loading(run: Run) -> str:
             "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
         )
     return (policies.memory(run) or "") if run.policy.checkpoint is not None else ""
+
+
+def room(run: Run, directory: Path) -> None:
+    """Raise RoveError where the run certainly has too little memory for a rollout, or too little disk for its
+    checkpoints below `directory`. Counts the least that it can be; what else is needed is not known yet."""
+    if run.placement.executor == "local":
+        side, frames = run.env.image_size, (run.rollout.chunks + 1) * run.rollout.num_envs
+        memory.require(3 * side * side * frames, f"A rollout in {run.rollout.num_envs} environments")
+    try:
+        work = policies.work(run)
+    except RoveError:  # a policy of one's own need not say
+        return
+    # A new checkpoint is whole before the oldest of those that are kept goes. Beside adapters the weights
+    # may be left out, and Adam has two moments of what is trained.
+    weights = work.published if run.policy.lora else work.weights
+    moments = 0 if run.training.freeze else 2 * work.published
+    needed = (run.logging.keep + 1) * (weights + moments)
+    there = next(
+        folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.is_dir()
+    )
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise RoveError(
+            f"logging.keep = {run.logging.keep} checkpoints of this run need {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free at {there}: choose another --output, or lower --logging.keep."
+        )
+
+
+def can_write(file: Path, option: str) -> None:
+    """Raise RoveError, naming the command's option, where `file` could not be written when it is time."""
+    if file.is_dir():
+        raise RoveError(f"{option} {file} is a directory: name a file, such as {file / 'result.json'}.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists():
+            file.open("a").close()
+    except OSError as error:
+        raise RoveError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def before_run(ask: Callable[[Conventions], list[Finding]], suite: TaskSuite, action_spec: ActionSpec) -> str:

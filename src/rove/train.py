@@ -22,11 +22,12 @@ from rove.cluster.executor import Executor
 from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.config.validate import validate
+from rove.envs import registry as envs
 from rove.evaluation import report
-from rove.evaluation.evaluate import episodes
+from rove.evaluation.evaluate import capacity, episodes, held_out
 from rove.interrupt import Interrupt
 from rove.placement.plan import make_plan
-from rove.preflight import before_loading, before_run
+from rove.preflight import before_loading, before_run, room
 from rove.reporting import video
 from rove.reporting.html import write_report
 from rove.reporting.log import Logger
@@ -37,7 +38,7 @@ from rove.training.sft import warm_up
 from rove.types import EpisodeRecord
 
 _RECORDED = 8
-"""Episodes that are recorded on video before and after RL."""
+"""Episodes that are recorded on video before and after RL, where there are so many."""
 
 
 def train(run: Run, directory: Path | None = None, resume: bool = False, profile: bool = False) -> Path:
@@ -54,6 +55,10 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
     first_plan = make_plan(run, inventory)
     host.prepare(first_plan.threads)
     directory = directory or rundir.default(run)
+    if run.evaluation.episodes:
+        held_out(envs.suite(run.env), run.evaluation)
+    if not resume:
+        room(run, directory)
     with (
         Interrupt() as interrupt,
         rundir.claim(directory),
@@ -216,14 +221,13 @@ def _evaluate(
     suite, config = executor.suite, run.evaluation
     if not config.episodes:
         return
-    specs = episodes(suite, config.episodes)
-    if config.variant_episodes:
-        specs += episodes(suite, config.variant_episodes, variants=suite.variants)
+    specs = held_out(suite, config)
     progress.phase(f"evaluate {name} RL", len(specs))
     about = rundir.about(run) | {"axes": dict(suite.variants)}
     judged = executor.evaluate(specs, name, about, on_episode=lambda record: progress.advance())
     report.save(judged, directory / "eval" / f"{name}.json")
-    video.record(executor, episodes(suite, _RECORDED), directory / "videos", name)
+    recorded = episodes(suite, min(_RECORDED, capacity(suite)))
+    video.record(executor, recorded, directory / "videos", name)
     executor.watch.take()
 
 

@@ -61,6 +61,10 @@ class EpisodeSampler:
         order = np.random.default_rng((*self.key, lap)).permutation(len(self.tasks))
         task = self.tasks[order[place]]
         states = self.suite.initial_states(task, "train")
+        if not states:
+            raise RoveError(
+                f"Task {task!r} of {self.suite.name!r} has no train states: leave it out of env.tasks."
+            )
         draw = np.random.default_rng((*self.key, lap, place)).integers(len(states))
         return EpisodeSpec(task, states[int(draw)], seed=number)
 

@@ -21,7 +21,7 @@ from rove.evaluation.report import save
 from rove.policies import registry as policies
 from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
-from rove.preflight import before_run
+from rove.preflight import before_run, can_write
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 RANDOM = "random"
@@ -57,6 +57,8 @@ def evaluate_checkpoint(
     the policy's preflight check of the suite. Raises RoveError before the first episode on an unknown suite,
     task set, variant or setting, and where the policy does not fit the suite.
     """
+    if out is not None:
+        can_write(out, "--out")
     kind, _, named = suite.partition(":")
     trained = _run_of(path)
     run = _configured(trained, kind, tasks or named or None, settings)

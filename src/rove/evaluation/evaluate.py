@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from rove.config.schema import Run
+from rove.config.schema import EvaluationConfig, Run
 from rove.envs import registry as envs
 from rove.envs.answers import Checked
 from rove.envs.base import Diverging, TaskSuite, VectorEnv
@@ -27,18 +27,40 @@ def episodes(
 
     The same arguments give the same list everywhere. Raises RoveError when the split has too few states.
     """
+    variants = tuple(variants)
+    if variants and count > (most := capacity(suite, split)):
+        raise RoveError(
+            f"{count} episodes were asked for, and {suite.name!r} has {split} states for {most}: ask for at "
+            f"most {most}."
+        )
     chosen = []
     for variant in variants:
         for number in range(count):
             lap, place = divmod(number, len(suite.tasks))
             task = suite.tasks[place]
-            states = suite.initial_states(task, split)
-            if lap >= len(states):
-                raise RoveError(
-                    f"{count} episodes need {lap + 1} {split} states of {task!r}; it has {len(states)}. "
-                    f"Ask for at most {len(states) * len(suite.tasks)}."
-                )
-            chosen.append(EpisodeSpec(task, states[lap], variant, seed=number))
+            state = suite.initial_states(task, split)[lap]
+            chosen.append(EpisodeSpec(task, state, variant, seed=number))
+    return chosen
+
+
+def capacity(suite: TaskSuite, split: Split = "held_out") -> int:
+    """Return the largest number of episodes that `episodes` can list: the first task that has no state left
+    ends the list."""
+    counts = [len(suite.initial_states(task, split)) for task in suite.tasks]
+    return min(count * len(counts) + place for place, count in enumerate(counts))
+
+
+def held_out(suite: TaskSuite, config: EvaluationConfig) -> list[EpisodeSpec]:
+    """List the episodes that a run is judged by before and after training, in distribution and shifted.
+
+    Raises RoveError, naming the setting, where the suite has too few states.
+    """
+    chosen = []
+    for setting, variants in (("episodes", ("none",)), ("variant_episodes", tuple(suite.variants))):
+        try:
+            chosen += episodes(suite, getattr(config, setting), variants=variants)
+        except RoveError as error:
+            raise RoveError(f"evaluation.{setting}: {error}") from error
     return chosen
 
 

@@ -13,13 +13,14 @@ import pickle
 import select
 import socket
 import struct
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rove.runtime import memory
 
 _HEADER = struct.Struct("!QQQ")
 """Bytes of the pickle, number of buffers, bytes of the segment that holds them (0: they follow inline)."""
@@ -46,7 +47,7 @@ class Segment:
     def __init__(self, size: int, fd: int | None = None) -> None:
         """`size` bytes, zeroed; or, with `fd`, those of another process's segment, which it takes over."""
         self.size = size
-        self.fd = _anonymous_file(size) if fd is None else fd
+        self.fd = memory.anonymous_file(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
 
     def tensor(self, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -65,18 +66,6 @@ class Segment:
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:
             self.release()
-
-
-def _anonymous_file(size: int) -> int:
-    """Descriptor of a file without a name, in memory where the system has such files."""
-    if hasattr(os, "memfd_create"):
-        # Not in /dev/shm, which a container limits to 64 MB: to write past that ends the process.
-        descriptor = os.memfd_create("rove")
-        os.ftruncate(descriptor, size)
-        return descriptor
-    with tempfile.TemporaryFile() as file:
-        os.ftruncate(file.fileno(), size)
-        return os.dup(file.fileno())
 
 
 def aligned(size: int) -> int:
@@ -161,9 +150,9 @@ def fill(buffers: Sequence[memoryview]) -> Segment:
 
 def views(segment: Segment, sizes: Sequence[int]) -> Iterator[memoryview]:
     """The buffers that `fill` put into a segment."""
-    memory, offset = memoryview(segment._map), 0
+    whole, offset = memoryview(segment._map), 0
     for size in sizes:
-        yield memory[offset : offset + size]
+        yield whole[offset : offset + size]
         offset += aligned(size)
 
 

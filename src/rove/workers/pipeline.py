@@ -45,6 +45,7 @@ from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout, Memory, RolloutBuffer
 from rove.rollout.collect import act
 from rove.rollout.stage import Position, Report
+from rove.runtime import memory
 from rove.runtime.actor import Future, Lost, Supervisor, wait
 from rove.runtime.channel import Segment
 from rove.timing import Stopwatch
@@ -125,6 +126,7 @@ class Pipeline:
         self.positions: list[Position | None] = []
         """The position of each stage when its next rollout begins."""
         self._placed = False
+        memory.require(self._layout().size, f"A rollout of {chunks} chunks in {self._slots} environments")
 
     def collect(
         self, version: int, watch: Stopwatch, on_chunk: Callable[[], None] = lambda: None
@@ -171,22 +173,29 @@ class Pipeline:
             if track.worker is worker:
                 track.asked = reports[track.number]
 
-    def _allocate(self) -> Memory:
+    @property
+    def _slots(self) -> int:
+        return self.workers[-1].slots[-1].last
+
+    def _layout(self) -> Layout:
         hello = self.workers[0].hello()
-        self._action_spec = hello.action_spec
-        layout = Layout(
+        return Layout(
             chunks=self.chunks,
-            num_envs=self._tracks[-1].last,
+            num_envs=self._slots,
             chunk=self.policy.chunk,
             action_dim=hello.action_spec.dim,
             image=hello.image,
             state=hello.state,
             branches=self.branches,
         )
+
+    def _allocate(self) -> Memory:
+        self._action_spec = self.workers[0].hello().action_spec
+        layout = self._layout()
         shared = not all(worker.actor.here for worker in self.workers)
-        memory = Memory(layout, Segment(layout.size) if shared else None)
-        self._buffer = RolloutBuffer(layout, memory.exchange)
-        return memory
+        whole = Memory(layout, Segment(layout.size) if shared else None)
+        self._buffer = RolloutBuffer(layout, whole.exchange)
+        return whole
 
     # --- reports in -------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from rove.policies.openvla.files import Weights
 from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import PromptTokenizer, read_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, read_tokenizer
 from rove.policies.openvla.weights import check_weights, from_reference, key_groups, to_reference
 from rove.types import ActionSpec
 
@@ -102,6 +102,16 @@ def read(
     return CheckpointParts(
         settings, directory, weights, new, origin, published, saved, saved if lora == "saved" else lora
     )
+
+
+def check(path: Path | str) -> None:
+    """Look at the files of a checkpoint without reading its weights. Raises RoveError naming one that is
+    absent, damaged, or cannot be read."""
+    directory = hub.locate(path)
+    base, *_ = _base(path, directory)
+    Weights(base)
+    if read_tokenizer(directory) is None and read_tokenizer(base) is None:
+        raise RoveError(f"{directory}: {NO_TOKENIZER}")
 
 
 def complete(

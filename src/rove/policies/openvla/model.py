@@ -27,7 +27,7 @@ from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.memory import estimate
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import PromptTokenizer, word_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
 from rove.policies.openvla.work import count_work
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
@@ -171,8 +171,11 @@ class OpenVLA(ActionModel, Locator, Regressor):
 
     @classmethod
     def check(cls, run: Run) -> None:
-        """Check that the policy can do what `run` asks; a new one is grounded by its pointers only."""
+        """Check that the policy can do what `run` asks, and that the files of a checkpoint that is here are
+        whole; a new one is grounded by its pointers only."""
         super().check(run)
+        if run.policy.checkpoint is not None and Path(run.policy.checkpoint).is_dir():
+            loading.check(run.policy.checkpoint)
         grounding = run.sft is not None and run.sft.grounding
         if grounding and run.policy.checkpoint is None and not run.policy.pointers:
             raise RoveError(NO_POINTERS)
@@ -333,11 +336,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
     def _prompt(self, observation: Observation, multiple: int = 1) -> tuple[Tensor, Tensor | None]:
         """Return the prompts' token ids and mask, on the host; see `PromptTokenizer`."""
         if self.tokenizer is None:
-            raise RoveError(
-                "The checkpoint has no tokenizer.json, so it cannot read instructions. Where it has a "
-                "tokenizer.model, transformers.AutoTokenizer.from_pretrained(directory).save_pretrained("
-                "directory) converts it."
-            )
+            raise RoveError(NO_TOKENIZER)
         return self.tokenizer(observation.instruction, multiple)
 
     def _inputs(

@@ -9,10 +9,16 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from rove.errors import RoveError
 from rove.policies.openvla.config import BINS, Checkpoint
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """Special tokens of a word-level vocabulary, ids 0 to 3; <s> and </s> have Llama's own ids."""
+
+NO_TOKENIZER = (
+    "The checkpoint has no tokenizer.json, so it cannot read instructions. Where it has a tokenizer.model, "
+    "transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory) converts it."
+)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
@@ -68,4 +74,9 @@ class PromptTokenizer:
 def read_tokenizer(directory: Path) -> Tokenizer | None:
     """Read the tokenizer of a checkpoint directory; None where it has none."""
     path = directory / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # whatever the library raises, it raises as Exception itself
+        raise RoveError(f"{path} is damaged, or cannot be read: {error}.") from error
