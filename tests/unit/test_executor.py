@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tests.unit.test_learner import SPEC, make_policy
 from tests.unit.test_plan import NODE
@@ -14,10 +15,11 @@ from tests.unit.test_plan import NODE
 from rove.cluster.executor import Executor
 from rove.config.schema import PPO, LoraConfig, PlacementConfig, RolloutConfig, Run
 from rove.envs import conventions
+from rove.errors import RoveError
 from rove.placement.plan import make_plan
 from rove.policies import registry as policies
 from rove.policies.openvla import loading
-from rove.runtime.actor import Actor, Done, Given
+from rove.runtime.actor import Actor, Done, Future, Given, Lost
 from rove.runtime.channel import Channel, pack
 from rove.runtime.local import Packed
 from rove.training.deal import Share
@@ -82,6 +84,36 @@ def test_a_policy_is_examined_and_saved_where_its_weights_are():
     executor.preflight(wanted)
     executor.save_policy(Path("there"))
     assert executor.asked() == [[("preflight", wanted), ("save", Path("there"))], *[[("save", None)]] * 7]
+
+
+class Pending(Future[Updated]):
+    """A call whose end does not come, or came with its worker's."""
+
+    def __init__(self, lost: Lost | None = None) -> None:
+        self.lost = lost
+
+    def result(self) -> Updated:
+        assert self.lost is not None, "it would be waited for without end"
+        raise self.lost
+
+    def ready(self) -> bool:
+        return self.lost is not None
+
+    def fileno(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["that was asked too", "that was not"])
+def test_a_rank_that_is_lost_is_told_of_while_others_wait_for_it(asked, monkeypatch):
+    """They wait for each other: the first in line would be waited for without end."""
+    executor = Noted()
+    lost = Pending(Lost("learner 1", "is gone"))
+    second = executor._workers[1]
+    if not asked:
+        monkeypatch.setattr(Noting, "gone", property(lambda self: self is second))
+        monkeypatch.setattr(second, "call", lambda *args: lost)
+    with pytest.raises(RoveError, match="The learner failed: learner 1 is gone"):
+        executor._answers([Pending(), lost] if asked else [Pending()])
 
 
 def test_each_rank_is_sent_its_rows_and_no_others():

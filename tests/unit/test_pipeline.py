@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from contextlib import closing
 from functools import partial
 
@@ -152,8 +154,7 @@ def test_groups_are_the_same_however_slots_are_cut_into_stages():
 def test_a_worker_that_fails_is_replaced_and_its_episodes_are_run_again(fault, said, tmp_path):
     expected, _ = collect(run_of(), 2, 1)
     faulty = run_of(fault=fault, marker=str(tmp_path / "struck"))
-    # The limit has to be longer than a process takes to start.
-    got, faults = collect(faulty, 2, 1, deadline=8 if fault == "hang" else 60)
+    got, faults = collect(faulty, 2, 1, deadline=3 if fault == "hang" else 60)
     assert len(faults) == 1 and said in faults[0], faults
     for a, b in zip(expected, got, strict=True):
         assert_equal(a, b)
@@ -173,6 +174,26 @@ def test_episodes_under_way_begin_again_and_no_slot_is_lost(tmp_path):
     assert torch.equal(second.reward[:, clean], undisturbed.reward[:, clean]), (
         "the other worker was disturbed"
     )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_lost_between_rollouts_is_replaced_before_it_is_saved(how):
+    """Its state is that of its episodes begun again, and the other worker's what it was."""
+    supervisor = Supervisor(3)
+    hosts = hosts_of(run_of(), 2, 1, False, deadline=1.5 if how == signal.SIGSTOP else 60)
+    pipeline = Pipeline(hosts, Pusher(), chunks=T, seed=3, critic=True, supervisor=supervisor)
+    with closing(pipeline):
+        pipeline.collect(0, Stopwatch())
+        whole = pipeline.state_dict()
+        actor = hosts[0].actor
+        assert isinstance(actor, InChild)
+        os.kill(actor.child.process.pid, how)
+        (again,), other = pipeline.state_dict()
+        assert len(supervisor.take_faults()) == 1
+        assert other[0]["env"] == whole[1][0]["env"]
+        assert again["env"]["spec"] == whole[0][0]["env"]["spec"], "other episodes than it had"
+        assert again["env"]["steps"] == [0] * (B // 2)
+        assert bool(pipeline.collect(1, Stopwatch()).executed.any(2).any(0).all()), "a slot idled"
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in this process", "in a worker's"])

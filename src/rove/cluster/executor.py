@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from rove.errors import RoveError
 from rove.findings import Finding
 from rove.placement.plan import Plan
 from rove.rollout.stage import Position
-from rove.runtime.actor import Actor, Future, Lost, Shared, Supervisor
+from rove.runtime.actor import Actor, Future, Lost, Shared, Supervisor, as_ready
 from rove.timing import Stopwatch
 from rove.training import parallel
 from rove.training.deal import deal, schedule
@@ -359,28 +359,43 @@ class Executor(ABC):
 
     def _gather(self, calls: Sequence[Future[R]], numbers: Sequence[int]) -> list[R | None]:
         """All results; None of a rollout worker that is lost: it is replaced when its rollout is wanted."""
-        results: list[R | None] = []
-        for number, call in zip(numbers, calls, strict=True):
+        results: list[R | None] = [None] * len(calls)
+        for place in self._as_ready(calls):
+            number = numbers[place]
             try:
-                results.append(call.result())
+                results[place] = calls[place].result()
             except Lost as lost:
-                if self.plan.workers[number].rank is None and not isinstance(lost.error, RoveError):
-                    results.append(None)
-                    continue
-                raise lost.reason("The learner failed: ") from lost
+                if self.plan.workers[number].rank is not None or isinstance(lost.error, RoveError):
+                    raise lost.reason("The learner failed: ") from lost
         return results
 
-    def _answers(self, calls: Sequence[Future[R]]) -> list[R]:
-        """All results of the learner's ranks. RoveError where one is lost: that ends the run."""
-        return [self._result(call, "The learner failed: ") for call in calls]
+    def _answers(self, calls: Sequence[Future[R]], what: str = "The learner failed: ") -> list[R]:
+        """All results of workers that cannot be lost without the run. RoveError where one is."""
+        results: dict[int, R] = {}
+        for place in self._as_ready(calls):
+            try:
+                results[place] = calls[place].result()
+            except Lost as lost:
+                raise lost.reason(what) from lost
+        return [results[place] for place in range(len(calls))]
 
-    @staticmethod
-    def _result(call: Future[R], what: str = "") -> R:
+    def _result(self, call: Future[R], what: str = "") -> R:
         """The result of a call whose worker cannot be lost without the run."""
-        try:
-            return call.result()
-        except Lost as lost:
-            raise lost.reason(what) from lost
+        return self._answers([call], what)[0]
+
+    def _as_ready(self, calls: Sequence[Future[Any]]) -> Iterator[int]:
+        """Places of the calls, in the order in which they are ready: ranks wait for each other, and it is the
+        one that is lost that has to be told of. So is one that nothing was asked of."""
+        for place in as_ready(calls):
+            if place >= 0:
+                yield place
+                continue
+            for n in self._learners:
+                if self._workers[n].gone:
+                    try:
+                        self._workers[n].call(PolicyWorker.spec).result()
+                    except Lost as lost:
+                        raise lost.reason("The learner failed: ") from lost
 
     def close(self) -> None:
         """End everything."""

@@ -23,7 +23,9 @@ class LocalExecutor(Executor):
     def _put(self, assignment: Assignment) -> Actor[PolicyWorker]:
         alone = self.plan.workers[assignment.number].rank is not None and self.plan.ranks == 1
         make = partial(PolicyWorker, assignment)
-        return InProcess(assignment.name, make) if alone else InChild(assignment.name, make)
+        if alone:
+            return InProcess(assignment.name, make)
+        return InChild(assignment.name, make, deadline=self.run.placement.deadline, patient=True)
 
     def _share(self, value: V) -> Shared[V]:
         return Packed(value)

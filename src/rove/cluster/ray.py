@@ -87,7 +87,8 @@ class RayExecutor(Executor):
             "num_gpus": own.gpu_share if own.gpu is not None else 0,
             "scheduling_strategy": self._reserved.inside(self._bundles[assignment.number]),
         }
-        return ray.InActor(assignment.name, partial(PolicyWorker, assignment), options)
+        make = partial(PolicyWorker, assignment)
+        return ray.InActor(assignment.name, make, options, deadline=self.run.placement.deadline)
 
     def _share(self, value: V) -> Shared[V]:
         return ray.Stored(value)

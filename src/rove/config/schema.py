@@ -525,7 +525,8 @@ class PlacementConfig:
     deterministic: bool = False
     """Serve stages in a fixed order, one at a time: the same trajectories on every executor and run."""
     deadline: PositiveFloat = 600.0
-    """Seconds without an answer after which an environment worker counts as hung and is replaced."""
+    """Seconds without a sign of life, an answer or headway after which a process counts as hung: it is
+    replaced, or ends the run where it trains. See "When something fails" in `docs/placement.md`."""
     max_restarts: NonNegativeInt = 3
     """Replacements of one worker without a completed rollout in between, after which the run ends."""
 

@@ -17,6 +17,7 @@ from rove.envs.base import Diverging, TaskSuite, VectorEnv
 from rove.errors import RoveError
 from rove.policies.base import ActingPolicy
 from rove.rollout.collect import act_rows, running, scatter
+from rove.runtime.pulse import headway
 from rove.types import EpisodeRecord, EpisodeSpec, EvalReport, Mode, Split
 
 
@@ -104,6 +105,7 @@ def evaluate(
     observation = calls.reset(waiting[:first])
     env.enqueue(waiting[first:])
     while len(rows := running(env)):
+        headway()
         chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
         acting = env.specs
         result = calls.step_chunk(scatter(chunk.actions, rows, env))

@@ -11,12 +11,14 @@ knows its result. `local.py` has actors in this process and in children of it, `
 from __future__ import annotations
 
 import select
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from rove.errors import RoveError
+from rove.runtime.pulse import WAKE, headway
 
 
 class Worker(Protocol):
@@ -73,8 +75,9 @@ class Future(ABC, Generic[R_co]):
         """Whether `result` would not have to wait."""
 
     @abstractmethod
-    def fileno(self) -> int:
-        """A descriptor that can be read when there is news of a call that is not `ready`."""
+    def fileno(self) -> int | None:
+        """A descriptor that can be read when there is news of a call that is not `ready`; None: there is
+        none, so that it has to be asked again and again."""
 
 
 class Done(Future[R_co]):
@@ -98,8 +101,30 @@ def wait(futures: Sequence[Future[Any]], seconds: float) -> list[int]:
     ready = [number for number, future in enumerate(futures) if future.ready()]
     if ready or seconds <= 0 or not futures:
         return ready
-    select.select({future.fileno() for future in futures}, [], [], seconds)
-    return [number for number, future in enumerate(futures) if future.ready()]
+    headway()  # those that are waited for have deadlines of their own
+    descriptors = [future.fileno() for future in futures]
+    known = {descriptor for descriptor in descriptors if descriptor is not None}
+    if None not in descriptors:
+        select.select(known, [], [], seconds)
+        return [number for number, future in enumerate(futures) if future.ready()]
+    until, pause = time.monotonic() + seconds, 0.001
+    while not ready and time.monotonic() < until:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+        ready = [number for number, future in enumerate(futures) if future.ready()]
+    return ready
+
+
+def as_ready(futures: Sequence[Future[Any]]) -> Iterator[int]:
+    """The places of the calls, in the order in which they are ready, each once. Yields -1 every second in
+    which none is."""
+    pending = dict(enumerate(futures))
+    while pending:
+        places = list(pending)
+        found = [places[number] for number in wait(list(pending.values()), WAKE)]
+        for place in found:
+            del pending[place]
+        yield from found or [-1]
 
 
 class Actor(ABC, Generic[T]):

@@ -57,6 +57,10 @@ class Segment:
             return torch.empty(tuple(shape), dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).reshape(tuple(shape))
 
+    def numbers(self) -> memoryview:
+        """The whole, as int64."""
+        return memoryview(self._map).cast("q")
+
     def release(self) -> None:
         """Close the descriptor; views stay valid."""
         if self.fd >= 0:
@@ -159,8 +163,10 @@ def views(segment: Segment, sizes: Sequence[int]) -> Iterator[memoryview]:
 class Channel:
     """One end of a socket pair. Tensors above 64 KiB travel in shared memory: copied once, by the sender."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, patience: float | None = None) -> None:
+        """`patience`: seconds that the other end may stop in the middle of a message; None: for ever."""
         self._socket = sock
+        self._socket.settimeout(patience)
 
     def fileno(self) -> int:
         """For `select` and `multiprocessing.connection.wait`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,9 +10,7 @@ from typing import Any, Concatenate, Generic
 from rove.runtime.actor import Actor, Done, Future, Lost, P, R, Resting, Shared, T, V_co, Worker
 from rove.runtime.channel import Channel, ChannelClosed, fill, pack, unpack, views
 from rove.runtime.process import Child, Crash
-
-_START = 300.0
-"""Seconds that a process has at least for its first answer: it has to import, and perhaps to compile."""
+from rove.runtime.pulse import WAKE, Watch, headway
 
 
 class InProcess(Actor[T]):
@@ -46,22 +42,24 @@ class InChild(Actor[T]):
         name: str,
         make: Callable[[], T],
         *,
-        deadline: float = math.inf,
+        deadline: float = 600.0,
+        patient: bool = False,
         cores: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`make` has to be picklable, a `functools.partial` of the class for example. `deadline`: seconds
-        without an answer, after which it counts as lost. The rest: see `process.Child`."""
+        """`make` has to be picklable, a `functools.partial` of the class for example. `deadline` and
+        `patient` say when it counts as hung, and so lost: see `pulse.Watch`. The rest: see
+        `process.Child`."""
         self.name = name
         self.child = Child(serve, make, cores=cores, environment=environment)
         self._asked: deque[_Call[Any]] = deque()
-        self._since, self._limit, self._deadline = 0.0, max(deadline, _START), deadline
+        self._watch = Watch(deadline, patient)
         self.lost: Lost | None = None
 
     def call(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         asked = _Call[R](self)
         if not self._asked:
-            self._since = time.monotonic()
+            self._watch.asked(self.child.signs)
         self._asked.append(asked)
         if self.lost is None:
             with suppress(ChannelClosed):  # reading says why
@@ -75,14 +73,14 @@ class InChild(Actor[T]):
     def read(self, block: bool) -> bool:
         """Give the oldest call its answer, if it is there, or with `block` when it is. Returns whether it
         was, or none will come."""
+        while self.lost is None and not self.child.channel.poll(WAKE if block else 0.0):
+            if (how := self._watch.overdue(self.child.signs)) is not None:
+                self.lost = Lost(self.name, how)
+            elif not block:
+                return False
+            headway()  # to wait for a process that has a deadline of its own is no standstill
         if self.lost is not None:
             return True
-        left = max(0.0, self._since + self._limit - time.monotonic())
-        waits = None if math.isinf(left) else left
-        if not self.child.channel.poll(waits if block else 0.0):
-            if left == 0.0 or block:
-                self.lost = Lost(self.name, f"did not answer for {self._limit:g} s")
-            return self.lost is not None
         try:
             answer = self.child.channel.recv()
         except ChannelClosed:
@@ -94,7 +92,7 @@ class InChild(Actor[T]):
                 self.lost = Lost(self.name, f"failed:\n{answer.trace.rstrip()}", answer.error)
             else:
                 self._asked.popleft().set(answer[0])
-                self._since, self._limit = time.monotonic(), self._deadline
+                self._watch.answered(self.child.signs)
         return True
 
     def close(self) -> None:

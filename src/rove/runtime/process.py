@@ -24,8 +24,13 @@ from typing import Any
 import torch
 
 from rove import host
-from rove.runtime.channel import Channel, ChannelClosed
+from rove.runtime import pulse
+from rove.runtime.channel import Channel, ChannelClosed, Segment
+from rove.runtime.pulse import Signs
 from rove.runtime.setup import Setup
+
+_PATIENCE = 600.0
+"""Seconds in which a message is through, once it is begun: the other end may be stopped in the middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Child:
         """The function has to be importable by name. `cores` bind the process, () leaves it everywhere;
         `environment` holds variables besides those of this process."""
         ours, theirs = socket.socketpair()
-        self.channel = Channel(ours)
+        self.channel = Channel(ours, patience=_PATIENCE)
         command = [
             sys.executable,
             "-P",  # the working directory is no place to import from, where the parent does not
@@ -65,8 +70,16 @@ class Child:
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
         )
         theirs.close()
-        self.channel.send((Setup.here(), tuple(cores)))
+        shown = Segment(16)
+        self._shown = shown.numbers()
+        self.channel.send((Setup.here(), tuple(cores), shown))
         self.channel.send((function, args))
+        shown.release()
+
+    @property
+    def signs(self) -> Signs:
+        """What the process has shown of itself until now."""
+        return Signs(*self._shown)
 
     def ended(self) -> str:
         """How the process ended, to be said of it: "was killed by signal 9 (process 123)"."""
@@ -81,7 +94,9 @@ class Child:
         """End it now, and reap it."""
         self.channel.close()
         self.process.kill()
-        self.process.wait()
+        # One that is stuck in the kernel ends when it comes out of it: there is nothing to wait for.
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
 
     def join(self, seconds: float = 5.0) -> None:
         """Close the channel, at which it ends itself; kill it if it has not in time."""
@@ -100,7 +115,9 @@ def child(fd: int) -> None:
     channel = Channel(sock)
     threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
     try:
-        setup, cores = channel.recv()
+        setup, cores, shown = channel.recv()
+        pulse.start(shown.numbers())
+        shown.release()
         # A cluster's nodes may be given more cores than there are. What this process inherited says nothing:
         # its parent may have kept to a core of its own when it started it.
         if own := set(cores) & set(range(os.cpu_count() or 0)):

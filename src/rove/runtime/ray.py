@@ -9,21 +9,30 @@ Ray moves arguments and results through its object store, where every reader on 
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Concatenate
 
 import numpy as np
 
 from rove.errors import RoveError
-from rove.runtime import gpus
+from rove.runtime import gpus, pulse
 from rove.runtime.actor import Actor, Future, Given, Lost, P, R, Shared, T, V_co
 from rove.runtime.channel import pack, unpack
 from rove.runtime.process import Crash, crash
+from rove.runtime.pulse import WAKE, Signs, Watch, headway
 from rove.runtime.setup import Setup
 
 _NODE = "ray.io/node-id"
+_ASIDE = "aside"
+"""Name of the group of calls that an actor carries out beside the others."""
+_REACHED, _JOINED = 10.0, 60.0
+"""Seconds in which a cluster has to answer at its address, and in which it has to be joined."""
 _RENUMBERS_NOTHING = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
@@ -46,16 +55,69 @@ def connect(address: str | None) -> None:
         ) from error
     if ray.is_initialized():
         return
+    if address is not None:
+        _reach(address)
+    join = partial(
+        ray.init,
+        address=address or "local",
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+    )
     try:
         # Without an address a cluster of its own is started, never one that happens to run here joined.
-        ray.init(
-            address=address or "local", include_dashboard=None if address else False, log_to_driver=False
-        )
-    except ConnectionError as error:
+        if address is None:
+            join()
+        else:
+            _within(join, f"The Ray cluster at placement.ray_address = {address!r} was not joined")
+    except RoveError:
+        raise
+    except (ConnectionError, ValueError) as error:
+        raise RoveError(_no_cluster(address, error)) from error
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
         raise RoveError(
-            f"No Ray cluster at placement.ray_address = {address!r}: {error}. Start one with "
-            "`ray start --head`, or set --placement.ray_address none."
+            f"Ray's sockets would have too long a path ({error}): set RAY_TMPDIR, or TMPDIR, to a short one, "
+            "such as /tmp."
         ) from error
+
+
+def _reach(address: str) -> None:
+    """Raise RoveError where nothing listens at "host:port"; other addresses are Ray's own to look up."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACHED).close()
+    except OSError as error:
+        raise RoveError(_no_cluster(address, error)) from error
+
+
+def _no_cluster(address: str | None, error: object) -> str:
+    return (
+        f"No Ray cluster at placement.ray_address = {address!r}: {error}. Start one with `ray start --head`, "
+        "or set --placement.ray_address none."
+    )
+
+
+def _within(call: Callable[[], object], what: str) -> None:
+    """Carry out a call that may never return. Raises RoveError, which begins with `what`, where it takes too
+    long, and whatever the call raises."""
+    raised: list[BaseException] = []
+
+    def carry_out() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
+            raised.append(error)
+
+    thread = threading.Thread(target=carry_out, daemon=True)
+    thread.start()
+    thread.join(_JOINED)
+    if thread.is_alive():
+        raise RoveError(f"{what} in {_JOINED:g} s: is it one, and is it well? `ray status` says so.")
+    if raised:
+        raise raised[0]
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -149,26 +211,55 @@ class InActor(Actor[T]):
 
     here = False
 
-    def __init__(self, name: str, make: Callable[[], T], options: dict[str, Any]) -> None:
-        """`make` has to be picklable; `options` are Ray's."""
+    def __init__(
+        self, name: str, make: Callable[[], T], options: dict[str, Any], *, deadline: float = 600.0
+    ) -> None:
+        """`make` has to be picklable; `options` are Ray's; `deadline` says when it counts as hung, see
+        `pulse.Watch`."""
         import ray
 
         self.name, setup = name, Setup.here()
+        self._watch, self._seen = Watch(deadline, patient=True), Signs(0, 0)
+        self._news: Any = None
+        """Its signs, on their way."""
+        self.lost: Lost | None = None
         path = os.pathsep.join(filter(None, setup.path))
         variables = {"env_vars": _RENUMBERS_NOTHING | {"PYTHONPATH": path}}
-        remote = ray.remote(_Served).options(**options, runtime_env=variables)
-        self._actor = remote.remote(_packed(setup), _packed(make))
+        # Its signs are asked for beside its calls, which are carried out one by one, all in one thread.
+        remote: Any = ray.remote
+        served = remote(concurrency_groups={_ASIDE: 1})(_Served)
+        self._actor = served.options(**options, runtime_env=variables).remote()
+        self._actor.start.remote(_packed(setup), _packed(make))
 
     def call(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         given = [arg.ref if isinstance(arg, Stored) else _packed(arg) for arg in args]
-        return _Call(self.name, self._actor.call.remote(_packed((method, kwargs)), *given))
+        return _Call(self, self._actor.call.remote(_packed((method, kwargs)), *given))
+
+    def answered(self) -> None:
+        """One of its calls has a result."""
+        self._watch.answered(self._seen)
+
+    def look(self) -> None:
+        """Look for signs of it; `lost` is set where it counts as hung. To be called while it is waited
+        for."""
+        import ray
+
+        if self._news is None:
+            self._news = self._actor.signs.options(concurrency_group=_ASIDE).remote()
+        elif ray.wait([self._news], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # its calls say what became of it
+                self._seen = Signs(self._seen.beats + 1, ray.get(self._news))
+            self._news = None
+        if self.lost is None and (how := self._watch.overdue(self._seen)) is not None:
+            self.lost = Lost(self.name, how)
 
     def close(self) -> None:
         import ray
 
         # If it is gone, or busy, it is ended all the same.
-        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            ray.get(self._actor.close.remote(), timeout=10)
+        with suppress(ray.exceptions.RayError):
+            if self.lost is None:
+                ray.get(self._actor.close.remote(), timeout=10)
         self.kill()
 
     def kill(self) -> None:
@@ -195,39 +286,62 @@ class Stored(Shared[V_co]):
 class _Call(Future[R]):
     """A call of an actor."""
 
-    def __init__(self, name: str, ref: Any) -> None:
-        self._name, self._ref = name, ref
+    def __init__(self, actor: InActor[Any], ref: Any) -> None:
+        self._actor, self._ref = actor, ref
+        self._looked = 0.0
+        self._came = False
 
     def result(self) -> R:
         import ray
 
+        while not self._ready(WAKE):
+            headway()  # to wait for a process that has a deadline of its own is no standstill
+        if not self._came and self._actor.lost is not None:
+            raise self._actor.lost
         try:
             answer = unpack(*ray.get(self._ref))
-        except ray.exceptions.RayActorError as error:
-            raise Lost(self._name, f"is gone: {error}") from error
+        except ray.exceptions.RayError as error:
+            raise Lost(self._actor.name, f"is gone: {error}") from error
         if isinstance(answer, Crash):
-            raise Lost(self._name, f"failed:\n{answer.trace.rstrip()}", answer.error)
+            raise Lost(self._actor.name, f"failed:\n{answer.trace.rstrip()}", answer.error)
         return answer[0]
 
     def ready(self) -> bool:
+        return self._ready(0)
+
+    def _ready(self, seconds: float) -> bool:
+        """Whether there is a result within this time, or will be none."""
         import ray
 
-        return bool(ray.wait([self._ref], timeout=0)[0])
+        if not self._came and ray.wait([self._ref], timeout=seconds)[0]:
+            self._came = True
+            self._actor.answered()
+        if not self._came and time.monotonic() - self._looked >= WAKE / 2:
+            self._looked = time.monotonic()
+            self._actor.look()
+        return self._came or self._actor.lost is not None
 
-    def fileno(self) -> int:
-        raise AssertionError("Ray's answers do not come through a descriptor")
+    def fileno(self) -> None:
+        return None
 
 
 class _Served:
     """A worker behind Ray; every value is packed on its way."""
 
-    def __init__(self, setup: Packed, make: Packed) -> None:
+    def __init__(self) -> None:
         self._failed: Crash | None = None
+
+    def start(self, setup: Packed, make: Packed) -> None:
+        """Make the worker, in the thread in which it is called: devices and contexts belong to one."""
         try:
             unpack(*setup).apply()
             self._worker = unpack(*make)()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the first call hands it on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it was, the first call hands it on
             self._failed = crash(error)
+
+    def signs(self) -> int:
+        """Return the worker's headway; that there is an answer is a sign of life."""
+        return pulse.own().headway
 
     def call(self, what: Packed, *args: Packed) -> Packed:
         """Return the method's result in a tuple, or raise why it, or an earlier call, has none."""
@@ -235,7 +349,7 @@ class _Served:
             try:
                 method, kwargs = unpack(*what)
                 return _packed((method(self._worker, *(unpack(*arg) for arg in args), **kwargs),))
-            except Exception as error:  # noqa: BLE001 - likewise
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - likewise
                 self._failed = crash(error)
         return _packed(self._failed)
 

@@ -19,6 +19,7 @@ from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.errors import RoveError, nearest
 from rove.policies.base import Policy
+from rove.runtime.pulse import headway
 from rove.training.deal import OptimizerStep, Share, deal, schedule
 from rove.training.optim import Optimizer
 from rove.training.parallel import ParallelModel, Ranks, gather_full
@@ -113,6 +114,7 @@ class Learner:
         micros = torch.arange(len(mine)).split(self.training.micro_batch)
         references = self._reference_logprobs(mine, micros)
         for number, own in enumerate(micros):
+            headway()
             micro = transfer.to(mine.select(own), self.device)
             with self.model.accumulating(last=number == len(micros) - 1):
                 output = self._evaluate(self.model, micro)
@@ -140,7 +142,10 @@ class Learner:
     def anchored(self, batch: TrainBatch) -> TrainBatch:
         """Return `batch` with current log-probs as `proximal`, and with a critic, current values."""
         micros = torch.arange(len(batch)).split(self.training.micro_batch)
-        outputs = [self._evaluate(self.policy, transfer.to(batch.select(own), self.device)) for own in micros]
+        outputs = []
+        for own in micros:
+            headway()
+            outputs.append(self._evaluate(self.policy, transfer.to(batch.select(own), self.device)))
         values = [output.value for output in outputs if output.value is not None]
         now = (torch.cat([output.logprob for output in outputs]), torch.cat(values) if values else None)
         logprob, value = transfer.to(now, batch.logprob.device)

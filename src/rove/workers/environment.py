@@ -65,6 +65,11 @@ class EnvironmentWorker:
             own.restart(position)
         return own.begin(memory.exchange.slots(*slots))
 
+    def restart(self, positions: Sequence[Position]) -> None:
+        """Between rollouts: begin the episodes of each stage's position again."""
+        for stage, position in zip(self.stages, positions, strict=True):
+            stage.restart(position)
+
     def step(self, stage: int, t: int) -> Report:
         """Execute the actions that are in the memory, as chunk t."""
         report = self.stages[stage].step(t)
@@ -135,11 +140,20 @@ class Environments:
 
         Without positions it begins as the first one did: with the state that was loaded, or from the start.
         """
+        self._start_again(positions is None)
+        return self.begin(memory, positions)
+
+    def replace(self, positions: Sequence[Position] | None) -> None:
+        """A new worker in the place of this one, between rollouts, with these episodes begun again."""
+        self._start_again(positions is None)
+        if positions is not None:
+            self.actor.call(EnvironmentWorker.restart, positions)
+
+    def _start_again(self, load: bool) -> None:
         self.actor.kill()
         self.actor = self._start()
-        if positions is None and self._loaded is not None:
+        if load and self._loaded is not None:
             self.actor.call(EnvironmentWorker.load_state_dict, self._loaded)
-        return self.begin(memory, positions)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """See `EnvironmentWorker.state_dict`."""

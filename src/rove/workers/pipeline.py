@@ -35,7 +35,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,13 +49,13 @@ from rove.rollout.stage import Position, Report
 from rove.runtime import memory
 from rove.runtime.actor import Future, Lost, Supervisor, wait
 from rove.runtime.channel import Segment
+from rove.runtime.pulse import WAKE
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 from rove.workers.environment import Environments
 
+R = TypeVar("R")
 Service = Literal["first_ready", "fixed"]
-_WAKE = 1.0
-"""Seconds between two looks at deadlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class Pipeline:
         """Accept every report that is there; with `block`, wait for one (or a fault)."""
         asked = [(track, track.asked) for track in self._tracks if track.asked is not None]
         # In the order of the stages: with `fixed` service nothing may depend on who was heard first.
-        for number in wait([future for _, future in asked], _WAKE if block else 0):
+        for number in wait([future for _, future in asked], WAKE if block else 0):
             track, future = asked[number]
             if track.asked is not future:
                 continue  # its worker has just been replaced
@@ -368,12 +369,23 @@ class Pipeline:
 
     def state_dict(self) -> list[list[dict]]:
         """Between rollouts: of every worker, of every stage, all that a bit-exact resume needs."""
-        return [worker.state_dict() for worker in self.workers]
+        return [self._answer(worker, worker.state_dict) for worker in self.workers]
 
     def load_state_dict(self, state: Sequence[Sequence[dict]]) -> None:
         """Restore what `state_dict` gave."""
         for worker, own in zip(self.workers, state, strict=True):
-            worker.load_state_dict(list(own))
+            self._answer(worker, partial(worker.load_state_dict, list(own)))
+
+    def _answer(self, worker: Environments, ask: Callable[[], R]) -> R:
+        """What a worker answers between rollouts. One that is lost is replaced, and begins its episodes
+        again."""
+        while True:
+            try:
+                return ask()
+            except Lost as lost:
+                self.supervisor.note(lost)
+                first = sum(len(other.slots) for other in self.workers[: self.workers.index(worker)])
+                worker.replace(_all(self.positions[first : first + len(worker.slots)]))
 
     def place(self, positions: Sequence[Position | None]) -> None:
         """Before the first rollout: begin it with these episodes, one position a stage."""

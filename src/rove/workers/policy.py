@@ -23,6 +23,7 @@ from rove.policies import registry as policies
 from rove.policies.base import Policy
 from rove.rollout.stage import Position
 from rove.runtime.actor import Shared, Supervisor
+from rove.runtime.pulse import headway
 from rove.timing import Span, Stopwatch
 from rove.training import parallel
 from rove.training.deal import Share
@@ -188,8 +189,13 @@ class PolicyWorker:
     def update(self, share: Share, iteration: int, on_step: Callable[[], None] = noop) -> Updated:
         """The iteration's optimizer steps, on this rank's share of the batch."""
         assert self.learner is not None
+
+        def stepped() -> None:
+            headway()
+            on_step()
+
         with self.watch("training"):
-            metrics = self.learner.train(share, iteration, on_step)
+            metrics = self.learner.train(share, iteration, stepped)
         return Updated(metrics, self.watch.take(), self.watch.take_spans())
 
     def weights(self, version: int, wanted: bool = True) -> Weights | None:
