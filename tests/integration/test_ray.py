@@ -62,7 +62,7 @@ def test_an_address_where_no_cluster_is_ends_soon():
 def test_an_actor_that_is_stopped_is_told_from_a_busy_one():
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False)
+    ray.init("local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False)
     try:
         stopped, busy = (InActor(n, Sleeper, {"num_cpus": 0}, deadline=1.5) for n in ("stopped", "busy"))
         assert stopped.call(Sleeper.sleep, 0.0).result() == 0.0
@@ -87,7 +87,7 @@ def test_two_jobs_on_one_machine_do_not_share_a_gpu():
     run = Run("t", PPO(), env=ManiSkillConfig(backend="physx_cuda"))
     run = replace(run, placement=replace(run.placement, executor="ray", map="hybrid"))
     bundles = bundle(make_plan(run, Inventory.of(gpus=2, cores=2)))
-    ray.init(num_cpus=4, num_gpus=4, object_store_memory=150 * 2**20, include_dashboard=False)
+    ray.init("local", num_cpus=4, num_gpus=4, object_store_memory=150 * 2**20, include_dashboard=False)
     try:
         jobs = []
         for _ in range(2):
