@@ -12,12 +12,13 @@ from typing import Any
 from rove import host
 from rove.config.schema import Run
 from rove.envs import conventions
+from rove.envs import registry as envs
 from rove.envs.base import TaskSuite
 from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
 from rove.runtime import memory
-from rove.types import ActionSpec, Conventions, EpisodeSpec
+from rove.types import ActionSpec, Conventions, EpisodeSpec, Split
 
 
 def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None]) -> list[Finding]:
@@ -35,9 +36,18 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
 def before_loading(run: Run) -> str:
     """Check a run before anything is loaded; return what its user wants to know of it, or "".
 
-    Raises RoveError where the run's policy cannot do what is asked of it, or RL cannot train it.
+    Raises RoveError where the run's policy cannot do what is asked of it, RL cannot train it, or the suite's
+    instructions have words that it does not list.
     """
     policies.check(run)
+    if run.policy.checkpoint is None:
+        suite = envs.suite(run.env)
+        word = policies.unknown_word(run, suite.vocabulary, _instructions(suite))
+        if word is not None:
+            raise RoveError(
+                f"The vocabulary of {suite.name} lacks {word!r}, which its instructions have, and a policy "
+                "from scratch could not read it: add the word to the suite's vocabulary."
+            )
     if run.policy.head == "l1":
         raise RoveError(
             "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
@@ -103,10 +113,16 @@ def _conventions_of(suite: TaskSuite, action_spec: ActionSpec) -> Conventions:
     known = conventions.find(suite.name)
     if known is None:
         known = Conventions(suite.name, action_spec, (), (), (), state=None)
-    return replace(known, action_spec=action_spec, instructions=_instructions(suite))
+    return replace(known, action_spec=action_spec, instructions=_instructions(suite), complete=True)
 
 
-def _instructions(suite: TaskSuite, count: int = 16) -> tuple[str, ...]:
-    """Instructions of the first tasks."""
-    tasks = suite.tasks[:count]
-    return tuple(suite.instruction(EpisodeSpec(t, suite.initial_states(t, "train")[0])) for t in tasks)
+def _instructions(suite: TaskSuite, states: int = 4) -> tuple[str, ...]:
+    """Return the instructions of every task in its first initial states, by which some suites phrase them."""
+    splits: tuple[Split, ...] = ("train", "held_out")
+    episodes = (
+        EpisodeSpec(task, state)
+        for task in suite.tasks
+        for split in splits
+        for state in suite.initial_states(task, split)[:states]
+    )
+    return tuple(dict.fromkeys(map(suite.instruction, episodes)))

@@ -87,7 +87,7 @@ class Conventions:
     statistics: tuple[str, ...]
     """Names of data sets, with `*`, whose statistics un-normalise actions here."""
     instructions: tuple[str, ...]
-    """Examples."""
+    """Examples, or all that there are where `complete`."""
     state: int | None
     """P, size of the robot's own state; 0: it gives none; None: not known."""
     center_crop: bool | None = None
@@ -95,6 +95,8 @@ class Conventions:
     none."""
     prompt: str | None = None
     """The template that they were trained with."""
+    complete: bool = False
+    """True where `instructions` are those that the policy will be given, and no mere examples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -241,11 +241,15 @@ def test_a_data_set_brings_its_convention(tmp_path: Path) -> None:
 
 
 def test_the_embeddings_are_never_tied(tmp_path: Path) -> None:
+    """Published files say so of the whole model by default; what counts is the language model's own word."""
     build().save_pretrained(tmp_path)
-    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
-    rewrite(tmp_path, text_config=text | {"tie_word_embeddings": True})
+    rewrite(tmp_path, tie_word_embeddings=True)
     vlm = OpenVLA.from_pretrained(tmp_path).vlm
     assert not torch.equal(vlm.lm_head.weight, vlm.language_model.embed_tokens.weight)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    rewrite(tmp_path, text_config=text | {"tie_word_embeddings": True})
+    with pytest.raises(RoveError, match="text_config: tie_word_embeddings = True: Rove computes with false"):
+        OpenVLA.from_pretrained(tmp_path)
 
 
 def test_weights_are_converted_but_not_the_critic(tmp_path: Path) -> None:

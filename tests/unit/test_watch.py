@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from rove import host
 from rove.runtime import pulse
 from rove.runtime.actor import Lost, as_ready
 from rove.runtime.local import InChild
@@ -93,8 +94,6 @@ def test_an_answer_is_waited_for_as_long_as_the_worker_waits_for_its_own(monkeyp
 
 
 def test_a_child_has_no_cores_to_keep_to_where_there_is_no_way(monkeypatch):
-    from rove.runtime import process
-
     monkeypatch.delattr(os, "sched_setaffinity")
-    process.bind({0})
+    host.bind([0])
     assert partial(Sleeper)().sleep(0.0) == 0.0

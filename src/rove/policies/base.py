@@ -246,6 +246,14 @@ class Policy(nn.Module, ABC):
             )
 
     @staticmethod
+    def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
+        """Return the first word of `instructions` that a new policy, built with `vocabulary`, cannot read.
+
+        None where it reads all of them, or reads any text; so the default.
+        """
+        return None
+
+    @staticmethod
     def memory(run: Run) -> str | None:
         """Describe what a run needs on the device that holds its policy; None where that is not known."""
         return None

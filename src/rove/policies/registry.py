@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from rove.config.schema import PolicyConfig, Run
 from rove.errors import RoveError, nearest
 from rove.policies import hub
 from rove.policies.base import Policy, Work
+from rove.policies.reading import read_json
 from rove.runtime.setup import repeat
 from rove.types import ActionSpec
 
@@ -103,6 +103,11 @@ def check(run: Run) -> None:
     _class_of(run).check(run)
 
 
+def unknown_word(run: Run, vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
+    """Return the first word of `instructions` that the run's new policy could not read; None: none."""
+    return _class_of(run).unknown_word(vocabulary, instructions)
+
+
 def memory(run: Run) -> str | None:
     """Describe what the run's policy needs on the device that holds it; None where its class cannot say."""
     return _class_of(run).memory(run)
@@ -115,19 +120,27 @@ def work(run: Run) -> Work:
 
 def _class_of(run: Run) -> type[Policy]:
     """Return the class of the run's policy, without reading a checkpoint that may not be here."""
-    if run.policy.checkpoint is None or hub.is_hub_name(run.policy.checkpoint):
+    name = run.policy.checkpoint
+    if name is None or (hub.is_hub_name(name) and not Path(name).is_dir()):
         return _policy_class(run.policy.kind)
-    return _policy_class(_kind(run.policy.checkpoint))
+    return _policy_class(_kind(name))
 
 
 def _kind(checkpoint: Path | str) -> str:
-    directory = hub.locate(checkpoint)
-    path = directory / "config.json"
-    if not path.is_file() and (directory / "adapter_config.json").is_file():
-        return _kind(json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"])
-    if not path.is_file():
-        raise RoveError(f"{directory} is not a checkpoint directory: it has no config.json.")
-    return str(json.loads(path.read_text()).get("model_type"))
+    """Return the kind of a checkpoint's policy, by its config.json or that of the base of its adapter."""
+    path = hub.locate(checkpoint) / "config.json"
+    if not path.exists():
+        adapter = path.with_name("adapter_config.json")
+        base = read_json(adapter).need("base_model_name_or_path", str)
+        path = hub.locate(base) / "config.json"
+        if not path.exists():
+            raise RoveError(
+                f"{adapter} names {base} as its base, which has no config.json: give a whole model."
+            )
+    kind = read_json(path).need("model_type", str)
+    if kind not in _ENTRY_POINTS:
+        raise RoveError(f"{path}: unknown policy, model_type = {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+    return kind
 
 
 def _policy_class(kind: str) -> type[Policy]:

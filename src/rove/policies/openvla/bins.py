@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from rove import transfer
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.config import BINS, read_json
+from rove.policies.openvla.config import BINS, Checkpoint
+from rove.policies.reading import Table, read_json
 from rove.types import ActionSpec
 
 
@@ -60,10 +61,53 @@ def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
     return {"bounds": {"action": action}}
 
 
-def read_statistics(directory: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's dataset_statistics.json, or else its config.json's, `stored`; may be empty."""
-    path = directory / "dataset_statistics.json"
-    return read_json(path) if path.is_file() else dict(stored)
+def read_statistics(*directories: Path) -> Table:
+    """Read statistics, which may be empty, from the first of `directories` that has some: in
+    dataset_statistics.json, or else in config.json (`norm_stats`)."""
+    for directory in directories:
+        path = directory / "dataset_statistics.json"
+        if path.exists():
+            return read_json(path)
+        if (directory / "config.json").exists():
+            stored = Checkpoint.read(directory).norm_stats
+            if stored.content:
+                return stored
+    return Table({}, str(directories[0] / "dataset_statistics.json"))
+
+
+def check_statistics(statistics: Table, key: str, *parts: str) -> int:
+    """Return the number of dimensions of actions in the statistics of data set `key`.
+
+    Raises RoveError naming what is wrong in them, or in other `parts` ("proprio") that they have.
+    """
+    chosen = statistics.table(key, needed=True)
+    action = chosen.table("action", needed=True)
+    _check_percentiles(action)
+    for part in parts:
+        if part in chosen:
+            _check_percentiles(chosen.table(part))
+    return len(action.numbers("q01"))
+
+
+def _check_percentiles(part: Table) -> None:
+    if "q01" not in part and "min" in part:
+        raise RoveError(
+            f"{part.where} has no q01 and q99, by which numbers are normalised, but min and max: where the "
+            "policy was trained by these, copy them to q01 and q99, or else compute them from its data."
+        )
+    low, high = part.numbers("q01"), part.numbers("q99")
+    mask = part.get("mask", tuple[bool, ...], (True,) * len(low))
+    if not len(low) == len(high) == len(mask) > 0:
+        raise RoveError(
+            f"{part.where} has {len(low)} numbers in q01, {len(high)} in q99 and {len(mask)} in mask: "
+            "expected one each for every dimension."
+        )
+    wrong = [i for i, (a, b, used) in enumerate(zip(low, high, mask, strict=True)) if used and a > b]
+    if wrong:
+        i = wrong[0]
+        raise RoveError(
+            f"{part.where}: q01 is above q99 in dimension {i}, {low[i]:g} and {high[i]:g}: correct it."
+        )
 
 
 def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
@@ -76,7 +120,10 @@ def choose_key(statistics: Mapping[str, Any], key: str | None) -> str | None:
     for candidate in (key, key + "_no_noops", key.removesuffix("_no_noops")):
         if candidate in statistics:
             return candidate
-    raise RoveError(f"No action statistics for unnorm_key {key!r}. {nearest(key, statistics)}")
+    known = (
+        nearest(key, statistics) if statistics else "The checkpoint has none: add dataset_statistics.json."
+    )
+    raise RoveError(f"No action statistics for unnorm_key {key!r}. {known}")
 
 
 def no_key(statistics: Mapping[str, Any]) -> RoveError:
@@ -101,7 +148,8 @@ class Normalizer(nn.Module):
         """Take the statistics `action`: "q01", "q99" and, optionally, "mask", A entries each."""
         super().__init__()
         low = torch.tensor(action["q01"], dtype=torch.float64)
-        mask = torch.tensor(action.get("mask", [True] * len(low)), dtype=torch.bool)
+        used = action.get("mask")
+        mask = torch.tensor([True] * len(low) if used is None else used, dtype=torch.bool)
         self.register_buffer("q01", low, persistent=False)
         self.register_buffer("q99", torch.tensor(action["q99"], dtype=torch.float64), persistent=False)
         self.register_buffer("mask", mask, persistent=False)

@@ -7,136 +7,230 @@ defaults where a file leaves a key out. Rove's own settings live under the key "
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from transformers import LlamaConfig as HFLlamaConfig
 
+from rove.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from rove.config.schema import LoraConfig, PolicyConfig, TowerConfig, ValueHeadConfig
-from rove.errors import RoveError, nearest
-from rove.policies.openvla import datasets
+from rove.errors import RoveError
+from rove.policies.openvla import computed, datasets
+from rove.policies.openvla.towers import (
+    DEPTH,
+    TIMM_SIZES,
+    WIDTH,
+    check_heads,
+    check_sizes,
+    colours,
+    from_one_to,
+    read_tower,
+)
+from rove.policies.reading import Table, read_json
 from rove.types import ActionSpec
 
 BINS = 256
 """Number of bins of an action dimension, K, and so of action tokens."""
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-_TIMM_SIZES = {
-    "vit_large_patch14_reg4_dinov2.lvd142m": (1024, 24, 16),
-    "vit_so400m_patch14_siglip_224": (1152, 27, 16),
-}
-_MLP_RATIO = {"dinov2": 4.0, "siglip": 3.7362}
+_VOCABULARY = Annotated[int, from_one_to(10_000_000)]
+_CHUNK = Annotated[int, from_one_to(1000)]
+_COUNT = Annotated[int, Range("from 0 to 1,000", lambda x: 0 <= x <= 1000)]
 # What a `text_config` written as a diff leaves out: the values of Llama-2 as the published converter
 # instantiated it, not those of the installed library.
 _LLAMA_2 = {
-    "vocab_size": 32064,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "pad_token_id": 32000,
+    "vocab_size": (_VOCABULARY, 32064),
+    "hidden_size": (WIDTH, 4096),
+    "intermediate_size": (WIDTH, 11008),
+    "num_hidden_layers": (DEPTH, 32),
+    "num_attention_heads": (WIDTH, 32),
+    "num_key_value_heads": (WIDTH, None),
+    "max_position_embeddings": (_VOCABULARY, 2048),
+    "rms_norm_eps": (NonNegativeFloat, 1e-6),
+    "pad_token_id": (NonNegativeInt, 32000),
 }
+_ROVE = (
+    "prompt", "prompt_end", "center_crop", "interpolation", "num_images", "decoding", "attention", "head",
+    "chunk", "temperature", "placeholders", "film", "proprio", "pointers", "action_spec", "unnorm_key",
+    "value_head", "lora", "base", "base_from_here",
+)  # fmt: skip
+"""Rove's own settings, below "rove"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The two JSON files of a checkpoint directory, with their meaning as properties."""
+    """The two JSON files of a checkpoint directory, with their meaning as properties.
 
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
+    A value of another type, or one that Rove does not compute with, raises RoveError with its file and key.
+    """
+
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    config_file: str = "config.json"
+    """Where `config` was read from, for messages."""
+    preprocessor_file: str = "preprocessor_config.json"
 
     @staticmethod
-    def read(directory: Path) -> Checkpoint:
-        """Read both files. Raises RoveError where config.json is missing, damaged, or not an OpenVLA's."""
-        path = directory / "config.json"
-        if not path.is_file():
-            raise RoveError(f"{directory} is not a checkpoint: it has no config.json.")
-        config = read_json(path)
-        if config.get("model_type") != "openvla":
-            raise RoveError(f"{path}: model_type is {config.get('model_type')!r}, expected 'openvla'.")
-        preprocessor = directory / "preprocessor_config.json"
-        return Checkpoint(config, read_json(preprocessor) if preprocessor.is_file() else {})
+    def read(*directories: Path) -> Checkpoint:
+        """Read and check both files, each from the first of `directories` that has it.
+
+        Raises RoveError where config.json is missing, damaged, or not an OpenVLA's.
+        """
+        found = {
+            name: [directory / name for directory in directories if (directory / name).exists()]
+            for name in ("config.json", "preprocessor_config.json")
+        }
+        if not found["config.json"]:
+            raise RoveError(f"{directories[0]} is not a checkpoint: it has no config.json.")
+        config, *others = (read_json(paths[0]) for paths in found.values() if paths)
+        if config.content.get("model_type") != "openvla":
+            said = config.content.get("model_type")
+            raise RoveError(f"{config.where}: model_type is {said!r}, expected 'openvla'.")
+        preprocessor = others[0] if others else Table({}, "preprocessor_config.json")
+        checkpoint = Checkpoint(config.content, preprocessor.content, config.where, preprocessor.where)
+        checkpoint.check()
+        return checkpoint
 
     def write(self, directory: Path) -> None:
         """Write both files into `directory`."""
         for name, content in (("config", self.config), ("preprocessor_config", self.preprocessor)):
             (directory / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
+    def check(self) -> None:
+        """Read everything once. Raises RoveError naming the first value that is wrong."""
+        towers, size = self.towers, self.image_size
+        check_sizes(f"{self.config_file}: ", towers, size)
+        computed.check_model(self.table, len(towers))
+        computed.check_preprocessor(self.preprocessor_table, len(towers), size)
+        self.rove.refuse_unknown(_ROVE)
+        self.settings(None, head="discrete", proprio=False)
+        self.action_spec(None, 7)
+        for name, value in vars(Checkpoint).items():
+            if isinstance(value, property):
+                getattr(self, name)
+
     def with_settings(self, settings: dict[str, Any]) -> Checkpoint:
         """Return the same files with Rove's own settings updated."""
-        return replace(self, config={**self.config, "rove": {**self.rove, **settings}})
+        return replace(self, config={**self.config, "rove": {**self.rove.content, **settings}})
 
     @property
-    def rove(self) -> dict[str, Any]:
+    def table(self) -> Table:
+        """config.json."""
+        return Table(self.config, self.config_file)
+
+    @property
+    def preprocessor_table(self) -> Table:
+        """preprocessor_config.json; empty where there is none."""
+        return Table(self.preprocessor, self.preprocessor_file)
+
+    @property
+    def rove(self) -> Table:
         """Rove's own settings; empty in a checkpoint that Rove did not write."""
-        return self.config.get("rove", {})
+        return self.table.table("rove")
 
     @property
     def image_size(self) -> int:
         """Height and width, in pixels, of the vision towers' input."""
-        return int(self.config.get("image_sizes", [224])[0])
+        sizes = self.table.get("image_sizes", tuple[int, ...], (224,))
+        if len(sizes) not in (1, len(self.towers)) or len(set(sizes)) != 1 or not 1 <= sizes[0] <= 10_000:
+            raise RoveError(
+                f"{self.config_file}: image_sizes = {list(sizes)}: expected one positive size for all towers."
+            )
+        return sizes[0]
 
     @property
     def towers(self) -> tuple[TowerConfig, ...]:
         """The vision towers, in the order of their channels in the pixel values."""
-        names = self.config.get("timm_model_ids", list(_TIMM_SIZES))
-        sizes = self.config.get("timm_kwargs") or [{}] * len(names)
-        return tuple(_tower(name, size) for name, size in zip(names, sizes, strict=True))
+        names = self.table.get("timm_model_ids", tuple[str, ...], tuple(TIMM_SIZES))
+        sizes = self.table.tables("timm_kwargs")
+        if not 1 <= len(names) <= 2:
+            raise RoveError(f"{self.config_file}: timm_model_ids has {len(names)} towers, expected 1 or 2.")
+        if sizes is not None and len(sizes) != len(names):
+            raise RoveError(
+                f"{self.config_file}: timm_kwargs has {len(sizes)} entries, timm_model_ids {len(names)}: "
+                "give each tower its own."
+            )
+        empty = Table({}, f"{self.config_file}: timm_kwargs")
+        return tuple(
+            read_tower(name, size) for name, size in zip(names, sizes or [empty] * len(names), strict=True)
+        )
 
     @property
     def normalization(self) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
         """Mean and standard deviation of each tower's three channels, for pixels in [0, 1]."""
-        means, stds = self.preprocessor.get("means"), self.preprocessor.get("stds")
-        if means is None or stds is None:
-            return tuple(_statistics(tower.kind) for tower in self.towers)
-        return tuple((tuple(m), tuple(s)) for m, s in zip(means, stds, strict=True))
+        towers, table = self.towers, self.preprocessor_table
+        if "means" not in table and "stds" not in table:
+            return tuple(colours(tower.kind) for tower in towers)
+        triple = tuple[float, float, float]
+        means, stds = (table.need(name, tuple[triple, ...]) for name in ("means", "stds"))
+        if not len(means) == len(stds) == len(towers) or min(x for std in stds for x in std) <= 0:
+            raise RoveError(
+                f"{table.where}: expected means and stds of {len(towers)} towers, each std above 0, not "
+                f"{len(means)} means and stds {[list(std) for std in stds]}."
+            )
+        return tuple(zip(means, stds, strict=True))
 
     @property
     def center_crop(self) -> bool | None:
         """True where the centre of every image is cut out; None where the files do not say."""
-        return self.rove.get("center_crop", self.config.get("center_crop"))
+        return self.rove.get("center_crop", bool, self.table.get("center_crop", bool, None))
 
     @property
     def interpolation(self) -> str:
         """Interpolation by which images are resized: "bicubic" or "lanczos"."""
-        stored = self.rove.get("interpolation") or self.preprocessor.get("interpolations", ["bicubic"])[0]
-        if stored not in ("bicubic", "lanczos"):
-            choice = nearest(stored, ("bicubic", "lanczos"))
-            raise RoveError(f"preprocessor_config.json: interpolation {stored!r} is unknown. {choice}")
-        return stored
-
-    @property
-    def num_images(self) -> int | None:
-        """Number of images that the policy was trained to see at once; None where the files do not say."""
-        return self.rove.get("num_images")
+        known = Literal["bicubic", "lanczos"]
+        own = self.rove.get("interpolation", known, None)
+        stored = self.preprocessor_table.get("interpolations", tuple[known, ...], ("bicubic",))
+        if len(set(stored)) != 1:
+            raise RoveError(
+                f"{self.preprocessor_file}: interpolations = {list(stored)}: expected one for all towers."
+            )
+        return own or stored[0]
 
     @property
     def llama(self) -> HFLlamaConfig:
         """The language model's configuration, independent of the installed library's defaults."""
-        text = {key: self.config.get("text_config", {}).get(key, value) for key, value in _LLAMA_2.items()}
-        theta = text.pop("rope_theta")
-        return HFLlamaConfig(
-            **text,
-            rope_parameters={"rope_type": "default", "rope_theta": theta},
-            tie_word_embeddings=False,
-        )
+        theta = computed.rope_theta(self.table.table("text_config"))
+        rope = {"rope_type": "default", "rope_theta": theta}
+        return HFLlamaConfig(**self._llama_sizes, rope_parameters=rope, tie_word_embeddings=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the embedding table, which has more than `vocab_size`."""
+        return self._llama_sizes["vocab_size"]
+
+    @property
+    def _llama_sizes(self) -> dict[str, Any]:
+        text = self.table.table("text_config")
+        sizes = {key: text.get(key, kind, default) for key, (kind, default) in _LLAMA_2.items()}
+        heads, shared = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+        check_heads(text.where, sizes["hidden_size"], heads)
+        if heads % (shared or heads):
+            raise RoveError(f"{text.where}: num_key_value_heads {shared} does not divide the {heads} heads.")
+        if sizes["pad_token_id"] >= sizes["vocab_size"]:
+            raise RoveError(
+                f"{text.where}: pad_token_id {sizes['pad_token_id']} is beyond the {sizes['vocab_size']} of "
+                "vocab_size."
+            )
+        computed.check_text(text, sizes["hidden_size"] // heads)
+        return sizes
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens without the embedding table's padding; the last 256 are the actions."""
-        return self.llama.vocab_size - int(self.config.get("pad_to_multiple_of", 64))
+        rows, padding = self.rows, self.table.get("pad_to_multiple_of", NonNegativeInt, 64)
+        if rows - padding < BINS:
+            raise RoveError(
+                f"{self.config_file}: vocab_size {rows} less pad_to_multiple_of {padding} leaves no room for "
+                f"the {BINS} action tokens."
+            )
+        return rows - padding
 
     @property
     def pad_token(self) -> int:
         """Id of the token that pads prompts on the left."""
-        return int(self.config.get("pad_token_id", 32000))
+        return self._token(self.table, "pad_token_id", 32000)
 
     @property
     def stop_token(self) -> int:
@@ -146,114 +240,95 @@ class Checkpoint:
     @property
     def prompt(self) -> str:
         """Template of the prompt around the lower-cased instruction."""
-        return self.rove.get("prompt", PROMPT)
+        template = self.rove.get("prompt", str, PROMPT)
+        mark = "\0"
+        try:
+            told = template.format(instruction=mark)
+        except (ValueError, LookupError, AttributeError):
+            told = ""
+        if mark not in told:
+            raise RoveError(
+                f"{self.rove.where}: prompt = {template!r}: expected text with {{instruction}} in it, and no "
+                "other braces."
+            )
+        return template
 
     @property
     def prompt_end(self) -> int:
         """Id of the token that every prompt ends in; for Llama-2's tokenizer the lone space, 29871."""
-        return int(self.rove.get("prompt_end", 29871))
+        return self._token(self.rove, "prompt_end", 29871)
+
+    def _token(self, table: Table, key: str, default: int) -> int:
+        token = table.get(key, NonNegativeInt, default)
+        if key in table and token >= self.rows:
+            raise RoveError(f"{table.where}: {key} = {token} is beyond the {self.rows} tokens of vocab_size.")
+        return token
 
     @property
-    def norm_stats(self) -> dict[str, Any]:
+    def norm_stats(self) -> Table:
         """Statistics stored in config.json; dataset_statistics.json overrides them."""
-        return self.config.get("norm_stats", {})
+        return self.table.table("norm_stats")
 
     def settings(self, decoding: str | None, *, head: str, proprio: bool) -> dict[str, Any]:
         """Return the settings to run the model with: saved by Rove, or else those of published checkpoints.
 
         `head` and `proprio` describe the files that the directory holds.
         """
-        regression = head == "l1"
-        decoding = decoding or self.rove.get("decoding", "parallel" if regression else "autoregressive")
-        published = {
-            # RL trains discrete checkpoints with causal attention; regression heads have the original's.
-            "attention": "bidirectional" if regression else "causal",
-            "chunk": 8 if decoding == "parallel" else 1,
-            "temperature": 1.0,
-            "placeholders": "zero",
-            "film": False,
-            "proprio": proprio,
-            "pointers": 0,
-            "unnorm_key": None,
-            "num_images": 2 if proprio else 1,
+        rove, regression = self.rove, head == "l1"
+        rove.get("head", Literal["discrete", "l1"], head)
+        saved = rove.get(
+            "decoding",
+            Literal["autoregressive", "parallel"],
+            "parallel" if regression else "autoregressive",
+        )
+        # RL trains discrete checkpoints with causal attention; regression heads have the original's.
+        usual = "bidirectional" if regression else "causal"
+        return {
+            "decoding": decoding or saved,
+            "head": head,
+            "attention": rove.get("attention", Literal["causal", "bidirectional"], usual),
+            "chunk": rove.get("chunk", _CHUNK, 8 if (decoding or saved) == "parallel" else 1),
+            "temperature": rove.get("temperature", PositiveFloat, 1.0),
+            "placeholders": rove.get("placeholders", Literal["zero", "learned"], "zero"),
+            "film": rove.get("film", bool, False),
+            "proprio": rove.get("proprio", bool, proprio),
+            "pointers": rove.get("pointers", _COUNT, 0),
+            "unnorm_key": rove.get("unnorm_key", str | None, None),
+            "num_images": rove.get("num_images", PositiveInt | None, 2 if proprio else 1),
         }
-        saved = {key: self.rove.get(key, value) for key, value in published.items()}
-        return saved | {"decoding": decoding, "head": head}
 
     def action_spec(self, key: str | None, dim: int) -> ActionSpec:
         """Return the action spec of `dim` dimensions: the saved one, or else that of the data set `key`."""
-        spec = self.rove.get("action_spec")
-        if spec is None:
+        if "action_spec" not in self.rove:
             return datasets.action_spec(key, dim)
-        lists: dict[str, Any] = {name: tuple(spec[name]) for name in ("names", "units", "low", "high")}
-        return ActionSpec(**{**spec, **lists})
+        table = self.rove.table("action_spec")
+        table.refuse_unknown([field.name for field in fields(ActionSpec)])
+        names, units = (table.need(name, tuple[str, ...]) for name in ("names", "units"))
+        low, high = (table.numbers(name, endless=True) for name in ("low", "high"))
+        if not len(set(names)) == len(names) == len(units) == len(low) == len(high) > 0:
+            raise RoveError(
+                f"{table.where}: expected as many names, all different, as units, low and high; there are "
+                f"{len(set(names))}, {len(units)}, {len(low)} and {len(high)}."
+            )
+        if wrong := [name for name, a, b in zip(names, low, high, strict=True) if a > b]:
+            raise RoveError(f"{table.where}: low is above high in {', '.join(wrong)}.")
+        frame = table.get("frame", Literal["world", "end_effector"], "world")
+        control = table.get("control", Literal["delta", "absolute"], "delta")
+        gripper = table.get("gripper", Literal["open_high", "open_low"], "open_high")
+        return ActionSpec(names, units, low, high, frame, control, gripper)
 
     @property
     def lora(self) -> LoraConfig | None:
         """Configuration of the adapters whose weights the checkpoint holds; None without adapters."""
-        lora = self.rove.get("lora")
-        return None if lora is None else LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+        return self.rove.get("lora", LoraConfig, None)
 
     @property
     def value_head(self) -> ValueHeadConfig | None:
         """Configuration of the critic whose weights the checkpoint holds; None without a critic."""
-        head = self.rove.get("value_head")
-        return None if head is None else ValueHeadConfig(**{**head, "hidden": tuple(head["hidden"])})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises RoveError naming a file that is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise RoveError(f"{path} is damaged: {error}.") from error
-    if not isinstance(content, dict):
-        raise RoveError(f"{path} holds a {type(content).__name__}, expected an object.")
-    return content
-
-
-def _statistics(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return IMAGENET if kind == "dinov2" else SIGLIP
-
-
-def _tower(name: str, size: dict[str, Any]) -> TowerConfig:
-    kinds = [kind for kind in _MLP_RATIO if kind in name]
-    if not kinds or (name not in _TIMM_SIZES and not size):
-        raise RoveError(f"Unknown vision tower {name!r}. Expected one of: {', '.join(_TIMM_SIZES)}.")
-    width, depth, heads = _TIMM_SIZES.get(name, (0, 0, 0))
-    width = size.get("embed_dim", width)
-    return TowerConfig(
-        kind=kinds[0],  # pyright: ignore[reportArgumentType]
-        width=width,
-        depth=size.get("depth", depth),
-        heads=size.get("num_heads", heads),
-        patch=size.get("patch_size", 14),
-        mlp=int(width * size.get("mlp_ratio", _MLP_RATIO[kinds[0]]) + 1e-6),
-    )
-
-
-def _check_sizes(policy: PolicyConfig, image_size: int) -> None:
-    for tower in policy.towers:
-        if image_size % tower.patch:
-            fits = [str(patch) for patch in (4, 8, 14, 16, 32) if image_size % patch == 0]
-            raise RoveError(
-                f"policy.towers: patch {tower.patch} does not divide the image size {image_size}. "
-                f"Choose one of: {', '.join(fits)}."
-            )
-        if tower.kind == "dinov2" and tower.mlp % tower.width:
-            raise RoveError(
-                f"policy.towers: the mlp of a dinov2 tower must be a multiple of its width {tower.width}, "
-                f"not {tower.mlp}."
-            )
-    if len({tower.patch for tower in policy.towers}) != 1:
-        raise RoveError(
-            "policy.towers: all towers need the same patch size, because their features are joined."
-        )
-    for name, sizes in [("towers", tower) for tower in policy.towers] + [("llama", policy.llama)]:
-        if sizes.width % (2 * sizes.heads):
-            raise RoveError(
-                f"policy.{name}: width {sizes.width} must be a multiple of 2 x heads = {2 * sizes.heads}."
-            )
+        head = self.rove.get("value_head", ValueHeadConfig, None)
+        if head is not None and not all(1 <= width <= 100_000 for width in head.hidden):
+            raise RoveError(f"{self.rove.where}: value_head.hidden = {list(head.hidden)}: expected widths.")
+        return head
 
 
 def describe(policy: PolicyConfig, *, image_size: int, words: int) -> Checkpoint:
@@ -261,8 +336,9 @@ def describe(policy: PolicyConfig, *, image_size: int, words: int) -> Checkpoint
 
     Raises RoveError where sizes do not divide.
     """
-    _check_sizes(policy, image_size)
-    statistics = [_statistics(tower.kind) for tower in policy.towers]
+    check_sizes("policy.", policy.towers, image_size)
+    check_heads("policy.llama", policy.llama.width, policy.llama.heads)
+    statistics = [colours(tower.kind) for tower in policy.towers]
     config = {
         "model_type": "openvla",
         "architectures": ["OpenVLAForActionPrediction"],

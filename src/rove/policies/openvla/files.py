@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rove.errors import RoveError
+from rove.policies.reading import read_json, refuse_unfit
 
 INDEX = "model.safetensors.index.json"
 OWN = "rove.safetensors"
@@ -30,6 +31,7 @@ HEADS = ("value_head.", "action_head.")
 PARTS = ("action_head", "proprio_projector")
 """Parts of OpenVLA-OFT that its layout keeps in files of their own."""
 _PART_PREFIXES = tuple(f"{part}." for part in PARTS)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _REFUSED = {
     "vision_backbone": "a vision backbone with OpenVLA-OFT's FiLM, which Rove does not read: use a "
     "checkpoint without it",
@@ -81,35 +83,86 @@ class Weights:
                 self.shapes[key] = torch.Size(file.get_slice(name).get_shape())
                 self._where[key] = path, name
 
+    def has(self, part: str) -> bool:
+        """Return whether there are tensors of a part, such as "action_head"."""
+        return any(key.startswith(f"{part}.") for key in self.shapes)
+
     def read(self, key: str) -> Tensor:
         """Read a tensor, on the CPU and in its stored dtype."""
         if key in self._parts:
             return self._parts[key]
         path, name = self._where[key]
         with open_tensors(path) as file:
-            return file.get_tensor(name)
+            return read_tensor(file, path, name)
 
 
 def open_tensors(path: Path) -> Any:
+    """Open a safetensors file. Raises RoveError where it is absent or damaged."""
+    if not path.exists():
+        raise RoveError(f"{path.parent} lacks the weights file {path.name}.{_instead(path.parent)}")
+    refuse_unfit(path)
     try:
         return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise RoveError(f"{path.parent} lacks the weights file {path.name}.") from error
     except (SafetensorError, OSError) as error:
-        raise RoveError(f"{path} is truncated or not safetensors: {error}.") from error
+        raise RoveError(
+            f"{path} is truncated or not safetensors: {error}. Copy or download it again."
+        ) from error
+
+
+def read_tensor(file: Any, path: Path, name: str) -> Tensor:
+    """Read a tensor of the open safetensors file at `path`. Raises RoveError where it is no weights."""
+    try:
+        value = file.get_tensor(name)
+    except SafetensorError as error:
+        raise RoveError(f"{path}: {name} cannot be read: {error}.") from error
+    return checked(value, f"{path}: {name}")
+
+
+def checked(value: Tensor, name: str) -> Tensor:
+    """Return a tensor. Raises RoveError where it is quantised, or holds a number that is not finite."""
+    if value.dtype not in _DTYPES:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise RoveError(
+            f"{name} is stored as {kind}: expected floating-point weights. Convert quantised ones to these."
+        )
+    # The least and the largest take one pass over memory, a twelfth of the time of `isfinite`.
+    if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        raise RoveError(
+            f"{name} holds NaN or infinity: the file is damaged, or the training that wrote it had diverged. "
+            "Copy it again, or use an earlier checkpoint."
+        )
+    return value
+
+
+def _instead(directory: Path) -> str:
+    """Say where the weights may be that a directory lacks; "" where there is no telling."""
+    if shards := sorted(directory.glob("model-*-of-*.safetensors")):
+        return f" There are shards, such as {shards[0].name}, but not their index: add {INDEX}."
+    if (directory / "lora_adapter").is_dir():
+        return " There is a LoRA adapter in lora_adapter: merge it into its base, and give the result."
+    if pickled := sorted(directory.glob("adapter_model.bin")):
+        return f" {pickled[0].name} is pickled, which is refused: convert it to safetensors."
+    return ""
 
 
 def model_files(directory: Path) -> list[str]:
     """Return the names of the files that hold the published keys: one, or those that the index lists."""
     index = directory / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RoveError(f"{index} is damaged: it has no weight_map ({error}).") from error
+    if index.exists():
+        listed = read_json(index)
+        if "weight_map" not in listed:
+            raise RoveError(f"{index} is damaged: it has no weight_map. Copy or download it again.")
+        where = listed.table("weight_map")
+        names = sorted({where.get(key, str, "") for key in where.content})
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise RoveError(f"{index} lists {name!r}; only .safetensors files beside it are read.")
+        whole = directory / "model.safetensors"
+        if whole.exists() and whole.name not in names:
+            raise RoveError(
+                f"{directory} has its weights twice, in {whole.name} and in the shards of {INDEX}: remove "
+                "those that are not to be used."
+            )
         return names
     pickled = [path.name for path in sorted(directory.glob("pytorch_model*.bin"))]
     if pickled and not (directory / "model.safetensors").is_file():
@@ -118,6 +171,12 @@ def model_files(directory: Path) -> list[str]:
             "the weights to safetensors."
         )
     return ["model.safetensors"]
+
+
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds the weights of a whole model, in whichever format."""
+    patterns = ("model*.safetensors", INDEX, "pytorch_model*.bin")
+    return any(True for pattern in patterns for _ in directory.glob(pattern))
 
 
 def part_file(directory: Path, part: str) -> Path | None:
@@ -140,17 +199,24 @@ def read_part(path: Path) -> dict[str, Tensor]:
 
     Raises RoveError naming a file that is damaged, or that holds anything but tensors.
     """
+    refuse_unfit(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise RoveError(
-            f"{path} holds pickled code, which is refused: expected a state dict of tensors alone."
+            f"{path} holds pickled code, which is refused, or is damaged: expected a state dict of tensors "
+            "alone."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise RoveError(f"{path} is truncated or not a PyTorch file: {error}.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    except Exception as error:  # an unpickler fails in any way on damaged bytes
+        what = str(error).partition("\n")[0]
+        raise RoveError(f"{path} is truncated or not a PyTorch file: {what}.") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) and value.layout == torch.strided for value in state.values()
+    ):
         raise RoveError(f"{path} is a {type(state).__name__}, expected a state dict of tensors.")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {
+        str(key).removeprefix("module."): checked(value, f"{path}: {key}") for key, value in state.items()
+    }
 
 
 def clear(directory: Path) -> None:

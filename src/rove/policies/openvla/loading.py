@@ -27,8 +27,9 @@ from rove.policies.openvla.files import Weights
 from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, read_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, read_tokenizer
 from rove.policies.openvla.weights import check_weights, from_reference, key_groups, to_reference
+from rove.policies.reading import Table
 from rove.types import ActionSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,15 +74,14 @@ def read(
     """Read everything but the weights of a checkpoint; see `OpenVLA.from_pretrained`."""
     directory = hub.locate(path)
     base, origin, published = _base(path, directory)
-    checkpoint = Checkpoint.read(base if published else directory)
-    stored = _stored(checkpoint, base, decoding, head)
+    checkpoint = Checkpoint.read(directory, base) if published else Checkpoint.read(directory)
+    weights = Weights(base, overlay=None if directory == base else directory)
+    stored = _stored(checkpoint, weights, decoding, head)
     critic = checkpoint.value_head if value_head == "saved" else value_head
-    own = directory if (directory / "dataset_statistics.json").is_file() else base
-    known = statistics or bins.read_statistics(own, checkpoint.norm_stats)
+    found = Table(statistics, "statistics") if statistics else bins.read_statistics(directory, base)
     asked = None if statistics else unnorm_key or stored["unnorm_key"]
-    key = bins.choose_key(known, asked)
-    dim = len(known[key]["action"]["q01"]) if key else 7
-    tokenizer = read_tokenizer(directory) or read_tokenizer(base)
+    key = bins.choose_key(found.content, asked)
+    dim = bins.check_statistics(found, key, *["proprio"] * stored["proprio"]) if key else 7
     stored |= {"unnorm_key": key}
     for name, value in (("attention", attention), ("temperature", temperature), ("chunk", chunk)):
         stored[name] = value or stored[name]
@@ -89,15 +89,14 @@ def read(
         **stored,
         checkpoint=checkpoint,
         action_spec=action_spec or checkpoint.action_spec(key, dim),
-        statistics=known,
+        statistics=found.content,
         value_head=critic,
-        tokenizer=None if tokenizer is None else PromptTokenizer(tokenizer, checkpoint),
+        tokenizer=read_tokenizer(directory, checkpoint) or read_tokenizer(base, checkpoint),
         center_crop=center_crop,
         compiled=compiled,
     )
-    weights = Weights(base, overlay=None if directory == base else directory)
     new = ("value_head.",) if critic != checkpoint.value_head else ()
-    new += ("action_head.",) if not any(k.startswith("action_head.") for k in weights.shapes) else ()
+    new += () if weights.has("action_head") else ("action_head.",)
     saved = checkpoint.lora
     return CheckpointParts(
         settings, directory, weights, new, origin, published, saved, saved if lora == "saved" else lora
@@ -108,9 +107,10 @@ def check(path: Path | str) -> None:
     """Look at the files of a checkpoint without reading its weights. Raises RoveError naming one that is
     absent, damaged, or cannot be read."""
     directory = hub.locate(path)
-    base, *_ = _base(path, directory)
-    Weights(base)
-    if read_tokenizer(directory) is None and read_tokenizer(base) is None:
+    base, _, published = _base(path, directory)
+    checkpoint = Checkpoint.read(directory, base) if published else Checkpoint.read(directory)
+    Weights(base, overlay=None if directory == base else directory)
+    if not (read_tokenizer(directory, checkpoint) or read_tokenizer(base, checkpoint)):
         raise RoveError(f"{directory}: {NO_TOKENIZER}")
 
 
@@ -130,39 +130,77 @@ def complete(
 def _base(path: Path | str, directory: Path) -> tuple[Path, str | None, lora.PublishedAdapter | None]:
     """Find the directory of a checkpoint's weights, its name for saving adapters alone (None: the weights are
     saved with them), and the adapter of others that is to be merged."""
-    if (directory / lora.CONFIG).is_file() and not _stands_alone(directory):
+    if lora.is_adapter(directory) and not _is_own_adapter(directory):
+        if files.has_weights(directory):
+            raise RoveError(
+                f"{directory} holds the weights of a whole model and a LoRA adapter that config.json does "
+                "not mention. Where the weights have it merged already, remove adapter_*; where not, move "
+                f"these files into a folder of their own, whose {lora.CONFIG} names this one as "
+                "base_model_name_or_path."
+            )
         adapter = lora.PublishedAdapter(directory)
-        return hub.locate(adapter.base), None, adapter
+        return _locate_base(directory, adapter.base), None, adapter
     about = Checkpoint.read(directory).rove
-    name, beside = about.get("base"), about.get("base_from_here")
+    name, beside = (about.get(key, str | None, None) for key in ("base", "base_from_here"))
     if name is None:
         here = str(path) if not Path(path).is_dir() else str(directory.resolve())
-        return directory, None if about.get("lora") else here, None
+        return directory, None if "lora" in about else here, None
     if beside is not None and (directory / beside / "config.json").is_file():
         base = (directory / beside).resolve()
         return base, str(base), None
+    return _locate_base(directory, name), name, None
+
+
+def describe(name: Path | str, *, download: bool) -> Checkpoint:
+    """Read what a checkpoint, or the base of an adapter, says of itself, without its weights."""
+    directory = hub.locate(name, download=download)
+    if (directory / "config.json").exists():
+        return Checkpoint.read(directory)
+    return Checkpoint.read(_locate_base(directory, lora.base_of(directory), download=download))
+
+
+def _locate_base(directory: Path, name: str, *, download: bool = True) -> Path:
+    """Return the directory of the checkpoint `name` that the adapters in `directory` belong to."""
     try:
-        return hub.locate(name), name, None
+        base = hub.locate(name, download=download)
     except RoveError as error:
         raise RoveError(f"{directory} holds adapters of {name}, which is not to be had: {error}") from error
+    if not (base / "config.json").exists():
+        raise RoveError(
+            f"{directory} holds adapters of {name}, which has no config.json: a base has to be a whole model."
+        )
+    return base
 
 
-def _stands_alone(directory: Path) -> bool:
-    """Return whether a directory with adapters is Rove's, or holds all weights as well."""
-    has_config = (directory / "config.json").is_file()
-    return has_config and bool(Checkpoint.read(directory).rove or any(directory.glob("model*.safetensors")))
+def _is_own_adapter(directory: Path) -> bool:
+    """Return whether the adapters in a directory are Rove's, which its config.json describes."""
+    return (directory / "config.json").exists() and "lora" in Checkpoint.read(directory).rove
 
 
 def _stored(
-    checkpoint: Checkpoint, base: Path, decoding: Decoding | None, head: Head | None
+    checkpoint: Checkpoint, weights: Weights, decoding: Decoding | None, head: Head | None
 ) -> dict[str, Any]:
-    """Return fields of `Settings` as saved, or as published; decoding and head as asked for."""
-    has_l1 = files.part_file(base, "action_head") is not None
-    stored = "l1" if has_l1 or checkpoint.rove.get("head") == "l1" else "discrete"
-    if stored == "l1" and head == "discrete":
-        raise RoveError(f"{base} was trained with an L1 head, and not with discrete tokens. {NO_LIKELIHOOD}")
-    proprio = files.part_file(base, "proprio_projector") is not None
-    return checkpoint.settings(decoding, head=head or stored, proprio=proprio)
+    """Return fields of `Settings` as saved, or as published; decoding and head as asked for.
+
+    Raises RoveError where a part is not there that the checkpoint was trained with.
+    """
+    regresses = checkpoint.rove.get("head", Literal["discrete", "l1"], None) == "l1"
+    has_l1, proprio = weights.has("action_head"), weights.has("proprio_projector")
+    if regresses and not has_l1:
+        raise RoveError(
+            f"{weights.directory} was trained with an L1 head (config.json: rove.head), but its file "
+            "action_head--*.pt is not there: copy or download it again."
+        )
+    if checkpoint.table.get("use_proprio", bool, False) and not proprio:
+        raise RoveError(
+            f"{checkpoint.config_file}: use_proprio is true, but the part that reads the robot's state, "
+            "proprio_projector--*.pt, is not there: copy or download it again."
+        )
+    if has_l1 and head == "discrete":
+        raise RoveError(
+            f"{weights.directory} was trained with an L1 head, and not with discrete tokens. {NO_LIKELIHOOD}"
+        )
+    return checkpoint.settings(decoding, head=head or ("l1" if has_l1 else "discrete"), proprio=proprio)
 
 
 def fill(
@@ -208,6 +246,7 @@ def _adapt(policy: ActionModel, parts: CheckpointParts, generator: torch.Generat
     saved, wanted = parts.saved_lora, parts.lora
     policy.trainable = frozenset(n for n, p in policy.vlm.named_parameters() if p.requires_grad)
     if saved is not None:
+        lora.check_rank(parts.directory, saved.rank)
         policy.adapt(saved, generator)
         lora.read(parts.directory, policy.vlm)
         if wanted != saved:

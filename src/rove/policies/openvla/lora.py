@@ -17,12 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rove.config.ranges import PositiveFloat, PositiveInt
 from rove.config.schema import LoraConfig
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.files import Weights, open_tensors, write_safetensors
+from rove.policies.openvla.files import Weights, open_tensors, read_tensor, write_safetensors
+from rove.policies.reading import read_json
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL = "all-linear"
+_MORE: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("peft_type", ("LORA",)),
+    ("bias", ("none",)),
+    *((name, (False,)) for name in ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out")),
+    *((name, ([],)) for name in ("modules_to_save", "layer_replication", "target_parameters")),
+    *((name, ({}, [])) for name in ("rank_pattern", "alpha_pattern", "trainable_token_indices")),
+    *((name, ({}, [])) for name in ("megatron_config", "arrow_config", "alora_invocation_tokens")),
+    # These only draw A and B; any other way to start changes the base as well.
+    ("init_lora_weights", (True, False, "gaussian", "eva", "orthogonal")),
+    ("revision", ("main",)),
+)
+"""Keys of `adapter_config.json` with the values of a plain LoRA; null, or no such key, is one, too."""
 _NAME = "default"
 _SAVED = "base_model.model."
 
@@ -267,7 +281,7 @@ def read(directory: Path, model: nn.Module) -> None:
         for name in sorted(expected.keys() ^ stored.keys()):
             raise RoveError(f"{path}: {'missing' if name in expected else 'unexpected'} {name}.")
         for name, parameter in expected.items():
-            value = file.get_tensor(stored[name])
+            value = read_tensor(file, path, stored[name])
             if value.shape != parameter.shape:
                 raise RoveError(
                     f"{path}: {name} has shape {list(value.shape)}, expected {list(parameter.shape)}."
@@ -275,36 +289,71 @@ def read(directory: Path, model: nn.Module) -> None:
             parameter.copy_(value)
 
 
+def check_rank(directory: Path, rank: int) -> None:
+    """Raise RoveError where the adapters of a directory are of another rank than its config.json says."""
+    path = directory / FILE
+    with open_tensors(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            stored = file.get_slice(name).get_shape()
+            if ".lora_A." in name and stored[:1] != [rank]:
+                raise RoveError(f"{path}: {name} has shape {stored}, but config.json says rank {rank}.")
+
+
+def is_adapter(directory: Path) -> bool:
+    """Return whether a directory holds files of an adapter."""
+    return any(True for _ in directory.glob("adapter_*"))
+
+
+def base_of(directory: Path) -> str:
+    """Return the name of the checkpoint that an adapter of others belongs to, from adapter_config.json."""
+    return read_json(directory / CONFIG).need("base_model_name_or_path", str)
+
+
 class PublishedAdapter:
     """A LoRA that was trained on the published layout, by the keys that it changes."""
 
     def __init__(self, directory: Path) -> None:
-        """Read configuration and keys. Raises RoveError where it is more than a plain LoRA."""
+        """Read configuration, keys and shapes. Raises RoveError where it is more than a plain LoRA."""
         self.path = directory / FILE
-        about = json.loads((directory / CONFIG).read_text())
-        more = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
-        odd = [name for name in more if about.get(name)]
-        if about.get("peft_type") != "LORA" or about.get("bias", "none") != "none" or odd:
-            what = ", ".join(odd) or f"{about.get('peft_type')} with bias {about.get('bias')!r}"
-            raise RoveError(f"{directory / CONFIG} has {what}; only a plain LoRA can be merged.")
-        root = about["r"] ** 0.5 if about.get("use_rslora") else about["r"]
-        self.scale = about["lora_alpha"] / root
-        self.base = str(about["base_model_name_or_path"])
+        about = read_json(directory / CONFIG)
+        self.base = base_of(directory)
+        about.need("peft_type", str)
+        odd = [name for name, plain in _MORE if name in about and about.content[name] not in plain]
+        if odd:
+            values = ((name, about.content[name]) for name in odd)
+            what = ", ".join(name if value is True else f"{name} {value!r}" for name, value in values)
+            raise RoveError(
+                f"{about.where} has {what}; only a plain LoRA can be merged. Merge it with peft "
+                "(merge_and_unload), and give the result."
+            )
+        self.rank: int = about.need("r", PositiveInt)
+        alpha = about.need("lora_alpha", PositiveFloat)
+        self.scale = alpha / (self.rank**0.5 if about.get("use_rslora", bool, False) else self.rank)
         with open_tensors(self.path) as file:
             self._names = {name.removeprefix(_SAVED): name for name in file.keys()}  # noqa: SIM118
+            self._shapes = {own: file.get_slice(name).get_shape() for own, name in self._names.items()}
         self.keys = set(self._keys())
 
     def _keys(self) -> Iterator[str]:
         for name in self._names:
             stem, _, kind = name.removesuffix(".weight").rpartition(".")
-            if kind not in ("lora_A", "lora_B") or f"{stem}.lora_A.weight" not in self._names:
+            other = {"lora_A": "lora_B", "lora_B": "lora_A"}.get(kind)
+            if other is None or f"{stem}.{other}.weight" not in self._names:
                 raise RoveError(f"{self.path}: {name} is no part of a plain LoRA.")
             yield f"{stem}.weight"
 
     def check(self, weights: Weights) -> None:
-        """Raise RoveError naming a key that the base checkpoint does not have."""
-        for key in sorted(self.keys - weights.shapes.keys()):
-            raise RoveError(f"{self.path} adapts {key}, which {weights.directory} does not have.")
+        """Raise RoveError naming a key that the base checkpoint does not have, or has in another shape."""
+        for key in sorted(self.keys):
+            if key not in weights.shapes:
+                raise RoveError(f"{self.path} adapts {key}, which {weights.directory} does not have.")
+            stem, shape = key.removesuffix(".weight"), weights.shapes[key]
+            sides = [list(self._shapes[f"{stem}.lora_{side}.weight"]) for side in "AB"]
+            if len(shape) != 2 or sides != [[self.rank, shape[1]], [shape[0], self.rank]]:
+                raise RoveError(
+                    f"{self.path} has matrices {sides[0]} and {sides[1]} for {key}, which do not fit its "
+                    f"shape {list(shape)} and rank {self.rank} ({CONFIG})."
+                )
 
     def merged(self, key: str, value: Tensor) -> Tensor:
         """Return the weight of `key` with the adapter added, in float32; other weights unchanged."""
@@ -312,5 +361,6 @@ class PublishedAdapter:
             return value
         stem = key.removesuffix(".weight")
         with open_tensors(self.path) as file:
-            a, b = (file.get_tensor(self._names[f"{stem}.lora_{side}.weight"]).float() for side in "AB")
+            names = [self._names[f"{stem}.lora_{side}.weight"] for side in "AB"]
+            a, b = (read_tensor(file, self.path, name).float() for name in names)
         return value.float() + self.scale * (b @ a)

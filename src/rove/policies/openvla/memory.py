@@ -17,7 +17,7 @@ from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.policies import hub
-from rove.policies.openvla import bins
+from rove.policies.openvla import bins, loading
 from rove.policies.openvla.config import Checkpoint, describe
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.loading import DTYPES
@@ -118,7 +118,7 @@ def _checkpoint(run: Run) -> Checkpoint:
     if name is None:
         return describe(run.policy, image_size=run.env.image_size, words=VOCABULARY + bins.BINS)
     try:
-        return Checkpoint.read(hub.locate(name, download=False))
+        return loading.describe(name, download=False)
     except RoveError:
         if not hub.is_hub_name(name):
             raise

@@ -27,7 +27,7 @@ from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.memory import estimate
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, word_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, unknown_word, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
 from rove.policies.openvla.work import count_work
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
@@ -181,6 +181,13 @@ class OpenVLA(ActionModel, Locator, Regressor):
             raise RoveError(NO_POINTERS)
 
     @staticmethod
+    def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
+        """Return the first word that a new policy's tokenizer lacks; see `Policy.unknown_word`."""
+        tokenizer = word_tokenizer(vocabulary)
+        words = (unknown_word(tokenizer, text.strip().lower()) for text in instructions)
+        return next((word for word in words if word is not None), None)
+
+    @staticmethod
     def memory(run: Run) -> str:
         """Describe what a run needs on the device that holds its policy, before anything is loaded."""
         return str(estimate(run))
@@ -325,7 +332,8 @@ class OpenVLA(ActionModel, Locator, Regressor):
 
     def normalize(self, actions: Tensor) -> Tensor:
         """Normalise actions; see `Regressor.normalize`."""
-        return self._statistics().normalize(transfer.to(actions, self.device)).float()
+        # As OpenVLA-OFT's data are: beyond the percentiles, where a dimension hardly moves, lie huge numbers.
+        return self._statistics().normalize(transfer.to(actions, self.device)).clamp(-1.0, 1.0).float()
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -25,15 +25,18 @@ from rove.types import Conventions
 
 MASS = 0.5
 """Least probability that a trained policy gives the action tokens."""
+STILL = 1e-6
+"""Range of an action dimension, in its data's units, up to which it does not move."""
 _BOS = 1
 
 
 def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[Finding]:
     """Run every check; none changes the policy."""
     # What learned from this suite's own demonstrations learned from what it is given here: conventions of
-    # published checkpoints, and words of suites that it knows a part of, are nothing to it.
+    # published checkpoints, and examples of instructions from parts that it does not know, are nothing to it.
     at_home = (policy.unnorm_key or "").partition(":")[0] == conventions.suite.partition(":")[0]
-    own = replace(conventions, center_crop=None, prompt=None, instructions=())
+    told = conventions.instructions if conventions.complete else ()
+    own = replace(conventions, center_crop=None, prompt=None, instructions=told)
     expected = own if at_home else conventions
     findings = [
         statistics(policy, conventions),
@@ -57,10 +60,21 @@ def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[
 
 
 def statistics(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Check that actions are un-normalised by this suite's percentiles.
+    """Check that actions are un-normalised by this suite's percentiles, and that these span something.
 
     Those of another data set would scale and shift every action.
     """
+    finding, still = _data_set(policy, conventions), []
+    if policy.normalizer is not None:
+        moves = ~policy.normalizer.mask | (policy.normalizer.q99 - policy.normalizer.q01 > STILL)
+        still = [name for name, moving in zip(policy.action_spec.names, moves, strict=True) if not moving]
+    if finding.status != "pass" or not still:
+        return finding
+    detail = f"{policy.unnorm_key}: its data hardly move in {', '.join(still)}, and neither will the policy"
+    return Finding("statistics", "warn", detail, "use data that do, unless the task needs no such movement")
+
+
+def _data_set(policy: ActionModel, conventions: Conventions) -> Finding:
     key, names = policy.unnorm_key, ", ".join(sorted(policy.statistics)) or "none"
     if key is None:
         detail = f"no data set is chosen; the checkpoint has {names}"
@@ -181,10 +195,13 @@ def prompt(policy: ActionModel, conventions: Conventions) -> Finding:
             )
             fix = "use the tokenizer.json that was published with the checkpoint"
             return Finding("prompt", "fail", detail, fix)
-        unknown = policy.tokenizer.tokenizer.token_to_id("<unk>")
-        if unknown is not None and unknown in ids:
-            fix = "fine-tune on this suite's instructions, or evaluate on the one it was trained on"
-            return Finding("prompt", "fail", f"the tokenizer does not know every word of {text!r}", fix)
+        if (word := policy.tokenizer.unknown(text)) is not None:
+            fix = (
+                "fine-tune on this suite's instructions, or evaluate on the one it was trained on; a suite "
+                "of your own has to list the word in its vocabulary"
+            )
+            detail = f"the tokenizer does not know every word of {text!r}: {word!r}"
+            return Finding("prompt", "fail", detail, fix)
     return Finding("prompt", "pass", repr(template))
 
 
