@@ -176,11 +176,13 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.placement.inventory import Inventory
     from rove.placement.plan import make_plan
     from rove.policies import registry as policies
+    from rove.preflight import check_words
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
     from rove.training.sft import warm_up
 
     policies.check(run)
+    check_words(run)
     plan = make_plan(run, Inventory.here())
     host.prepare(plan.threads)
     directory = rundir.default(run)

@@ -40,14 +40,7 @@ def before_loading(run: Run) -> str:
     instructions have words that it does not list.
     """
     policies.check(run)
-    if run.policy.checkpoint is None:
-        suite = envs.suite(run.env)
-        word = policies.unknown_word(run, suite.vocabulary, _instructions(suite))
-        if word is not None:
-            raise RoveError(
-                f"The vocabulary of {suite.name} lacks {word!r}, which its instructions have, and a policy "
-                "from scratch could not read it: add the word to the suite's vocabulary."
-            )
+    check_words(run)
     if run.policy.head == "l1":
         raise RoveError(
             "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
@@ -93,6 +86,19 @@ def can_write(file: Path, option: str) -> None:
             file.open("a").close()
     except OSError as error:
         raise RoveError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
+
+
+def check_words(run: Run) -> None:
+    """Raise RoveError where a policy from scratch could not read every word of the suite's instructions."""
+    if run.policy.checkpoint is not None:
+        return
+    suite = envs.suite(run.env)
+    word = policies.unknown_word(run, suite.vocabulary, _instructions(suite))
+    if word is not None:
+        raise RoveError(
+            f"The vocabulary of {suite.name} lacks {word!r}, which its instructions have, and a policy from "
+            "scratch could not read it: add the word to the suite's vocabulary."
+        )
 
 
 def before_run(ask: Callable[[Conventions], list[Finding]], suite: TaskSuite, action_spec: ActionSpec) -> str:

@@ -121,7 +121,7 @@ def read_tokenizer(directory: Path, checkpoint: Checkpoint) -> PromptTokenizer |
         raise RoveError(
             f"{path} is damaged, or of another version of tokenizers: {error}. Copy or download it again."
         ) from error
-    largest = max(*tokenizer.get_vocab().values(), *tried)
+    largest = max((*tokenizer.get_vocab().values(), *tried), default=0)
     if largest >= checkpoint.rows:
         raise RoveError(
             f"{path} has a token {largest}, beyond the {checkpoint.rows} of the model: "
