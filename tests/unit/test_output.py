@@ -34,7 +34,11 @@ def ascii_only() -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
 
 
-@pytest.mark.parametrize("stream", [None, closed(), ascii_only(), open("/dev/full", "w")], ids=str)  # noqa: SIM115
+@pytest.mark.parametrize(
+    "stream",
+    [None, closed(), ascii_only(), open("/dev/full", "w")],  # noqa: SIM115
+    ids=["none", "closed", "ascii", "full"],
+)
 def test_a_run_goes_on_whatever_becomes_of_its_output(stream, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     with Progress("demo", 2) as progress:
