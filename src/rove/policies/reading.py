@@ -159,8 +159,8 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
 
 
 def _check_range(annotation: Any, value: Any, name: str) -> None:
-    allowed = range_of(annotation)
-    if allowed is not None and value is not None and not allowed.holds(value):
+    allowed, numbers = range_of(annotation), value if isinstance(value, tuple) else (value,)
+    if allowed is not None and value is not None and not all(map(allowed.holds, numbers)):
         raise RoveError(f"{name} = {value}: expected a number {allowed.words}.")
 
 
