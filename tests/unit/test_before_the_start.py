@@ -104,5 +104,5 @@ def test_files_of_a_checkpoint_are_looked_at(name: str, said: str, tmp_path: Pat
     with pytest.raises(RoveError, match=said):
         policies.check(run)
     shutil.rmtree(tmp_path / "whole")
-    with pytest.raises(RoveError, match="there is nothing"):
+    with pytest.raises(RoveError, match="there is no such folder"):
         policies.check(run)

@@ -12,6 +12,7 @@ from rove.config import load
 from rove.config.schema import GRPO, PPO, Vine
 from rove.config.validate import validate
 from rove.errors import RoveError
+from rove.runtime import setup
 
 NAMES = [r.name for r in recipes.all()]
 
@@ -54,6 +55,8 @@ def test_a_misspelt_name_gets_the_nearest():
 def own_registry(monkeypatch):
     recipes.all()
     monkeypatch.setattr(recipes, "_recipes", dict(recipes._recipes))
+    # Children of later tests begin without the files of these.
+    monkeypatch.setattr(setup, "_calls", dict(setup._calls))
     yield
     sys.modules.pop("mine", None)
 
