@@ -147,7 +147,7 @@ def test_resuming_names_the_file_that_registered_what_a_run_names(calls, tmp_pat
     from rove.config import load
 
     load.save(recipes.get("demo").build(), tmp_path / "run.json")
-    text = (tmp_path / "run.json").read_text().replace('"tabletop"', '"reach"')
+    text = (tmp_path / "run.json").read_text().replace('"tabletop"', '"unheard_of"')
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "about.json").write_text(json.dumps({"command": "rove train own/env.py:reach --seed 1"}))
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
@@ -155,7 +155,7 @@ def test_resuming_names_the_file_that_registered_what_a_run_names(calls, tmp_pat
     for damaged in ("[]", "{"):
         (tmp_path / "about.json").write_text(damaged)
         assert cli.main(["train", "--resume", str(tmp_path)]) == 2
-        assert "env.kind = 'reach'" in capsys.readouterr().err
+        assert "env.kind = 'unheard_of'" in capsys.readouterr().err
     assert calls == []
 
 

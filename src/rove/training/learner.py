@@ -96,7 +96,6 @@ class Learner:
             for name, value in metrics.items():
                 totals[name] += value if taken else 0.0
             on_step()
-        self.optimizer.check_weights()
         mean = {f"train/{name}": value / max(1, steps - skipped) for name, value in totals.items()}
         return mean | {
             "train/behind": behind,

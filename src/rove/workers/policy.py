@@ -229,8 +229,12 @@ class PolicyWorker:
     # --- saving -----------------------------------------------------------------------------------
 
     def save(self, directory: Path | None) -> None:
-        """Write the learner's newest weights; every rank has to call it, one of them with a directory."""
+        """Write the learner's newest weights; every rank has to call it, one of them with a directory.
+
+        Raises RoveError where they are not finite.
+        """
         assert self.learner is not None
+        self.learner.optimizer.check_weights()
         whole = self.policy
         if self.learner.model.sharded:
             # Where the rollout has weights of its own they are whole, and the newest after this.
@@ -243,7 +247,12 @@ class PolicyWorker:
             whole.save_pretrained(directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that resuming this worker's part of the run needs, besides the policy's weights."""
+        """Return all that resuming this worker's part of the run needs, besides the policy's weights.
+
+        Raises RoveError where these are not finite: nothing is to be saved.
+        """
+        if self.learner is not None:
+            self.learner.optimizer.check_weights()
         return {
             "learner": None if self.learner is None else self.learner.state_dict(),
             "rollout": None if self.pipeline is None else self.pipeline.state_dict(),
