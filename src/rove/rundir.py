@@ -2,7 +2,8 @@
 
 run.json          the resolved configuration          about.json   versions, commit, machine, command
 metrics.jsonl     one line an iteration               sft/         warm-up policy and demonstrations
-checkpoints/      iteration_000010/ …                 best/        the best evaluated policy
+checkpoints/      iteration_000010/ …                 best/        the policy with most success in training
+warm_up/          a warm-up under way                 .lock        who writes here
 eval/             before.json, after.json              videos/      before/, after/, index.json
 report.html
 """
@@ -34,20 +35,8 @@ _PACKAGES = (
 
 
 def default(run: Run) -> Path:
-    """Return the directory of a run that names none. Raises RoveError where its name cannot be a folder's."""
-    name = run.name
-    if (
-        not name.isprintable()
-        or name in ("", ".", "..")
-        or "/" in name
-        or "\\" in name
-        or len(name.encode()) > 200
-    ):
-        raise RoveError(
-            f"name = {name[:60]!r} cannot be a folder below {run.output}: choose one of letters, digits, "
-            "'-', '_' and '.', at most 200 long."
-        )
-    return Path(run.output) / name
+    """Return the directory of a run that names none; `validate` has seen that the name is a folder's."""
+    return Path(run.output) / run.name
 
 
 @contextmanager

@@ -110,9 +110,8 @@ def _loop(
         minutes, best = state["minutes"], Best(**state["best"])
         log.cut(first)
     else:
-        log.keep(
-            lambda line: "sft_step" in line
-        )  # a run that starts again in place has none but its warm-up's
+        # Of a run that starts again in place only the warm-up's lines count.
+        log.keep(lambda line: "sft_step" in line)
         _evaluate(run, directory, executor, "before", progress)
     with interrupt.patient("this iteration"):
         _iterate(run, directory, first, minutes, best, executor, log, progress, interrupt)
@@ -154,7 +153,7 @@ def _iterate(
             progress.phase("evaluate", len(specs))
             judged = executor.evaluate(specs, "", {}, on_episode=lambda record: progress.advance())
             metrics |= evaluation_metrics(judged)
-            if best.beaten() and healthy:
+            if healthy and best.beaten():
                 with executor.watch("checkpoint"):
                     checkpoint.write_atomically(directory / "best", executor.save_policy)
         # Nothing is left out of the run's time: an iteration ends, and the next begins, here.

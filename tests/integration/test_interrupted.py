@@ -17,6 +17,7 @@ from tests.integration.test_resume import BASE, NO_EVALUATION, measured
 from rove import rundir
 from rove.cluster.executor import Executor
 from rove.config import load
+from rove.config.validate import validate
 from rove.errors import RoveError
 from rove.interrupt import Interrupt, Interrupted
 from rove.reporting.progress import Progress
@@ -131,8 +132,8 @@ def test_one_process_writes_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "a\nb", "x" * 300])
 def test_a_name_that_is_no_folder_is_refused(name):
-    with pytest.raises(RoveError, match="cannot be a folder below runs: choose one of letters"):
-        rundir.default(replace(BASE, name=name))
+    with pytest.raises(RoveError, match="it becomes a folder below `output`; use letters"):
+        validate(replace(BASE, name=name))
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):

@@ -104,7 +104,7 @@ def import_file(path: Path) -> None:
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         _run_own(partial(spec.loader.exec_module, module), str(path.resolve()))
-    except BaseException:
+    except BaseException:  # an interrupt too: half a module is none
         del sys.modules[path.stem]
         raise
     repeat(import_file, path.resolve())

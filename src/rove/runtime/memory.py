@@ -75,7 +75,7 @@ def anonymous_file(size: int) -> int:
                 os.posix_fallocate(descriptor, 0, size)
             elif size > shutil.disk_usage(tempfile.gettempdir()).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except BaseException:
+        except BaseException:  # an interrupt too: nobody else knows the descriptor
             os.close(descriptor)
             raise
     except OSError as error:

@@ -64,7 +64,7 @@ class Snapshots:
         """After each step: save where that is due, or where the training has to end."""
         try:
             self._check()
-        except BaseException:
+        except BaseException:  # an interrupt, for which the state is saved
             self._save(phase, state)
             raise
         if time.monotonic() - self._saved >= self._seconds:

@@ -98,7 +98,6 @@ class PolicyWorker:
         if self.device.type == "cuda":
             # What names no device (FSDP, NCCL, a library's context) takes the current one.
             torch.cuda.set_device(self.device)
-        self._cores, self._threads = host.cores(), own.threads
         host.prepare(own.threads)
         name = " and ".join(
             f"{what} {number}"
