@@ -305,6 +305,15 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
         raise RoveError("--card is of GPUs that are not here: say how many with --gpus N.")
     if args.save:
         preflight.can_write(args.save, "--save")
+    there = args.gpus or args.cores
+    inventory = (
+        Inventory.of(args.nodes, gpus=args.gpus or 0, cores=args.cores or 1) if there else inventory_of(run)
+    )
+    if len(inventory.nodes) > 1:
+        run = replace(run, placement=replace(run.placement, executor="ray"))
+    # Before anything is measured, which takes a minute.
+    if not planner.candidates(run, inventory):
+        raise RoveError(f"No placement of {run.name!r} fits {inventory}; change --rollout.num_envs.")
     with tempfile.TemporaryDirectory() as scratch:
         measures = args.profile is None and args.card is None
         start = measure.start_of(run, Path(scratch)) if measures or args.check else Path()
@@ -316,17 +325,7 @@ def _plan(args: argparse.Namespace, settings: list[str]) -> None:
             profile = measure.measure(run, start)
         if args.save:
             profile.save(args.save)
-        there = args.gpus or args.cores
-        inventory = (
-            Inventory.of(args.nodes, gpus=args.gpus or 0, cores=args.cores or 1)
-            if there
-            else inventory_of(run)
-        )
-        if len(inventory.nodes) > 1:
-            run = replace(run, placement=replace(run.placement, executor="ray"))
         predictions = planner.ranked(run, inventory, profile)
-        if not predictions:
-            raise RoveError(f"No placement of {run.name!r} fits {inventory}; change --rollout.num_envs.")
         measured = {}
         if args.check:
             measured = {

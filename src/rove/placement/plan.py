@@ -232,12 +232,15 @@ def _rollouts(
     roles: Map, policies: list[list[Device]], launching: Launching, run: Run, inventory: Inventory
 ) -> list[RolloutPlan]:
     """The rollout workers, in the order of `policies`, the devices of each."""
-    simulating = [d for d in roles["env"] if d.kind == "gpu" or d.index not in launching[d.node]]
+    simulating: dict[int, list[Device]] = defaultdict(list)
+    for device in roles["env"]:
+        if device.kind == "gpu" or device.index not in launching[device.node]:
+            simulating[device.node].append(device)
+    counts = Counter(devices[0].node for devices in policies)
     renders = maps.resources(run, inventory).rendering == "gpu"
     dealt: list[tuple[list[Device], bool]] = []
-    for node in dict.fromkeys(devices[0].node for devices in policies):
-        count = sum(devices[0].node == node for devices in policies)
-        shares = _deal([d for d in simulating if d.node == node], count, inventory)
+    for node, count in counts.items():
+        shares = _deal(simulating[node], count, inventory)
         dealt += [(share, count == 1) for share in shares]
     rollouts = []
     for number, (policy, (env, sole)) in enumerate(zip(policies, dealt, strict=True)):
@@ -355,9 +358,9 @@ def _workers(roles: Map, policies: list[list[Device]], run: Run) -> list[tuple[W
         learners = _per_learner(learners, run.placement.learners)
     workers, left = [], dict(enumerate(policies))
     for rank, devices in enumerate(learners):
-        shared = None
+        shared, own = None, {*devices}
         if not run.placement.ahead:
-            shared = next((u for u, policy in left.items() if {*policy} <= {*devices}), None)
+            shared = next((u for u, policy in left.items() if own.issuperset(policy)), None)
             if shared is not None:
                 del left[shared]
         workers.append((_worker(devices, run, shared, rank), devices))
