@@ -64,7 +64,10 @@ def kinds() -> tuple[str, ...]:
 
 def _module(kind: str) -> Any:
     if kind not in _ENTRY_POINTS:
-        raise RoveError(f"Unknown environment {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+        raise RoveError(
+            f"Unknown environment {kind!r}. {nearest(kind, _ENTRY_POINTS)} One of your own is known where "
+            "the file that registers it is named: rove eval --import FILE.py."
+        )
     module, _, name = _ENTRY_POINTS[kind].partition(":")
     try:
         found = importlib.import_module(module)

@@ -146,7 +146,10 @@ def _kind(checkpoint: Path | str) -> str:
 def _policy_class(kind: str) -> type[Policy]:
     """Import the class of a kind. Raises RoveError where it is not a `Policy`, or lacks a method."""
     if kind not in _ENTRY_POINTS:
-        raise RoveError(f"Unknown policy {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+        raise RoveError(
+            f"Unknown policy {kind!r}. {nearest(kind, _ENTRY_POINTS)} One of your own is known where the "
+            "file that registers it is named: rove eval --import FILE.py."
+        )
     module, _, name = _ENTRY_POINTS[kind].partition(":")
     found = getattr(importlib.import_module(module), name)
     if not (isinstance(found, type) and issubclass(found, Policy)):
