@@ -22,12 +22,13 @@ from rove.policies import registry as policies
 from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run, can_write
+from rove.runtime.guard import guarded
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 RANDOM = "random"
 """The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
-SETTINGS = ("--env.", "--policy.", "--placement.device")
+SETTINGS = ("--env.", "--policy.", "--placement.device", "--placement.deadline")
 """Beginnings of the settings of a run that an evaluation takes too."""
 
 
@@ -67,7 +68,7 @@ def evaluate_checkpoint(
     listed = envs.suite(run.env)
     specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
     chunk, placed = _policy(path, run, trained is not None, settings)
-    with closing(make_env(run, chunk=chunk)) as env:
+    with guarded(run.placement.deadline), closing(make_env(run, chunk=chunk)) as env:
         policy = placed(env.action_spec)
         if isinstance(policy, Policy):
             ask = partial(policy.preflight, rl=False)
@@ -128,7 +129,8 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
     """Return the run to evaluate as: `run`, or a new one, with environment and settings replaced."""
     if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
         raise RoveError(
-            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.* and --placement.device are."
+            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.*, --placement.device and "
+            "--placement.deadline are."
         )
     if run is not None and run.env.kind == kind:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)
