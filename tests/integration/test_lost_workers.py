@@ -19,6 +19,7 @@ from tests.integration.test_resume import EvaluationConfig, LoggingConfig
 from rove.cluster.executor import Executor
 from rove.errors import RoveError
 from rove.runtime.local import InChild, InProcess
+from rove.runtime.ray import InActor
 from rove.train import train
 from rove.workers.policy import PolicyWorker
 
@@ -59,6 +60,14 @@ def policy_apart(executor: Executor) -> int:
     return worker.child.process.pid
 
 
+def policy_on_ray(executor: Executor) -> int:
+    import ray
+
+    worker = executor._workers[executor.plan.apart[0]]
+    assert isinstance(worker, InActor)
+    return ray.get(worker._actor.__ray_call__.remote(lambda served: os.getpid()))
+
+
 def environments(executor: Executor) -> int:
     """Of a policy that is in this process."""
     (holder,) = executor._workers
@@ -91,13 +100,19 @@ def watched(run, iterations: int, *, evaluate: bool = True):
 @pytest.mark.parametrize("how", [KILL, STOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize(
     ("victim", "placement"),
-    [(policy_apart, {"map": APART, "env_workers": 1}), (environments, {"map": "hybrid"})],
-    ids=["policy", "environments"],
+    [
+        (policy_apart, {"map": APART, "env_workers": 1}),
+        (policy_on_ray, {"map": APART, "env_workers": 1, "executor": "ray"}),
+        (environments, {"map": "hybrid"}),
+    ],
+    ids=["policy", "policy on Ray", "environments"],
 )
 def test_a_worker_that_can_be_replaced_is_at_every_call(
     victim, placement, how, started, tmp_path, monkeypatch
 ):
     """Once in each iteration but the first and the last: what is found at its end is told with the next."""
+    if victim is policy_on_ray:
+        pytest.importorskip("ray")
     when = dict(enumerate(CALLS, start=1))
     struck = strike(monkeypatch, how, when, victim)
     run = watched(run_of(started, deadline=DEADLINE, **placement), len(CALLS) + 2)

@@ -20,12 +20,14 @@ from tests.integration.test_placement import SHORT, run_of, started
 from tests.integration.test_resume import measured
 from tests.unit.test_watch import Sleeper
 
-from rove import checkpoint
+from rove import checkpoint, recipes
 from rove.config import load
 from rove.config.schema import PPO, ManiSkillConfig, Run
 from rove.placement.inventory import Inventory
 from rove.placement.plan import make_plan
+from rove.runtime import setup
 from rove.runtime.actor import Lost, as_ready
+from rove.runtime.local import InChild
 from rove.runtime.ray import InActor
 from rove.train import train
 
@@ -64,6 +66,50 @@ def test_an_address_where_no_cluster_is_ends_soon():
             [sys.executable, "-c", code, how], capture_output=True, text=True, env=environment, timeout=60
         )
         assert said in done.stdout, f"{how}: {done.stdout} {done.stderr[-500:]}"
+
+
+RECIPES = """
+import helper
+from rove.envs.answers import ends_no_process
+
+class Asked:
+    def look(self):
+        return helper.WORD, __file__
+
+    def ctrl_c(self):
+        with ends_no_process("mine", "reset"):
+            raise KeyboardInterrupt
+
+    def close(self):
+        pass
+"""
+
+
+def test_children_are_what_their_parent_is_on_ray_as_locally(tmp_path, monkeypatch):
+    """They have its module path and the recipe files that it imported; and Ctrl-C is the parent's to hear."""
+    import ray
+
+    folder, mine = tmp_path / "modules", tmp_path / "recipes_of_mine.py"
+    folder.mkdir()
+    (folder / "helper.py").write_text("WORD = 'found'")
+    mine.write_text(RECIPES)
+    monkeypatch.syspath_prepend(str(folder))
+    calls = dict(setup._calls)
+    recipes.import_file(mine)
+    asked = sys.modules[mine.stem].Asked
+    ray.init("local", num_cpus=2, object_store_memory=150 * 2**20, include_dashboard=False)
+    try:
+        for actor in (InChild("asked", asked), InActor("asked", asked, {"num_cpus": 0})):
+            assert actor.call(asked.look).result() == ("found", str(mine))
+            with pytest.raises(Lost) as lost:
+                actor.call(asked.ctrl_c).result()
+            assert "'mine' raised KeyboardInterrupt in reset, though nobody" in str(lost.value.reason())
+            actor.kill()
+    finally:
+        ray.shutdown()
+        setup._calls.clear()
+        setup._calls.update(calls)
+        del sys.modules[mine.stem], sys.modules["helper"]
 
 
 def test_an_actor_that_is_stopped_is_told_from_a_busy_one():
