@@ -30,6 +30,8 @@ from rove.envs import registry
 from rove.policies import registry as policies
 from rove.train import train
 
+pytestmark = pytest.mark.slow
+
 POLICY = replace(
     TINY,
     towers=(replace(TINY.towers[0], patch=4, width=16, mlp=16),),

@@ -52,11 +52,12 @@ def evaluate_checkpoint(
     and policy are set up as that run had them, except for `tasks` and `settings` ("--env.protocol",
     "published", "--policy.dtype", "bfloat16"); elsewhere by the schema's defaults, by the published settings
     of the tasks and by the checkpoint. The policy is on a GPU where there is one, or where
-    "--placement.device" says. `variants` is "none", names separated by commas, or "all" (which includes
-    "none"). With `out` every episode is kept in a journal beside that file, from which the same evaluation
-    goes on after a stop. `on_begin` is called with the number of episodes to run, `say` with the warnings of
-    the policy's preflight check of the suite. Raises RoveError before the first episode on an unknown suite,
-    task set, variant or setting, and where the policy does not fit the suite.
+    "--placement.device" says; an environment that hangs ends the process after "--placement.deadline".
+    `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
+    episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
+    `on_begin` is called with the number of episodes to run, `say` with the warnings of the policy's preflight
+    check of the suite. Raises RoveError before the first episode on an unknown suite, task set, variant or
+    setting, and where the policy does not fit the suite.
     """
     if out is not None:
         can_write(out, "--out")

@@ -98,9 +98,9 @@ class _Head:
     def __init__(self, address: str | None) -> None:
         self._address, self._answers, self._patience = address, 0, Patience()
         self._over = threading.Event()
+        self._guard = Guard(self._wrong)
         self._asking = threading.Thread(target=self._ask, daemon=True, name="asks Ray's head")
         self._asking.start()
-        self._guard = Guard(self._wrong)
 
     def _ask(self) -> None:
         import ray
@@ -109,6 +109,7 @@ class _Head:
             with suppress(Exception):  # to fail, in whatever way, is no answer
                 ray.nodes()  # waits for as long as there is none
                 self._answers += 1
+        self._guard.stop()  # whoever joins a cluster again has it watched anew
 
     def _wrong(self) -> str | None:
         import ray
