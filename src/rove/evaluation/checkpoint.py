@@ -22,12 +22,13 @@ from rove.policies import registry as policies
 from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run, can_write
+from rove.runtime.guard import guarded
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 RANDOM = "random"
 """The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
-SETTINGS = ("--env.", "--policy.", "--placement.device")
+SETTINGS = ("--env.", "--policy.", "--placement.device", "--placement.deadline")
 """Beginnings of the settings of a run that an evaluation takes too."""
 
 
@@ -51,11 +52,12 @@ def evaluate_checkpoint(
     and policy are set up as that run had them, except for `tasks` and `settings` ("--env.protocol",
     "published", "--policy.dtype", "bfloat16"); elsewhere by the schema's defaults, by the published settings
     of the tasks and by the checkpoint. The policy is on a GPU where there is one, or where
-    "--placement.device" says. `variants` is "none", names separated by commas, or "all" (which includes
-    "none"). With `out` every episode is kept in a journal beside that file, from which the same evaluation
-    goes on after a stop. `on_begin` is called with the number of episodes to run, `say` with the warnings of
-    the policy's preflight check of the suite. Raises RoveError before the first episode on an unknown suite,
-    task set, variant or setting, and where the policy does not fit the suite.
+    "--placement.device" says; an environment that hangs ends the process after "--placement.deadline".
+    `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
+    episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
+    `on_begin` is called with the number of episodes to run, `say` with the warnings of the policy's preflight
+    check of the suite. Raises RoveError before the first episode on an unknown suite, task set, variant or
+    setting, and where the policy does not fit the suite.
     """
     if out is not None:
         can_write(out, "--out")
@@ -67,7 +69,7 @@ def evaluate_checkpoint(
     listed = envs.suite(run.env)
     specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
     chunk, placed = _policy(path, run, trained is not None, settings)
-    with closing(make_env(run, chunk=chunk)) as env:
+    with guarded(run.placement.deadline), closing(make_env(run, chunk=chunk)) as env:
         policy = placed(env.action_spec)
         if isinstance(policy, Policy):
             ask = partial(policy.preflight, rl=False)
@@ -128,7 +130,8 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
     """Return the run to evaluate as: `run`, or a new one, with environment and settings replaced."""
     if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
         raise RoveError(
-            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.* and --placement.device are."
+            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.*, --placement.device and "
+            "--placement.deadline are."
         )
     if run is not None and run.env.kind == kind:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)

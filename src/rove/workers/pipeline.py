@@ -49,7 +49,7 @@ from rove.rollout.stage import Position, Report
 from rove.runtime import memory
 from rove.runtime.actor import Future, Lost, Supervisor, wait
 from rove.runtime.channel import Segment
-from rove.runtime.pulse import WAKE
+from rove.runtime.pulse import WAKE, headway
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 from rove.workers.environment import Environments
@@ -237,6 +237,7 @@ class Pipeline:
                 self._recover(track.worker, lost)
 
     def _accept(self, track: _Track, report: Report) -> None:
+        headway()
         self._check(track, report)
         track.asked = None
         if report.t == 0:
