@@ -357,7 +357,7 @@ class Vine:
     """Discount per action, up to the end of the chunk."""
     spread_floor: NonNegativeFloat = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
-    ratio_level: Literal["token", "action"] = "action"
+    ratio_level: Literal["token", "action", "chunk"] = "action"
     clip_low: PositiveFloat = 0.2
     clip_high: Ratio = 0.28
     dual_clip: Ratio | None = None

@@ -89,7 +89,7 @@ _DECLARED = (
     Metric("pointing/loss", "nats", "Cross-entropy of where the things named are in the picture", "lower"),
     Metric("pointing/grad_norm", "1", "Global gradient norm before clipping"),
     Metric("pointing/lr", "1", "Learning rate"),
-    Metric("sft/loss", "nats", "Cross-entropy of an expert action token", "lower"),
+    Metric("sft/loss", "1", "Imitation loss by number of an expert action: for token policies nats", "lower"),
     Metric("sft/token_probability", "fraction", "Mean probability of an expert action token", "higher"),
     Metric("sft/grad_norm", "1", "Global gradient norm before clipping"),
     Metric("sft/lr", "1", "Learning rate"),
