@@ -125,8 +125,7 @@ def test_warming_up_waits_once_a_step(case: Case) -> None:
     for learn in [fit] + [learn_to_point] * (policy.vlm.pointer is not None):
         cuda.reset()
         learn(policy, shown, config, 0, max_bad_steps=2)
-        # once before: the expert's actions as tokens
-        assert sum(cuda.waits.values()) == (2 if learn is fit else 1), cuda.report()
+        assert sum(cuda.waits.values()) == 1, cuda.report()
 
 
 LEARNERS: dict[str, tuple[AlgorithmConfig, dict]] = {

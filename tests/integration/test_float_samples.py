@@ -35,6 +35,7 @@ from rove.rollout.buffer import Layout, RolloutBuffer
 from rove.train import train
 from rove.training.demonstrations import load_demonstrations
 from rove.training.sft import fit
+from rove.training.snapshots import Snapshots
 from rove.types import ActionChunk, ActionSpec, Demonstrations, Observation
 
 SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-0.1, -1.0), (0.1, 1.0))
@@ -175,6 +176,23 @@ def test_its_own_loss_is_learned_by_whatever_the_micro_batches_are():
         torch.testing.assert_close(parts.state_dict()[name], weight, atol=1e-4, rtol=1e-3)
 
 
+def test_a_warm_up_that_was_stopped_draws_what_it_would_have_drawn(tmp_path):
+    whole, _ = fitted(shown(), 4, steps=6)
+    config = SFTConfig(steps=6, batch=8, micro_batch=4, optim=OptimConfig(lr=1e-2))
+    taken = []
+
+    def stop() -> None:
+        taken.append(1)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(), shown(), config, 5, max_bad_steps=1, snapshots=Snapshots(tmp_path / "s", {}, check=stop))
+    policy = make()
+    fit(policy, shown(), config, 5, max_bad_steps=1, snapshots=Snapshots(tmp_path / "s", {}))
+    assert all(torch.equal(policy.state_dict()[name], weight) for name, weight in whole.state_dict().items())
+
+
 def test_actions_that_are_not_there_teach_nothing():
     data = shown()
     other = replace(data, actions=torch.where(data.mask[..., None], data.actions, torch.tensor([0.1, -1.0])))
@@ -186,6 +204,12 @@ def test_demonstrations_of_another_horizon_are_refused():
     data = shown()
     with pytest.raises(RoveError, match="show 4 actions from each picture on, but the policy predicts 6"):
         fitted(replace(data, actions=data.actions[:, :4], mask=data.mask[:, :4]), 8)
+
+
+def test_bins_that_it_has_not_are_refused():
+    assert RUN.sft is not None
+    with pytest.raises(RoveError, match=r"GaussianPolicy has no bins.*--sft\.smoothing 0"):
+        registry.check(replace(RUN, sft=replace(RUN.sft, smoothing=1.0)))
 
 
 def test_more_actions_than_are_predicted_cannot_be_executed():

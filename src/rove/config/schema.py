@@ -463,8 +463,8 @@ class SFTConfig:
     color_jitter: Fraction = 0.0
     """Fraction by which the brightness of training pictures varies; see `rove.training.augment`."""
     smoothing: NonNegativeFloat = 0.0
-    """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
-    a bin then counts for its neighbours too; 0: the bin alone."""
+    """Standard deviation, in bins, of the Gaussian that the label of an action token is spread over: what is
+    learned of a bin then counts for its neighbours too; 0: the bin alone."""
     batch: Pieces = 64
     """Chunks that an optimizer step sees."""
     micro_batch: Pieces = 64

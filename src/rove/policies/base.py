@@ -311,6 +311,8 @@ class Policy(nn.Module, ABC):
                 f"rollout.chunk = {run.rollout.chunk} actions are to be executed of a chunk, but "
                 f"{cls.__name__} predicts {horizon}: set --rollout.chunk {horizon} or less."
             )
+        if run.sft is not None and run.sft.smoothing and not issubclass(cls, TokenPolicy):
+            raise RoveError(f"{cls.__name__} has no bins to spread a label over: set --sft.smoothing 0.")
         if run.sft is not None and run.sft.grounding and not issubclass(cls, Locator):
             raise RoveError(
                 f"{cls.__name__} cannot be taught to point: set --sft.grounding 0 --sft.grounding_steps 0, "

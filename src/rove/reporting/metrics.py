@@ -58,7 +58,7 @@ _DECLARED = (
     Metric("rollout/value", "reward", "Mean value that the critic gave to executed actions"),
     Metric("train/policy_loss", "1", "Clipped surrogate loss"),
     Metric("train/value_loss", "reward²", "Huber loss of the critic, clipped", "lower"),
-    Metric("train/entropy", "nats", "Mean entropy of an action token"),
+    Metric("train/entropy", "nats", "Mean entropy of a number of an action"),
     Metric("train/approx_kl", "nats", "KL from the policy that collected, estimated on its samples (k3)"),
     Metric("train/kl_reference", "nats", "KL from the policy that the run started from (k3)"),
     Metric("train/ratio", "1", "Mean probability ratio, new over old"),

@@ -144,7 +144,7 @@ class RolloutBuffer:
         """Store what was chosen for `slots` (int64 [R]), one chunk or G of each, and hand it to the
         environments."""
         shape = (len(slots), *self.logprob.shape[2:])
-        self.sample[t, slots] = self._sample(chunk.sample, shape[:2])
+        self.sample[t, slots] = self._sample(chunk.sample, len(slots))
         self.logprob[t, slots] = chunk.logprob.view(shape)
         self.exchange.actions[slots] = chunk.actions.view(*shape[:-1], -1)
         if chunk.value is not None:
@@ -153,16 +153,17 @@ class RolloutBuffer:
                 self._value = torch.zeros(shape)
             self._value[t, slots] = chunk.value
 
-    def _sample(self, given: Tensor, rows: tuple[int, int]) -> Tensor:
+    def _sample(self, given: Tensor, rows: int) -> Tensor:
         """Return a chunk's sample as [R, G, *sample_shape]. RoveError where it is not what was declared."""
-        shape, dtype = tuple(self.sample.shape[3:]), self.sample.dtype
-        if given.dtype != dtype or given.shape not in ((rows[0], *shape), (*rows, *shape)):
+        branches, *shape = self.sample.shape[2:]
+        dtype = self.sample.dtype
+        if given.dtype != dtype or given.shape not in ((rows, *shape), (rows, branches, *shape)):
             raise RoveError(
-                f"The policy declares samples of shape {list(shape)} and {dtype} (sample_shape, "
+                f"The policy declares samples of shape {shape} and {dtype} (sample_shape, "
                 f"sample_dtype), but act returned {list(given.shape[1:])} and {given.dtype} for a row: let "
                 "the two agree."
             )
-        return given.view(*rows, *shape)
+        return given.view(rows, branches, *shape)
 
     def put_value(self, t: int | None, slots: Tensor, value: Tensor) -> None:
         """Store bootstrap values [R, C or 1] of `slots` (int64 [R]): of the final observations of episodes
