@@ -85,11 +85,11 @@ class GaussianPolicy(Policy):
         samples: int | None = None,
     ) -> ActionChunk:
         rows, count, dim = len(observation), samples or 1, self.action_spec.dim
-        if mode == "greedy" or noise is None:
-            normal, which = torch.zeros(rows, count, 2, H, dim), torch.zeros(rows, count)
-        else:
-            normal = noise.normal(count * 2 * H * dim).float().view(rows, count, 2, H, dim)
-            which = (noise.uniform(count) * len(STD)).floor().float()
+        assert noise is not None
+        normal = noise.normal(count * 2 * H * dim).float().view(rows, count, 2, H, dim)
+        which = (noise.uniform(count) * len(STD)).floor().float()
+        if mode == "greedy":  # from a random point, straight on
+            normal[:, :, 1] = 0
         start, std = normal[:, :, 0], STD[which.long()][..., None, None]
         mean = self._mean(observation, start)
         drawn = mean + std * normal[:, :, 1]

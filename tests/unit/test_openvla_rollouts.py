@@ -96,7 +96,7 @@ def test_actions_reach_the_environment_in_its_own_convention() -> None:
     )
     seen = observe()
     given = policy.act(seen, "greedy").actions
-    chunk = act_rows(policy, env, seen, torch.arange(2), None)
+    chunk = act_rows(policy, env, seen, torch.arange(2), "greedy", 0)
     torch.testing.assert_close(chunk.actions[..., 0], (given[..., 1] / 100).clamp(-1, 1))
     torch.testing.assert_close(chunk.actions[..., 1], given[..., 0] / 2)
     assert chunk.sample.shape == (2, env.chunk, 2)

@@ -237,7 +237,10 @@ class Policy(nn.Module, ABC):
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it.
+        """Choose a chunk of actions for each row; "sample" needs `noise`.
+
+        "greedy" is what a policy is judged by: the likeliest tokens, which need no noise, or a flow without
+        noise on its way, whose first point is drawn from `noise` where it is given.
 
         With `samples` = G it chooses G chunks for each row, actions and log-probabilities [B, G, C, A] and
         sample [B, G, *sample_shape]; the first is the one drawn without `samples`.
