@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
