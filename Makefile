@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libero test-maniskill test-gpu check format bench docs docs-serve clean
+.PHONY: help setup demo test test-libero test-maniskill test-faults test-gpu check format bench docs docs-serve clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,10 @@ test-libero: $(INSTALLED)  ## Compare all of LIBERO with the stock environment; 
 
 test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the contract; some minutes
 	MANISKILL_FULL=1 $(BIN)/python -m pytest tests/integration/test_maniskill.py $(PYTEST_ARGS)
+
+test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; a quarter of an hour
+	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py tests/integration/test_ray.py \
+	  --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)  ## On a machine with a GPU: its tests, then its benchmarks into benchmarks/results
 	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)

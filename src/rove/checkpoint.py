@@ -86,18 +86,20 @@ def _sync(path: Path) -> None:
 
 
 def _checksums(directory: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != CHECKSUMS:
-            with path.open("rb") as file:
-                found[path.relative_to(directory).as_posix()] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
-    return found
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
+    return {path.relative_to(directory).as_posix(): _checksum(path) for path in files}
 
 
-def damage(directory: Path) -> str | None:
-    """What is wrong with a directory that `write_atomically` wrote, by file; None where it is whole."""
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(directory: Path, below: str = "") -> str | None:
+    """What is wrong with a directory that `write_atomically` wrote, by file; None where it is whole.
+
+    Only files whose names begin with `below` are looked at.
+    """
     file = directory / CHECKSUMS
     wanted = _read(file)
     if wanted is None:
@@ -105,41 +107,67 @@ def damage(directory: Path) -> str | None:
         if not file.exists() and older is not None and older.get("format") != FORMAT:
             return None  # written before there were checksums; `load_trainer` says so
         return f"{file} is missing or damaged"
-    there = _checksums(directory)
     for name, checksum in wanted.items():
-        if name not in there:
+        if not name.startswith(below):
+            continue
+        if not (directory / name).is_file():
             return f"{directory / name} is missing"
-        if there[name] != checksum:
+        if _checksum(directory / name) != checksum:
             return f"{directory / name} is damaged"
     return None
+
+
+def refuse_damaged(policy: Path) -> None:
+    """Raise RoveError, naming the file, where a policy is not as a run wrote it: a bit of its weights may
+    have changed. One without checksums is not looked at."""
+    for directory, below in ((policy, ""), (policy.parent, f"{policy.name}/")):
+        if (directory / CHECKSUMS).exists() and (what := damage(directory, below)) is not None:
+            raise RoveError(
+                f"{what}: copy it again from where it came from or, if you changed it yourself, delete "
+                f"{directory / CHECKSUMS}."
+            )
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
 def save(
-    directory: Path, iteration: int, policy: Callable[[Path], None], trainer: dict[str, Any], keep: int
+    directory: Path,
+    iteration: int,
+    policy: Callable[[Path], None],
+    trainer: dict[str, Any],
+    keep: int,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the state after `iteration` iterations below `directory`; the newest `keep` stay.
 
-    `policy` writes the policy into a directory: its `save_pretrained`, or what has it called elsewhere.
+    `policy` writes the policy into a directory: its `save_pretrained`, or what has it called elsewhere. `run`
+    are the settings, which `refuse_other_run` compares.
     """
+
+    meta = {"format": FORMAT, "iteration": iteration, "run": run}
 
     def fill(draft: Path) -> None:
         policy(draft / "policy")
         torch.save(trainer, draft / "trainer.pt")
-        (draft / "meta.json").write_text(json.dumps({"format": FORMAT, "iteration": iteration}))
+        (draft / "meta.json").write_text(json.dumps(meta))
 
     path = write_atomically(directory / f"iteration_{iteration:06d}", fill)
-    for old in _all(directory)[:-keep]:
-        shutil.rmtree(old)
+    prune(path, keep)
     return path
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Remove the checkpoints that are older than the `keep` that end with `newest`."""
+    until = [path for path in _all(newest.parent) if _number(path) <= _number(newest)]
+    for old in until[:-keep]:
+        shutil.rmtree(old)
 
 
 def save_policy(target: Path, policy: Policy) -> Path:
@@ -149,8 +177,12 @@ def save_policy(target: Path, policy: Policy) -> Path:
 
 def _all(directory: Path) -> list[Path]:
     """The checkpoints below a directory, oldest first; what has another name is not Rove's to touch."""
-    found = [(int(name[1]), path) for path in directory.glob("*") if (name := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in directory.glob("*") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    """The iteration of a checkpoint."""
+    return int(path.name.rpartition("_")[2])
 
 
 def exists(directory: Path) -> bool:
@@ -187,6 +219,13 @@ def load_trainer(path: Path) -> tuple[int, dict[str, Any]]:
             f"{path} has checkpoint format {meta['format']}; this version of Rove reads {FORMAT}."
         )
     return meta["iteration"], torch.load(path / "trainer.pt", weights_only=True, map_location="cpu")
+
+
+def refuse_other_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Raise RoveError, naming the field, where a checkpoint that is whole is of a run with other settings."""
+    made_by = json.loads((path / "meta.json").read_text()).get("run")
+    if made_by is not None:  # older checkpoints do not say
+        refuse_mismatch(made_by, run)
 
 
 def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> None:

@@ -154,7 +154,7 @@ def _command(directory: Path) -> list[str]:
     """The words of the command that a run was started by, as far as it is known."""
     try:
         about = json.loads((directory / "about.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return str(about.get("command", "")).split() if isinstance(about, dict) else []
 

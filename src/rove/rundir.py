@@ -80,7 +80,10 @@ def begin(run: Run, directory: Path, resume: bool, say: Callable[[str], None]) -
     if resume:
         _check_same(run, directory)
         if checkpoint.exists(checkpoints):
-            return checkpoint.latest(checkpoints, say)
+            newest = checkpoint.latest(checkpoints, say)
+            checkpoint.refuse_other_run(newest, load.to_dict(settled(run)))  # run.json may have changed
+            checkpoint.prune(newest, run.logging.keep)  # where a kill came before that
+            return newest
     elif checkpoint.exists(checkpoints):
         raise RoveError(
             f"{directory} already holds a run. Continue it with --resume {directory}, choose another --name, "

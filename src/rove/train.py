@@ -19,6 +19,7 @@ from typing import Any, Literal
 from rove import algorithms, checkpoint, host, rundir
 from rove.cluster import execute, inventory_of, settle
 from rove.cluster.executor import Executor
+from rove.config import load
 from rove.config.needs import needs, optimizer_steps
 from rove.config.schema import Run
 from rove.config.validate import validate
@@ -133,6 +134,7 @@ def _iterate(
     interrupt: Interrupt,
 ) -> None:
     algorithm = algorithms.get(run.algorithm.kind)
+    settings = load.to_dict(rundir.settled(run))
     began = time.perf_counter()
     for iteration in range(first, run.training.iterations):
         executor.sync(iteration)
@@ -179,7 +181,12 @@ def _iterate(
             state = {"executor": executor.state_dict(), "minutes": minutes, "best": asdict(best)}
             with executor.watch("checkpoint"):
                 checkpoint.save(
-                    directory / "checkpoints", done, executor.save_policy, state, run.logging.keep
+                    directory / "checkpoints",
+                    done,
+                    executor.save_policy,
+                    state,
+                    run.logging.keep,
+                    settings,
                 )
         if interrupt.requested:
             progress.message(f"Stopped after iteration {done}. Go on with: rove train --resume {directory}")

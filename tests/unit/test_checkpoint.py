@@ -86,6 +86,35 @@ def test_damage_is_found_named_and_gone_around(tmp_path, file, how):
         checkpoint.latest(tmp_path)
 
 
+def test_a_policy_of_which_a_file_has_changed_is_refused(tmp_path):
+    path = checkpoint.save(tmp_path, 1, Weights(1).save_pretrained, {}, keep=1)
+    alone = checkpoint.save_policy(tmp_path / "best", Weights(1))
+    for policy, file in ((path / "policy", "policy/weights"), (alone, "weights")):
+        checkpoint.refuse_damaged(policy)
+        (policy / "weights").write_text("3")
+        with pytest.raises(RoveError, match=f"{file} is damaged: copy it again .* delete .*checksums.json"):
+            checkpoint.refuse_damaged(policy)
+        (policy.parent / "checksums.json").unlink(missing_ok=True)
+        (policy / "checksums.json").unlink(missing_ok=True)
+        checkpoint.refuse_damaged(policy)
+    (path / "trainer.pt").write_bytes(b"")
+    checkpoint.refuse_damaged(path / "policy")
+
+
+def test_what_a_kill_left_to_be_removed_goes(tmp_path):
+    for iteration in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, iteration, Weights(1).save_pretrained, {}, keep=9)
+    checkpoint.prune(tmp_path / "iteration_000003", keep=2)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["2", "3", "4"], "a newer one is not touched"
+
+
+def test_a_checkpoint_says_which_run_it_is_of(tmp_path):
+    path = checkpoint.save(tmp_path, 1, Weights(1).save_pretrained, {}, 1, {"seed": 1})
+    checkpoint.refuse_other_run(path, {"seed": 1})
+    with pytest.raises(RoveError, match="seed is 2, the run was started with 1"):
+        checkpoint.refuse_other_run(path, {"seed": 2})
+
+
 def test_a_write_that_fails_leaves_the_old_one_whole(tmp_path):
     target = checkpoint.save_policy(tmp_path / "best", Weights(1))
 

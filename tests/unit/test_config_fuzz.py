@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from tests.faults.forks import FULL
 
 from rove import cli, recipes
 from rove.config import load
@@ -34,7 +35,9 @@ texts = some.text(max_size=12) | some.sampled_from(
 )
 lists = some.lists(numbers | texts, max_size=4).map(lambda items: ",".join(map(str, items)))
 words = some.tuples(some.sampled_from(KEYS), numbers.map(str) | texts | lists)
-FUZZ = settings(max_examples=400, deadline=None, derandomize=True, database=None)
+EXAMPLES = 5000 if FULL else 400
+"""Of each test that tries any value."""
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 
 
 def accepted_or_refused(make) -> None:

@@ -17,6 +17,7 @@ from rove.training.demonstrations import (
     load_demonstrations,
     save_demonstrations,
 )
+from rove.types import Demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,32 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros(1))
     with pytest.raises(RoveError, match="not a demonstration file: it lacks actions"):
         load_demonstrations(tmp_path / "x.npz")
+
+
+def test_a_file_of_which_a_bit_has_changed_is_refused_or_the_same(tmp_path):
+    rows = torch.arange(8)
+    made = Demonstrations(
+        torch.zeros(8, 1, 4, 4, 3, dtype=torch.uint8),
+        rows,
+        ("go",) * 8,
+        torch.ones(8, 2, 1),
+        rows[:, None] > 3,
+    )
+    save_demonstrations(made, tmp_path / "d.npz", {"seed": 1})
+    whole, said = (tmp_path / "d.npz").read_bytes(), []
+    # Sizes and names at the end of the file may change so that it is another whole one.
+    for place in range(whole.index(b"PK\1\2")):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        (tmp_path / "d.npz").write_bytes(content)
+        try:
+            again = load_demonstrations(tmp_path / "d.npz")
+        except RoveError as error:
+            said.append(str(error))
+        else:
+            assert again.instruction == made.instruction and torch.equal(again.images, made.images)
+            assert torch.equal(again.actions, made.actions) and torch.equal(again.mask, made.mask)
+    assert len(said) > 100 and all("d.npz is damaged" in text for text in said)
 
 
 def test_grounding_asks_for_tasks_of_all_families_but_none_held_out(env):

@@ -83,7 +83,10 @@ def load(path: Path) -> Run:
         raise RoveError(f"No run configuration at {path}.") from None
     except (ValueError, RecursionError) as error:  # no JSON, no text
         raise RoveError(f"{path} is not valid JSON: {error}.") from None
-    return decode(Run, data, "")
+    try:
+        return decode(Run, data, "")
+    except RoveError as error:
+        raise RoveError(f"{path}: {error}") from None
 
 
 def to_dict(value: Any) -> Any:

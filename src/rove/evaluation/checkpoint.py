@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rove import host, rundir
+from rove import checkpoint, host, rundir
 from rove.config import load
 from rove.config.schema import PPO, EvaluationConfig, Run
 from rove.envs import registry as envs
@@ -66,6 +66,7 @@ def evaluate_checkpoint(
     run = _configured(trained, kind, tasks or named or None, settings)
     run = replace(run, seed=seed, evaluation=config)
     # What can be wrong is found out before a large policy is loaded.
+    checkpoint.refuse_damaged(path)
     listed = envs.suite(run.env)
     specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
     chunk, placed = _policy(path, run, trained is not None, settings)

@@ -23,7 +23,7 @@ class Journal:
         self.done: list[EpisodeRecord] = []
         """Episodes that ended before the evaluation was stopped."""
         head = json.dumps(about, sort_keys=True)
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
         if lines and lines[0] != head:
             raise RoveError(
                 f"{self.path} is of another evaluation, which was stopped: delete it, or name another --out."
@@ -32,8 +32,10 @@ class Journal:
             if (record := _record(line)) is not None:
                 self.done.append(record)
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Written anew, for the last line may have been cut short.
-        self.path.write_text("".join(f"{line}\n" for line in [head, *map(_line, self.done)]))
+        # Written anew, for the last line may have been cut short; whole or not at all.
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(f"{line}\n" for line in [head, *map(_line, self.done)]))
+        partial.replace(self.path)
 
     def add(self, record: EpisodeRecord) -> None:
         """Append one finished episode."""
@@ -53,5 +55,5 @@ def _record(line: str) -> EpisodeRecord | None:
     try:
         content = json.loads(line)
         return EpisodeRecord(**{**content, "spec": EpisodeSpec(**content["spec"])})
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -40,7 +40,7 @@ def load(path: Path) -> EvalReport:
             for record in content["records"]
         )
         return EvalReport(**{**content, "records": records})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RoveError(f"{path} is not an evaluation report: {error}") from error
 
 

@@ -76,7 +76,7 @@ class Profile:
             data = json.loads(path.read_text())
             lines = {name: Line(**data[name]) for name in LINES}
             return Profile(**{**data, **lines})
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RoveError(
                 f"{path} is not a profile that this version of `rove plan --save` wrote ({error!r}): "
                 "delete it, or write it again."

@@ -70,7 +70,9 @@ def record(executor: Evaluator, specs: Sequence[EpisodeSpec], directory: Path, p
         file = f"{phase}/{number}.webp"
         write_webp(directory / file, torch.cat(frames[spec]), instruction, outcome.success)
         videos.append(Video(phase, spec.task, instruction, outcome.success, file))
-    (directory / "index.json").write_text(json.dumps([asdict(video) for video in videos], indent=1))
+    partial = directory / ".index.json.partial"
+    partial.write_text(json.dumps([asdict(video) for video in videos], indent=1))
+    partial.replace(directory / "index.json")
 
 
 def animate(

@@ -110,7 +110,8 @@ class Child:
 def child(fd: int) -> None:
     """Entry point of a `Child`'s process."""
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's and a scheduler's: the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
     channel = Channel(sock)
     threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()

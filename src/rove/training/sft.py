@@ -60,17 +60,20 @@ def warm_up(
     `directory/sft` are used again where they were made from the same settings, and a warm-up that was stopped
     goes on where it was. A signal that `interrupt` hears between two steps is raised once they are saved.
     """
+    if run.policy.checkpoint is not None:
+        checkpoint.refuse_damaged(Path(run.policy.checkpoint))
     if run.sft is None:
         if run.policy.checkpoint is None:
             raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
         return Path(run.policy.checkpoint)
     target, key = directory / "sft", _made_from(run)
-    if target.exists():
-        if (wrong := _unfit(target, key)) is None:
-            return target
-        progress.message(f"{target} {wrong}: the warm-up is made anew.")
     interrupt = interrupt or Interrupt()
     snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
+    if target.exists():
+        if (wrong := _unfit(target, key)) is None:
+            snapshots.delete()  # where a kill came before that
+            return target
+        progress.message(f"{target} {wrong}: the warm-up is made anew.")
     log.keep(partial(_logged_before, snapshots.phase, snapshots.step))
 
     with closing(make_env(run, device)) as env:
