@@ -139,6 +139,10 @@ class Policy(nn.Module, ABC):
     """The action spec of `ActionChunk.actions`."""
     value_head: nn.Module | None
     """The critic; None for a policy without one."""
+    num_images: int | None = None
+    """Number of pictures that it was trained to see at once; None where that is left open."""
+    state_size: int = 0
+    """P, the size of the robot's own state that it reads; 0: it reads none."""
 
     def __init__(self) -> None:
         super().__init__()
