@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -29,6 +29,10 @@ _EXECUTED = 5
 """Actions that openpi's LIBERO client executes of each answer."""
 _PATIENCE = 60.0
 """Seconds in which a server that went away has to be back."""
+
+
+_Connected = tuple[ClientConnection, ExitStack]
+"""A connection, and what closes it."""
 
 
 class RemotePolicy:
@@ -54,7 +58,7 @@ class RemotePolicy:
         """
         self._uri = uri
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
-        self._idle: queue.LifoQueue[ClientConnection | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Connected | None] = queue.LifoQueue()
         first, metadata = self._connect()
         self._idle.put(first)
         for _ in range(connections - 1):
@@ -68,7 +72,7 @@ class RemotePolicy:
             self._keys, self.chunk = _record(Keys, own["keys"]), min(own["chunk"], execute or own["chunk"])
 
     def placed(self, action_spec: ActionSpec) -> RemotePolicy:
-        """This policy for an environment's action spec, in which a server that says none is taken to answer."""
+        """This policy for an environment's action spec, in which a server answers that says none."""
         self.action_spec = self._own_spec or action_spec
         return self
 
@@ -91,8 +95,8 @@ class RemotePolicy:
         """End all connections."""
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
-            if (connection := self._idle.get()) is not None:
-                connection.close()
+            if (connected := self._idle.get()) is not None:
+                connected[1].close()
 
     def _ask(self, row: Observation) -> Tensor:
         images = row.images[0].numpy()
@@ -135,23 +139,31 @@ class RemotePolicy:
     @contextmanager
     def _connection(self) -> Iterator[ClientConnection]:
         """One connection, nobody else's for now; one that broke is opened anew when it is next needed."""
-        connection = self._idle.get()
+        connected = self._idle.get()
         try:
-            if connection is None:
-                connection, _ = self._connect()
-            yield connection
+            if connected is None:
+                connected, _ = self._connect()
+            yield connected[0]
         except BaseException:
             self._idle.put(None)
             raise
-        self._idle.put(connection)
+        self._idle.put(connected)
 
-    def _connect(self) -> tuple[ClientConnection, Mapping[str, Any]]:
+    def _connect(self) -> tuple[_Connected, Mapping[str, Any]]:
+        opened = ExitStack()
         try:
-            connection = connect(
-                self._uri, compression=None, max_size=None, additional_headers=self._headers, open_timeout=20
+            connection = opened.enter_context(
+                connect(
+                    self._uri,
+                    compression=None,
+                    max_size=None,
+                    additional_headers=self._headers,
+                    open_timeout=_PATIENCE,
+                )
             )
-            metadata = connection.recv(timeout=20)
+            metadata = connection.recv(timeout=_PATIENCE)
         except (OSError, WebSocketException, TimeoutError) as error:
+            opened.close()
             raise _Gone(
                 f"Nobody serves a policy at {self._uri}: {error}. Start one there, rove serve CHECKPOINT."
             ) from error
@@ -160,11 +172,11 @@ class RemotePolicy:
         except ValueError:
             found = None
         if not isinstance(found, Mapping):
-            connection.close()
+            opened.close()
             raise RoveError(
                 f"{self._uri} speaks another protocol than openpi's: it did not send its metadata."
             )
-        return connection, found
+        return (connection, opened), found
 
 
 class _Gone(RoveError, OSError):

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from typing import Any
 
 from torch import Tensor
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
@@ -122,10 +122,10 @@ class PolicyServer:
                 compression=None,
                 max_size=self.options.message_limit,
                 logger=_log,
-            ) as server:
+            ):
                 on_ready(taken.getsockname()[1])
                 await self._end.wait()
-                await self._drain(server)
+                await self._drain()
         finally:
             answering.cancel()
 
@@ -133,9 +133,9 @@ class PolicyServer:
         """Tell the server to answer what is under way and to end; from any thread."""
         self._loop.call_soon_threadsafe(self._end.set)
 
-    async def _drain(self, server: Server) -> None:
+    async def _drain(self) -> None:
+        """Wait for the answers that are under way, while nobody else is let in."""
         self._stopping = True
-        server.close(close_connections=False)
         until = time.monotonic() + _DRAIN
         while self._batcher.busy and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -147,6 +147,8 @@ class PolicyServer:
             return connection.respond(HTTPStatus.OK, "OK\n")
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self.metrics.text())
+        if self._stopping:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The server is stopping.\n")
         if self.options.api_key is not None:
             given = request.headers.get("Authorization", "")
             if not hmac.compare_digest(given.encode(), f"Api-Key {self.options.api_key}".encode()):
