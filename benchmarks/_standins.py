@@ -139,10 +139,12 @@ class StandInPolicy(nn.Module):
 
     value_head = None
     action_spec = SPEC
+    sample_dtype = torch.long
 
     def __init__(self, chunk: int, per_row: float) -> None:
         super().__init__()
         self.chunk, self.per_row = chunk, per_row
+        self.sample_shape = (chunk, SPEC.dim)
 
     def act(
         self,

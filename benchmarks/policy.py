@@ -290,7 +290,7 @@ def training(args: Any, clock: Clock, dtype: torch.dtype) -> dict[str, Any]:
 
 def training_step(policy: OpenVLA, batch: int) -> Callable[[], None]:
     seen = observe(batch)
-    tokens = policy.act(seen, "sample", noise(batch)).tokens
+    tokens = policy.act(seen, "sample", noise(batch)).sample
     optimizer = make_optimizer(policy, OptimConfig(lr=1e-5), policy.value_head)
 
     def step() -> None:
@@ -306,7 +306,7 @@ def training_step(policy: OpenVLA, batch: int) -> Callable[[], None]:
 def kept_bytes(policy: OpenVLA, batch: int) -> int:
     """What one forward pass keeps for its backward pass, weights apart."""
     seen = observe(batch)
-    tokens = policy.act(seen, "greedy").tokens
+    tokens = policy.act(seen, "greedy").sample
     if policy.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         output = policy.evaluate(seen, tokens)

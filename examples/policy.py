@@ -3,8 +3,8 @@
     rove train examples/policy.py:tabletop_small
 
 A policy derives from `rove.policies.base.Policy`, which is a torch module, and has its
-abstract methods. It must answer `act` and `evaluate` from one distribution: here both call
-`_logprob`.
+abstract methods; one that draws action tokens, as this one, from `TokenPolicy`. It must answer
+`act` and `evaluate` from one distribution: here both call `_logprob`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rove.config.schema import OptimConfig, PolicyConfig, Run, SFTConfig
 from rove.policies import registry
-from rove.policies.base import Policy, SamplingNoise
+from rove.policies.base import SamplingNoise, TokenPolicy
 from rove.recipes import recipe
 from rove.recipes.tabletop import tabletop_grpo
 from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
@@ -30,7 +30,7 @@ BINS = 32
 """Per action dimension, evenly over its bounds."""
 
 
-class SmallPolicy(Policy):
+class SmallPolicy(TokenPolicy):
     """Image and words in, a categorical distribution over bins for every action dimension out. No critic."""
 
     def __init__(
@@ -112,6 +112,7 @@ class SmallPolicy(Policy):
         self,
         observation: Observation,
         tokens: Tensor,
+        /,
         temperature: float | None = None,
         smoothing: float = 0.0,
     ) -> PolicyOutput:

@@ -6,6 +6,7 @@ Once: the file named by `marker` is made first, and where it is there, nothing h
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +26,8 @@ class FaultyConfig:
     horizon: int = 12
     image_size: int = 8
     fault: str = "none"
-    """"none", "die", "hang", "raise", "nan", "shape"; "always" raises every time, "slow" takes its
-    time, "replaces" has replaced a process of its own."""
+    """"none", "die", "hang", "spin", "raise", "exit", "interrupt", "nan", "shape"; "always" raises every
+    time, "slow" takes its time, "replaces" has replaced a process of its own."""
     chunk_number: int = 3
     """The fault strikes when an environment has stepped so many chunks."""
     marker: str = ""
@@ -60,6 +61,13 @@ class FaultyEnv(PointEnv):
                 return super().step_chunk(actions)
             case "hang":
                 time.sleep(3600)
+            case "spin":
+                while True:
+                    pass
+            case "exit":
+                sys.exit(7)
+            case "interrupt":
+                raise KeyboardInterrupt
             case "raise":
                 raise ArithmeticError("the physics is broken")
             case "nan":

@@ -22,7 +22,7 @@ from rove.envs.base import VectorEnv
 from rove.errors import RoveError
 from rove.evaluation.checkpoint import configured, evaluate_checkpoint, policy_of, run_of
 from rove.policies import registry as policies
-from rove.policies.base import Policy
+from rove.policies.base import Policy, SamplingNoise
 from rove.preflight import before_run
 from rove.rollout.collect import act
 from rove.serving.keys import read_keys
@@ -118,7 +118,9 @@ def serve(
         )
 
         def answer(observation: Observation) -> Tensor:
-            return act(policy, spec, observation, None).actions
+            # A policy that begins with noise begins with the same for all: the same observation, the same answer.
+            nothing = torch.zeros(len(observation), dtype=torch.long)
+            return act(policy, spec, observation, SamplingNoise(0, nothing, nothing), mode="greedy").actions
 
         # The first pass of each size compiles, allocates and may fail: before anybody waits for it.
         for size in {1, options.limit}:

@@ -1,8 +1,8 @@
 """The `rove` command: parses, then delegates. Heavy imports live in the handlers, so that help is instant.
 
 A mistake of the user (RoveError), and a machine that is full or closed to writing, print one message and exit
-with 2; Ctrl-C exits with 130, SIGTERM in a training run with 143. Output that cannot be printed ends nothing:
-the exit status is then 1, or 141 where its reader has gone.
+with 2; Ctrl-C exits with 130, the SIGTERM of a scheduler with 143. Output that cannot be printed ends
+nothing: the exit status is then 1, or 141 where its reader has gone.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.preflight import check_words
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
+    from rove.runtime.guard import guarded
     from rove.training.sft import warm_up
 
     policies.check(run)
@@ -189,6 +190,7 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     host.prepare(plan.threads)
     directory = rundir.default(run)
     with (
+        guarded(run.placement.deadline),
         Interrupt() as interrupt,
         rundir.claim(directory),
         Progress(run.name, run.training.iterations) as progress,
@@ -204,13 +206,19 @@ def _collect(args: argparse.Namespace, settings: list[str]) -> None:
     from rove import preflight, rundir
     from rove.evaluation import report
     from rove.reporting.progress import Progress
+    from rove.runtime.guard import guarded
     from rove.training.sft import demonstrate, make_env
 
     if args.out:
         preflight.can_write(args.out, "--out")
     out = args.out or rundir.default(run) / "demonstrations.npz"
     records = []
-    with Progress(run.name, run.training.iterations) as progress, closing(make_env(run)) as env:
+    with (
+        guarded(run.placement.deadline),
+        Interrupt(),
+        Progress(run.name, run.training.iterations) as progress,
+        closing(make_env(run)) as env,
+    ):
         demonstrations = demonstrate(run, env, out, progress, records.append, keep=True)
     if records:  # none where the file was there
         print(f"{report.tally(records)}\n")
@@ -247,7 +255,8 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
     config = load.decode(EvaluationConfig, given, "evaluation")
     check_ranges(config, "evaluation.")
     # The table is what goes to standard output; how far it is goes where it does not mix with it.
-    with Progress("evaluation", 0, console=Console(stderr=True, highlight=False)) as progress:
+    console = Console(stderr=True, highlight=False)
+    with Interrupt(), Progress("evaluation", 0, console=console) as progress:
         judged = evaluate_checkpoint(
             args.checkpoint,
             args.suite,

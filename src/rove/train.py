@@ -33,6 +33,7 @@ from rove.reporting.html import write_report
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.reporting.summary import evaluation_metrics, rollout_metrics
+from rove.runtime.guard import guarded
 from rove.timing import write_trace
 from rove.training.sft import warm_up
 from rove.types import EpisodeRecord
@@ -60,6 +61,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False, profile
     if not resume:
         room(run, directory)
     with (
+        guarded(run.placement.deadline),
         Interrupt() as interrupt,
         rundir.claim(directory),
         Progress(run.name, run.training.iterations) as progress,

@@ -1,7 +1,8 @@
 """The records that cross borders between rooms, frozen, each field with shape, dtype and unit.
 
 Shape letters: `B` parallel environments, `T` chunks in a rollout, `C` actions in a chunk, `A` action
-dimensions, `N` chunks in a batch, `n` cameras, `H, W` pixels. A mask is True where an entry counts.
+dimensions, `N` chunks in a batch, `n` cameras, `H, W` pixels. A policy may predict more actions than the C
+that are executed. A mask is True where an entry counts.
 `terminated` and `truncated` are never merged before bootstrapping has used them.
 """
 
@@ -138,11 +139,13 @@ class ActionChunk:
     """Answer of `Policy.act`; [B, G, C, A] where it says [B, C, A], if G samples were asked for."""
 
     actions: Tensor
-    """float32 [B, C, A], in the environment's units."""
-    tokens: Tensor
-    """int64 [B, C, A], vocabulary ids."""
+    """float32 [B, C, A], in the environment's units: the C actions that are executed."""
+    sample: Tensor
+    """[B, *sample_shape] of `sample_dtype`, as the policy declares them: what was drawn, which `evaluate` is
+    given again. Only the policy that drew it can read it; token policies' are int64 [B, C, A], vocabulary
+    ids."""
     logprob: Tensor
-    """float32 [B, C, A], of each token under the policy's sampling distribution."""
+    """float32 [B, C, A], of what was drawn, under the policy's sampling distribution, by executed action."""
     value: Tensor | None
     """float32 [B, C] or [B, 1]; None without a critic."""
 
@@ -152,7 +155,7 @@ class PolicyOutput:
     """Answer of `Policy.evaluate`: the same function of the same inputs as `act`."""
 
     logprob: Tensor
-    """float32 [B, C, A], or as the tokens that were given, [B, G, C, A]; so is the entropy."""
+    """float32 [B, C, A], or [B, G, C, A] for G samples of each row; so is the entropy."""
     entropy: Tensor
     """float32 [B, C, A], nats."""
     value: Tensor | None
@@ -201,9 +204,10 @@ class Demonstrations:
     instruction: tuple[str, ...]
     """N instructions."""
     actions: Tensor
-    """float32 [N, C, A], in the environment's units."""
+    """float32 [N, H, A], in the environment's units: the actions from that picture on, as many as the policy
+    predicts (`Policy.horizon`; C where it predicts what it executes)."""
     mask: Tensor
-    """bool [N, C]: the actions that count."""
+    """bool [N, H]: the actions that count; fewer at an episode's end."""
     points: Tensor | None = None
     """float32 [N, K, 2]: where in the first camera's picture each of the K things is that an instruction is
     about, in pixels (right, down) from its upper left corner; NaN where there is none. None: not known."""
@@ -227,8 +231,8 @@ class Demonstrations:
 class Branches:
     """The G chunks that were tried from each state of a rollout; the first of them was carried on."""
 
-    tokens: Tensor
-    """int64 [T, B, G, C, A]."""
+    sample: Tensor
+    """[T, B, G, *sample_shape]; see `ActionChunk.sample`."""
     logprob: Tensor
     """float32 [T, B, G, C, A]."""
     reward: Tensor
@@ -253,8 +257,8 @@ class Trajectory:
 
     observation: Observation
     """T·B rows, row t·B + b."""
-    tokens: Tensor
-    """int64 [T, B, C, A]."""
+    sample: Tensor
+    """[T, B, *sample_shape]; see `ActionChunk.sample`."""
     logprob: Tensor
     """float32 [T, B, C, A]."""
     value: Tensor | None
@@ -339,8 +343,8 @@ class TrainBatch:
     """
 
     observation: Observation
-    tokens: Tensor
-    """int64 [N, C, A]."""
+    sample: Tensor
+    """[N, *sample_shape]; see `ActionChunk.sample`."""
     logprob: Tensor
     """float32 [N, C, A], of the weights that acted."""
     advantage: Tensor
@@ -363,7 +367,7 @@ class TrainBatch:
     """float32 [N, C, A], of the weights that the update starts from, where older ones acted."""
 
     def __len__(self) -> int:
-        return self.tokens.shape[0]
+        return self.sample.shape[0]
 
     def select(self, rows: Tensor) -> TrainBatch:
         """The rows named (int64 [M]); the denominator stays the whole batch's."""

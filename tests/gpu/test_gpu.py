@@ -54,8 +54,8 @@ def lowered(config: PolicyConfig) -> OpenVLA:
 @EVERY
 def test_numbers_are_the_cpus(config: PolicyConfig) -> None:
     here, there = build_policy(config), build_policy(config).to(DEVICE)
-    tokens = here.act(observe(), "sample", noise()).tokens
-    torch.testing.assert_close(there.act(observe(), "sample", noise()).tokens.cpu(), tokens)
+    tokens = here.act(observe(), "sample", noise()).sample
+    torch.testing.assert_close(there.act(observe(), "sample", noise()).sample.cpu(), tokens)
     one, other = here.evaluate(observe(), tokens), transfer.to(there.evaluate(observe(), tokens), "cpu")
     torch.testing.assert_close(other.logprob, one.logprob, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(other.value, one.value, atol=1e-4, rtol=1e-4)
@@ -65,7 +65,7 @@ def test_numbers_are_the_cpus(config: PolicyConfig) -> None:
 def test_act_and_evaluate_agree_in_half_precision(config: PolicyConfig) -> None:
     policy = lowered(config)
     chunk = policy.act(observe(), "sample", noise())
-    output = policy.evaluate(observe(), chunk.tokens)
+    output = policy.evaluate(observe(), chunk.sample)
     torch.testing.assert_close(output.logprob, chunk.logprob, atol=0.15, rtol=0)
 
 
@@ -76,7 +76,7 @@ def test_a_captured_act_answers_the_same(config: PolicyConfig) -> None:
     for rows in (4, 3, 4):
         some = observe().select(range(rows))
         want, got = (policy.act(some, "sample", noise(rows)) for policy in (plain, captured))
-        assert torch.equal(got.tokens, want.tokens)
+        assert torch.equal(got.sample, want.sample)
         torch.testing.assert_close(got.logprob, want.logprob, atol=1e-4, rtol=0)
     with torch.no_grad():  # a graph reads weights where they are, as they are now
         for policy in (plain, captured):
@@ -110,7 +110,7 @@ def test_flash_attention_serves_prompts_of_different_lengths() -> None:
     policy = lowered(PARALLEL)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):  # raises where neither can
         chunk = act(policy, policy.action_spec, observe(), noise())
-        policy.evaluate(observe(), chunk.tokens).logprob.sum().backward()
+        policy.evaluate(observe(), chunk.sample).logprob.sum().backward()
 
 
 def test_a_learner_on_the_card_learns_what_one_on_the_cpu_does() -> None:

@@ -80,7 +80,7 @@ def batch(policy: OpenVLA, run: Run) -> TrainBatch:
     value = torch.zeros(rows, c) if isinstance(run.algorithm, PPO) else None
     return TrainBatch(
         observation=observe(rows),
-        tokens=torch.full((rows, c, a), policy.vlm.vocab_size - 5),
+        sample=torch.full((rows, c, a), policy.vlm.vocab_size - 5),
         logprob=torch.zeros(rows, c, a),
         advantage=torch.zeros(rows, c),
         mask=torch.ones(rows, c, dtype=torch.bool),

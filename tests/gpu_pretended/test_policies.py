@@ -79,7 +79,7 @@ def test_acting_waits_once_for_the_device(case: Case) -> None:
 def test_many_samples_values_and_points(case: Case) -> None:
     seen, policy = tiny.observe(ROWS), case.policy
     chunk = act(policy, tiny.SPEC, seen, tiny.noise(ROWS), 3)
-    assert chunk.tokens.shape == (ROWS, 3, tiny.C, 3)
+    assert chunk.sample.shape == (ROWS, 3, tiny.C, 3)
     assert policy.value(seen).device == tiny.DEVICE
     if policy.vlm.pointer is not None:
         policy.point(seen).sum().backward()
@@ -125,8 +125,7 @@ def test_warming_up_waits_once_a_step(case: Case) -> None:
     for learn in [fit] + [learn_to_point] * (policy.vlm.pointer is not None):
         cuda.reset()
         learn(policy, shown, config, 0, max_bad_steps=2)
-        # once before: the expert's actions as tokens
-        assert sum(cuda.waits.values()) == (2 if learn is fit else 1), cuda.report()
+        assert sum(cuda.waits.values()) == 1, cuda.report()
 
 
 LEARNERS: dict[str, tuple[AlgorithmConfig, dict]] = {
@@ -206,4 +205,4 @@ def test_what_is_on_the_wrong_device_is_noticed(cuda: pretend.Cuda) -> None:
     assert sum(cuda.waits.values()) == 4
     images = torch.zeros(2, 1, 24, 24, 3, dtype=torch.uint8, device=tiny.DEVICE)
     seen = replace(tiny.observe(2), images=images)
-    assert policy.act(seen, "greedy").tokens.device == tiny.DEVICE
+    assert policy.act(seen, "greedy").sample.device == tiny.DEVICE

@@ -94,7 +94,7 @@ def batch(
     value = torch.randn(rows, 1 if level == "chunk" else C) if critic else None
     return TrainBatch(
         observation=observe(rows),
-        tokens=torch.full((*shape, 3), 100),
+        sample=torch.full((*shape, 3), 100),
         logprob=torch.zeros(*shape, 3),
         advantage=torch.randn(mask.shape),
         mask=mask,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import shared_memory
 from tests.integration.test_resume import GRPO_RUN, NO_EVALUATION, PPO_RUN, measured
 
 from rove.config.schema import PlacementConfig
@@ -207,7 +208,7 @@ def test_nothing_is_left_behind(how, started, tmp_path):
         "import sys; from pathlib import Path; from rove.config import load; from rove.train import train; "
         f"train(load.load(Path({str(tmp_path / 'run.json')!r})), Path({str(tmp_path / 'run')!r}))"
     )
-    segments = set(os.listdir("/dev/shm"))
+    segments = shared_memory.listed()
     driver = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -226,7 +227,7 @@ def test_nothing_is_left_behind(how, started, tmp_path):
     while alive(family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(family)
-    assert set(os.listdir("/dev/shm")) <= segments
+    assert not shared_memory.left_behind(segments)
 
 
 def test_a_learner_that_fails_ends_the_run_and_leaves_its_checkpoint(started, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def rollout(lengths, success, t=3, level=C, reward=None):
         observation=Observation(
             number.to(torch.uint8).view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 3), tuple(map(str, range(t * b)))
         ),
-        tokens=number.view(t, b, 1, 1).expand(t, b, C, A),
+        sample=number.view(t, b, 1, 1).expand(t, b, C, A),
         logprob=-torch.rand(t, b, C, A, generator=generator),
         value=torch.rand(t + 1, b, level, generator=generator),
         final_value=torch.rand(t, b, 1, generator=generator) * (last & ~won).any(-1, keepdim=True),
@@ -79,7 +79,7 @@ def test_ppo_rows_are_the_executed_chunks_and_stay_together():
     batch, _ = ppo.prepare([rollout([5, 2, 0, 6], [True, True, False, False])], PPO())
     assert len(batch) == 3 + 1 + 0 + 3
     rows = [0, 1, 3, 4, 7, 8, 11]  # t·B + b
-    assert batch.tokens[:, 0, 0].tolist() == rows
+    assert batch.sample[:, 0, 0].tolist() == rows
     assert batch.observation.instruction == tuple(map(str, rows))
     assert batch.observation.images[:, 0, 0, 0, 0].tolist() == rows
     assert batch.mask.sum() == 5 + 2 + 6

@@ -46,6 +46,36 @@ def test_demonstrations_are_successes_and_survive_the_disk(env, tmp_path):
         assert np.all(np.array(spread["q01"]) <= np.array(spread["q99"]))
 
 
+def test_rows_show_as_many_actions_as_a_policy_predicts(env):
+    """20 actions from each chunk of 8 on: its own, the next ones', and none beyond the episode's end."""
+    made, longer = (
+        collect_demonstrations(env, episodes=6, noise=0.05, seed=3, horizon=h) for h in (None, 20)
+    )
+    assert longer.actions.shape == (len(made), 20, env.action_spec.dim) and longer.mask.shape == (
+        len(made),
+        20,
+    )
+    assert torch.equal(longer.actions[:, :8], made.actions) and torch.equal(longer.mask[:, :8], made.mask)
+    assert torch.equal(longer.images, made.images)
+    whole = longer.mask[:, 8]  # the episode goes on after the row's own chunk
+    assert whole.any() and not whole.all() and not whole[-1]
+    following = whole.nonzero().squeeze(1) + 1
+    assert torch.equal(longer.actions[whole, 8:16], made.actions[following])
+    assert torch.equal(longer.mask[whole, 8:16], made.mask[following])
+    assert not longer.mask[~whole, 8:].any()
+    assert (longer.mask.long().diff(dim=1) <= 0).all(), "nothing follows what is not there"
+    assert dataset_statistics(longer, 8) == dataset_statistics(made)
+
+
+def test_rows_end_before_a_miss(env):
+    made = collect_demonstrations(env, episodes=20, noise=0.05, slips=0.5, seed=3, horizon=32)
+    plain = collect_demonstrations(env, episodes=20, noise=0.05, slips=0.5, seed=3)
+    assert torch.equal(made.actions[:, :8], plain.actions) and torch.equal(made.mask[:, :8], plain.mask)
+    assert made.mask[:, 0].all() and (made.mask.long().diff(dim=1) <= 0).all()
+    # An episode is seldom over after a chunk that was whole and is followed by nothing: a miss came next.
+    assert (plain.mask.all(1) & ~made.mask[:, 8]).any()
+
+
 def test_what_follows_a_slip_shows_how_to_try_again(env):
     """A closed hand with nothing in it: only an expert that has missed is seen so, and it opens."""
 

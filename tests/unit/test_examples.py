@@ -98,19 +98,19 @@ def test_the_policy_acts_and_evaluates_alike(small, observation):
     noise = SamplingNoise(0, torch.arange(6), torch.zeros(6, dtype=torch.long))
     for mode in ("sample", "greedy"):
         chunk = small.act(observation, mode, noise)
-        torch.testing.assert_close(small.evaluate(observation, chunk.tokens).logprob, chunk.logprob)
-        assert torch.equal(small.tokenize(chunk.actions), chunk.tokens)
-    assert not torch.equal(small.act(observation, "sample", noise).tokens, chunk.tokens)
+        torch.testing.assert_close(small.evaluate(observation, chunk.sample).logprob, chunk.logprob)
+        assert torch.equal(small.tokenize(chunk.actions), chunk.sample)
+    assert not torch.equal(small.act(observation, "sample", noise).sample, chunk.sample)
 
 
 def test_the_policy_draws_several_chunks_from_a_row(small, observation):
     noise = SamplingNoise(0, torch.arange(6), torch.zeros(6, dtype=torch.long))
     several, one = small.act(observation, "sample", noise, samples=3), small.act(observation, "sample", noise)
     assert several.actions.shape == (6, 3, 4, 2)
-    assert torch.equal(several.tokens[:, 0], one.tokens)
-    evaluated = small.evaluate(observation, several.tokens)
+    assert torch.equal(several.sample[:, 0], one.sample)
+    evaluated = small.evaluate(observation, several.sample)
     torch.testing.assert_close(evaluated.logprob, several.logprob)
-    assert evaluated.entropy.shape == several.tokens.shape
+    assert evaluated.entropy.shape == several.sample.shape
 
 
 def test_the_policy_spreads_a_label_over_neighbouring_bins(small, observation):
@@ -180,7 +180,7 @@ def test_the_algorithm_weighs_log_probabilities_by_advantage(observation):
     logprob = torch.full((6, 2, 1), -0.5, requires_grad=True)
     batch = TrainBatch(
         observation=observation,
-        tokens=torch.zeros(6, 2, 1, dtype=torch.long),
+        sample=torch.zeros(6, 2, 1, dtype=torch.long),
         logprob=logprob.detach(),
         advantage=torch.tensor([1.0, -1.0, 2.0, 0.0, 0.0, 0.0])[:, None],
         mask=torch.ones(6, 2, dtype=torch.bool),

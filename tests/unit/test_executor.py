@@ -68,7 +68,7 @@ def pictures(rows: int) -> TrainBatch:
     flat = torch.ones(rows, 1)
     return TrainBatch(
         observation=Observation(torch.zeros(rows, 1, 64, 64, 3, dtype=torch.uint8), ("go",) * rows),
-        tokens=number,
+        sample=number,
         logprob=number.float(),
         advantage=flat,
         mask=flat.bool(),
@@ -124,7 +124,7 @@ def test_each_rank_is_sent_its_rows_and_no_others():
     whole = sum(map(len, pack(batch)[1]))
     assert len(sent) == 8 and max(sent) < 1.05 * whole / 8, "it was eight times the whole"
     shares: list[Share] = [asked[0][1] for asked in executor.asked()]
-    rows = torch.cat([share.batch.tokens[:, 0, 0] for share in shares])
+    rows = torch.cat([share.batch.sample[:, 0, 0] for share in shares])
     assert sorted(rows.tolist()) == list(range(64))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,90 @@ def test_opengl_that_is_there_stays(monkeypatch):
     assert [finding.status for finding in doctor.opengl()] == ["ok"]
     monkeypatch.delenv("MUJOCO_GL")
     assert doctor.opengl() == []
+
+
+LESS = """
+import os, pathlib, signal, socket
+for name in "sched_getaffinity sched_setaffinity memfd_create posix_fallocate eventfd pidfd_open".split():
+    if hasattr(os, name):
+        delattr(os, name)
+for name in [name for name in dir(signal) if name.startswith(("pthread_", "SIGRT"))]:
+    delattr(signal, name)
+for name in [name for name in dir(socket) if name.startswith(("AF_PACKET", "AF_NETLINK", "SOCK_CLOEXEC"))]:
+    delattr(socket, name)
+read = pathlib.Path.read_text
+def without_proc(self, *args, **options):
+    if str(self).startswith(("/proc", "/sys")):
+        raise FileNotFoundError(2, "No such file or directory", str(self))
+    return read(self, *args, **options)
+pathlib.Path.read_text = without_proc
+"""
+
+
+def test_a_system_without_what_linux_has_runs_the_small_parts(tmp_path):
+    """In this process and in a child of it, both without the calls, files and signals that only Linux has."""
+    (tmp_path / "sitecustomize.py").write_text(LESS)
+    (tmp_path / "told.py").write_text(
+        "import os, torch\n"
+        "from rove import host\n"
+        "class Told:\n"
+        "    def core_count(self, t):\n"
+        "        assert not hasattr(os, 'sched_setaffinity') and host.cores() == ()\n"
+        "        return int(t.sum()), host.core_count()\n"
+        "    def close(self): pass\n"
+    )
+    code = (
+        "import importlib, os, pkgutil, torch, rove\n"
+        "from told import Told\n"
+        "from rove import host, interrupt, rundir, train\n"
+        "from rove.config.schema import PPO, Run\n"
+        "from rove.placement.inventory import Inventory\n"
+        "from rove.placement.plan import make_plan\n"
+        "from rove.runtime import memory\n"
+        "from rove.runtime.channel import Segment\n"
+        "from rove.runtime.local import InChild\n"
+        "import rove.cli, rove.doctor, rove.cluster.local, rove.cluster.ray, rove.envs.libero.scenes\n"
+        "assert not hasattr(os, 'sched_getaffinity') and host.cores() == ()\n"
+        "assert memory.available() is None\n"
+        "host.prepare(1)\n"
+        "with host.bound((0,), 1): pass\n"
+        "make_plan(Run('t', PPO()), Inventory.here())\n"
+        "rundir.about(Run('t', PPO()))\n"
+        "with interrupt.Interrupt(): pass\n"
+        "assert Segment(1 << 20).tensor(0, (1 << 20,), torch.uint8).fill_(1).sum() == 1 << 20\n"
+        "actor = InChild('told', Told, cores=(0,))\n"
+        "print(actor.call(Told.core_count, torch.ones(1 << 17)).result() == (1 << 17, os.cpu_count()))\n"
+        "actor.close()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_what_only_linux_has_is_asked_for_in_few_places():
+    """A call that another system lacks fails there when it is reached, which no test on Linux notices."""
+    allowed = {
+        "host.py": {"os.sched_getaffinity", "os.sched_setaffinity"},
+        "runtime/memory.py": {"os.memfd_create", "os.posix_fallocate", "/proc/meminfo", "/sys/fs"},
+        "rundir.py": {"/proc/cpuinfo"},
+    }
+    pattern = re.compile(
+        r"os\.(?:sched_\w+|memfd_create|posix_fallocate|fork\w*|eventfd|pidfd_open|setns|unshare|getrandom)"
+        r"|signal\.(?:pthread_\w+|SIGRT\w+|sigwait\w*|setitimer)|\bprctl\b|^import resource|/proc/\w+|/sys/fs"
+        r"|set_start_method|get_context|\bepoll\b|AF_NETLINK",
+        re.MULTILINE,
+    )
+    source = Path(host.__file__).parent
+    found = {
+        path.relative_to(source).as_posix(): names
+        for path in source.rglob("*.py")
+        if (names := set(pattern.findall(path.read_text())))
+    }
+    assert found == allowed

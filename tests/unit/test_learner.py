@@ -56,7 +56,7 @@ def make_batch(policy, *, normalized: bool) -> TrainBatch:
     critic = chunk.value is not None
     return TrainBatch(
         observation=observation,
-        tokens=chunk.tokens,
+        sample=chunk.sample,
         logprob=chunk.logprob + 0.1 * torch.randn(chunk.logprob.shape, generator=generator),
         advantage=torch.randn(N, C, generator=generator),
         mask=mask,
@@ -156,7 +156,7 @@ def test_the_reference_is_the_policy_that_the_run_started_from(kind, precision, 
 
     def logprob(of) -> torch.Tensor:
         with torch.no_grad():
-            return of.evaluate(batch.observation, batch.tokens).logprob
+            return of.evaluate(batch.observation, batch.sample).logprob
 
     assert (logprob(policy) - logprob(start)).abs().max() > 1e-2
     assert learner.reference is not None
@@ -186,12 +186,12 @@ def test_critic_warm_up_trains_the_head_alone():
 def test_one_batch_is_overfitted_towards_its_good_actions():
     policy = make_policy(critic=False)
     batch = make_batch(policy, normalized=False)
-    batch = replace(batch, logprob=policy.evaluate(batch.observation, batch.tokens).logprob.detach())
+    batch = replace(batch, logprob=policy.evaluate(batch.observation, batch.sample).logprob.detach())
     good = (batch.advantage > 0) & batch.mask
     learner = make_learner(GRPO(length_normalization=False, clip_high=10.0), policy, N, lr=3e-3)
     for iteration in range(20):
         learner.update(batch, iteration)
-    gain = policy.evaluate(batch.observation, batch.tokens).logprob - batch.logprob
+    gain = policy.evaluate(batch.observation, batch.sample).logprob - batch.logprob
     bad = (batch.advantage < 0) & batch.mask
     assert gain[good].mean() > 0.1 > gain[bad].mean()
 

@@ -261,7 +261,7 @@ def test_weights_are_converted_but_not_the_critic(tmp_path: Path) -> None:
         torch.float32
     }
     chunk = policy.act(observe(), "greedy")
-    again = policy.evaluate(observe(), chunk.tokens)
+    again = policy.evaluate(observe(), chunk.sample)
     torch.testing.assert_close(again.logprob, chunk.logprob, atol=1e-5, rtol=0)
     assert chunk.value is not None and torch.isfinite(chunk.value).all()
 
@@ -324,7 +324,7 @@ def test_the_l1_head_cannot_be_trained_by_rl(tmp_path: Path) -> None:
     expected = policy.unnormalize(policy.regress(seen).detach()).float().clamp(-1, 1)
     torch.testing.assert_close(chunk.actions, expected)
     noise = None
-    for call in (lambda: policy.act(seen, "sample", noise), lambda: policy.evaluate(seen, chunk.tokens)):
+    for call in (lambda: policy.act(seen, "sample", noise), lambda: policy.evaluate(seen, chunk.sample)):
         with pytest.raises(RoveError, match="no likelihood"):
             call()
     with pytest.raises(RoveError, match="no likelihood"):

@@ -58,7 +58,7 @@ def test_adapters_start_as_no_change_and_only_they_and_the_critic_are_trained(ba
     unused = ("layer.2.", "layers.2.", ".head.")  # the towers' last blocks, and SigLIP's pooling
     assert not [name for name in trained if "towers" in name and any(part in name for part in unused)]
     chunk = policy.act(observe(), "greedy")
-    output = policy.evaluate(observe(), chunk.tokens)
+    output = policy.evaluate(observe(), chunk.sample)
     torch.testing.assert_close(output.logprob, chunk.logprob, atol=1e-5, rtol=0)
     assert output.value is not None
     (output.logprob.sum() + output.value.sum()).backward()
@@ -239,8 +239,8 @@ def test_half_precision_weights_with_adapters(base: Path, decoding) -> None:
     train_a_little(policy)
     seen = observe()
     chunk = policy.act(seen, "greedy")
-    output = policy.evaluate(seen, chunk.tokens)
-    assert chunk.tokens.shape == (2, C, A)
+    output = policy.evaluate(seen, chunk.sample)
+    assert chunk.sample.shape == (2, C, A)
     # Eight bits: one pass and one with a cache round differently.
     torch.testing.assert_close(output.logprob, chunk.logprob, atol=0.15, rtol=0)
     output.logprob.sum().backward()
@@ -255,7 +255,7 @@ def test_gradient_checkpointing_changes_memory_only(base: Path) -> None:
         if frugal:
             recompute(policy)
         train_a_little(policy)
-        tokens = policy.act(observe(), "greedy").tokens
+        tokens = policy.act(observe(), "greedy").sample
         policy.evaluate(observe(), tokens).logprob.sum().backward()
         gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]

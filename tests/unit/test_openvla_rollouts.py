@@ -67,7 +67,7 @@ def test_activations_are_as_measured() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 1, 64, 64, 3), dtype=torch.uint8, generator=generator)
     seen = Observation(images, (words,) * 4)
-    tokens = policy.act(seen, "greedy").tokens
+    tokens = policy.act(seen, "greedy").sample
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     saved: dict[int, int] = {}
 
@@ -96,10 +96,10 @@ def test_actions_reach_the_environment_in_its_own_convention() -> None:
     )
     seen = observe()
     given = policy.act(seen, "greedy").actions
-    chunk = act_rows(policy, env, seen, torch.arange(2), None)
+    chunk = act_rows(policy, env, seen, torch.arange(2), "greedy", 0)
     torch.testing.assert_close(chunk.actions[..., 0], (given[..., 1] / 100).clamp(-1, 1))
     torch.testing.assert_close(chunk.actions[..., 1], given[..., 0] / 2)
-    assert chunk.tokens.shape == (2, env.chunk, 2)
+    assert chunk.sample.shape == (2, env.chunk, 2)
 
 
 @pytest.mark.slow
@@ -112,11 +112,11 @@ def test_compiled_rollouts_answer_the_same(config: PolicyConfig) -> None:
     expected = plain.act(seen, "sample", noise())
     for rows in (4, 3):  # three are padded to four, and nobody notices
         some = compiled.act(seen.select(range(rows)), "sample", noise(rows))
-        assert torch.equal(some.tokens, expected.tokens[:rows])
+        assert torch.equal(some.sample, expected.sample[:rows])
         torch.testing.assert_close(some.logprob, expected.logprob[:rows], atol=1e-5, rtol=0)
         assert some.value is not None and expected.value is not None
         torch.testing.assert_close(some.value, expected.value[:rows], atol=1e-5, rtol=0)
-    output = compiled.evaluate(seen, expected.tokens)
+    output = compiled.evaluate(seen, expected.sample)
     torch.testing.assert_close(output.logprob, expected.logprob, atol=1e-5, rtol=0)
     output.logprob.sum().backward()
 

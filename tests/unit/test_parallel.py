@@ -246,7 +246,7 @@ def test_ranks_together_see_the_rows_that_one_learner_does():
             alone = step_of_rank(batch, rows).select(batch)
             parts = [share.steps[number] for share in shares]
             seen = [part.select(share.batch) for part, share in zip(parts, shares, strict=True)]
-            for name in ("tokens", "logprob", "advantage", "mask"):
+            for name in ("sample", "logprob", "advantage", "mask"):
                 kept = [getattr(s, name)[part.real] for s, part in zip(seen, parts, strict=True)]
                 assert torch.equal(torch.cat(kept), getattr(alone, name)), name
 
@@ -273,7 +273,7 @@ def test_a_stale_batch_is_anchored_at_the_policy_and_critic_as_they_are():
     batch = make_batch(policy := make_policy(critic=True), normalized=False)
     learner = learner_of(BASE, Ranks())
     anchored = learner.anchored(replace(batch, value=torch.full_like(batch.value, 7.0)))
-    now = policy.evaluate(batch.observation, batch.tokens)
+    now = policy.evaluate(batch.observation, batch.sample)
     torch.testing.assert_close(anchored.proximal, now.logprob.detach())
     torch.testing.assert_close(anchored.value, now.value.detach())
     assert anchored.logprob is batch.logprob and anchored.returns is batch.returns

@@ -32,6 +32,7 @@ class Pusher(nn.Module):
     """Pushes by a number that depends on the sampling noise and on what is seen, and on nothing else."""
 
     chunk = C
+    sample_shape, sample_dtype = (C, 2), torch.int64
     value_head = nn.Identity()
     action_spec = PointEnv(1, "stop").action_spec
 
@@ -168,7 +169,7 @@ def test_episodes_under_way_begin_again_and_no_slot_is_lost(tmp_path):
     assert len(faults) == 1 and bool(first.executed.any())
     assert bool(second.executed[:, : B // 2].any(2).all()), "a slot idled"
     clean = (
-        slice(B // 2, B) if torch.equal(second.tokens[:, B // 2 :], undisturbed.tokens[:, B // 2 :]) else None
+        slice(B // 2, B) if torch.equal(second.sample[:, B // 2 :], undisturbed.sample[:, B // 2 :]) else None
     )
     clean = clean or slice(0, B // 2)
     assert torch.equal(second.reward[:, clean], undisturbed.reward[:, clean]), (

@@ -291,6 +291,10 @@ def test_gpus_are_those_that_the_cluster_reserved() -> None:
     assert moved.renumbered({(n, new): old for (n, old), new in there.items()}) == plan
     on_cores = make_plan(run_of(TabletopConfig()), Inventory.of(cores=8))
     assert on_cores.renumbered({}) == on_cores
+    # A worker whose node has gone away is given others elsewhere; the others keep theirs.
+    alone = plan.renumbered({(1, 0): 6, (1, 1): 7}, only=3)
+    assert [worker.gpu for worker in alone.workers] == [0, 1, 0, 7] and simulating(alone) == [0, 6]
+    assert [(one.gpu, one.workers) for one in ray.bundle(plan, only=3)] == [(1, (3,)), (0, ())]
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def noise(rows: int = 4, seed: int = 7) -> SamplingNoise:
 def test_act_and_evaluate_agree(config: PolicyConfig, observation: Observation) -> None:
     policy = build(config)
     chunk = policy.act(observation, "sample", noise())
-    output = policy.evaluate(observation, chunk.tokens)
-    assert chunk.tokens.shape == chunk.actions.shape == chunk.logprob.shape == (4, C, A)
+    output = policy.evaluate(observation, chunk.sample)
+    assert chunk.sample.shape == chunk.actions.shape == chunk.logprob.shape == (4, C, A)
     assert output.value is not None and chunk.value is not None
     torch.testing.assert_close(output.logprob, chunk.logprob, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.value, chunk.value, atol=1e-5, rtol=0)
@@ -98,15 +98,15 @@ def test_what_is_done_on_the_device_can_be_captured(
 def test_many_samples_of_a_row_are_as_single_ones(config: PolicyConfig, observation: Observation) -> None:
     policy = build(config)
     one, many = (policy.act(observation, "sample", noise(), samples) for samples in (None, 5))
-    for name in ("actions", "tokens", "logprob"):
+    for name in ("actions", "sample", "logprob"):
         torch.testing.assert_close(getattr(many, name)[:, 0], getattr(one, name))
-    assert many.tokens.shape == (4, 5, C, A) and many.value.shape == one.value.shape
-    assert (many.tokens[:, 1] != many.tokens[:, 0]).any()
-    together = policy.evaluate(observation, many.tokens)
+    assert many.sample.shape == (4, 5, C, A) and many.value.shape == one.value.shape
+    assert (many.sample[:, 1] != many.sample[:, 0]).any()
+    together = policy.evaluate(observation, many.sample)
     torch.testing.assert_close(together.logprob, many.logprob, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.value, many.value, atol=1e-5, rtol=1e-5)
     for g in range(5):
-        alone = policy.evaluate(observation, many.tokens[:, g])
+        alone = policy.evaluate(observation, many.sample[:, g])
         torch.testing.assert_close(together.logprob[:, g], alone.logprob, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(together.entropy[:, g], alone.entropy, atol=1e-5, rtol=1e-5)
 
@@ -126,7 +126,7 @@ def test_smoothing_spreads_a_label_over_its_neighbours() -> None:
 @EVERY_DECODING
 def test_a_row_does_not_depend_on_its_batch(config: PolicyConfig, observation: Observation) -> None:
     policy = build(config)
-    tokens = policy.act(observation, "sample", noise()).tokens
+    tokens = policy.act(observation, "sample", noise()).sample
     together = policy.evaluate(observation, tokens).logprob
     for i in range(4):
         alone = policy.evaluate(observation.select([i]), tokens[[i]]).logprob
@@ -138,7 +138,7 @@ def test_logprob_is_of_the_tempered_softmax_over_action_tokens(observation: Obse
     (ids, mask), pixels = policy._prompt(observation), policy.process_images(observation.images)
     logits = policy.action_logits(ids, mask, pixels)
     chunk = policy.act(observation, "greedy")
-    output = policy.evaluate(observation, chunk.tokens)
+    output = policy.evaluate(observation, chunk.sample)
     probability = (logits / CONFIG.temperature).softmax(-1)
     torch.testing.assert_close(output.logprob, probability.amax(-1).log(), atol=1e-5, rtol=0)
     entropy = torch.distributions.Categorical(probability).entropy()
@@ -149,7 +149,7 @@ def test_sampling_follows_the_distribution() -> None:
     policy = build(CONFIG)
     rows = 4000
     observation = Observation(torch.zeros(rows, 1, 16, 16, 3, dtype=torch.uint8), ("stack",) * rows)
-    tokens = policy.act(observation, "sample", noise(rows)).tokens
+    tokens = policy.act(observation, "sample", noise(rows)).sample
     one = observation.select([0])
     (ids, mask), pixels = policy._prompt(one), policy.process_images(one.images)
     probability = (policy.action_logits(ids, mask, pixels)[0] / CONFIG.temperature).softmax(-1)
@@ -163,11 +163,11 @@ def test_sampling_follows_the_distribution() -> None:
 
 def test_noise_decides_and_is_keyed_by_episode(observation: Observation) -> None:
     policy = build(CONFIG)
-    first = policy.act(observation, "sample", noise()).tokens
-    assert torch.equal(first, policy.act(observation, "sample", noise()).tokens)
-    assert not torch.equal(first, policy.act(observation, "sample", noise(seed=8)).tokens)
+    first = policy.act(observation, "sample", noise()).sample
+    assert torch.equal(first, policy.act(observation, "sample", noise()).sample)
+    assert not torch.equal(first, policy.act(observation, "sample", noise(seed=8)).sample)
     flipped = SamplingNoise(7, torch.tensor([3, 2, 1, 0]), torch.zeros(4, dtype=torch.int64))
-    reverse = policy.act(observation.select([3, 2, 1, 0]), "sample", flipped).tokens
+    reverse = policy.act(observation.select([3, 2, 1, 0]), "sample", flipped).sample
     assert torch.equal(reverse.flip(0), first)
     with pytest.raises(RoveError, match="SamplingNoise"):
         policy.act(observation, "sample")
@@ -230,7 +230,7 @@ def test_values_start_near_zero_and_detach_stops_the_gradient(observation: Obser
 @EVERY_DECODING
 def test_gradients_reach_every_trainable_weight(config: PolicyConfig, observation: Observation) -> None:
     policy = build(replace(config, towers=(DINO, SIGLIP)))
-    tokens = policy.act(observation, "sample", noise()).tokens
+    tokens = policy.act(observation, "sample", noise()).sample
     output = policy.evaluate(observation, tokens)
     assert output.value is not None
     (output.logprob.sum() + output.value.sum()).backward()
@@ -274,7 +274,7 @@ def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Ob
     policy = build(replace(config, proprio=True, pointers=2), statistics=STATISTICS)
     state = torch.tensor([[0.2, 0.0, 1.5]]).expand(4, -1)
     here = replace(observation, state=state)
-    tokens = policy.act(here, "sample", noise()).tokens
+    tokens = policy.act(here, "sample", noise()).sample
     there = policy.evaluate(replace(here, state=state + 0.3), tokens).logprob
     policy.save_pretrained(tmp_path)
     again = OpenVLA.from_pretrained(tmp_path)
@@ -292,13 +292,13 @@ def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Ob
 def test_film(tower: TowerConfig, observation: Observation, tmp_path) -> None:
     policy = build(replace(CONFIG, towers=(tower,), film=True))
     sampled = policy.act(observation, "sample", noise())
-    evaluated = policy.evaluate(observation, sampled.tokens)
+    evaluated = policy.evaluate(observation, sampled.sample)
     torch.testing.assert_close(evaluated.logprob, sampled.logprob, atol=1e-5, rtol=0)
-    alone = policy.evaluate(observation.select([1]), sampled.tokens[1:2])
+    alone = policy.evaluate(observation.select([1]), sampled.sample[1:2])
     torch.testing.assert_close(alone.logprob, sampled.logprob[1:2], atol=1e-5, rtol=0)
     policy.save_pretrained(tmp_path)
     torch.testing.assert_close(
-        registry.load(tmp_path).evaluate(observation, sampled.tokens).logprob, evaluated.logprob
+        registry.load(tmp_path).evaluate(observation, sampled.sample).logprob, evaluated.logprob
     )
 
     pixels, vlm = policy.process_images(observation.images), policy.vlm
@@ -341,7 +341,7 @@ def test_checkpoint_round_trip(towers: tuple, observation: Observation, tmp_path
                 parameter.add_(0.05)
     policy.save_pretrained(tmp_path)
     before, after = policy.act(observation, "greedy"), registry.load(tmp_path).act(observation, "greedy")
-    assert torch.equal(before.tokens, after.tokens)
+    assert torch.equal(before.sample, after.sample)
     torch.testing.assert_close(before.logprob, after.logprob, atol=1e-5, rtol=0)
     torch.testing.assert_close(before.value, after.value, atol=1e-5, rtol=0)
     keys = load_file(tmp_path / "model.safetensors").keys()
@@ -359,7 +359,7 @@ def test_checkpoint_overrides(observation: Observation, tmp_path) -> None:
     chunk = policy.act(observation, "sample", noise())
     assert chunk.value is None
     torch.testing.assert_close(
-        policy.evaluate(observation, chunk.tokens).logprob, chunk.logprob, atol=1e-5, rtol=0
+        policy.evaluate(observation, chunk.sample).logprob, chunk.logprob, atol=1e-5, rtol=0
     )
     other = ValueHeadConfig(level="chunk", hidden=(4,))
     fresh = OpenVLA.from_pretrained(tmp_path, value_head=other).value(observation)

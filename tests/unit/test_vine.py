@@ -99,7 +99,7 @@ def test_a_worker_process_tries_as_this_one_does(rollouts) -> None:
     make = partial(EnvironmentWorker, [StagePlan(RUN, 0, 1, 6)])
     worker = Environments(partial(InChild, "worker", make, deadline=60), [Slots(0, 6)])
     there, (here, _) = collect(worker, TabletopEnv.action_spec, suite.vocabulary, 4), rollouts[4]
-    for name in ("tokens", "logprob", "reward", "executed"):
+    for name in ("sample", "logprob", "reward", "executed"):
         assert torch.equal(getattr(there.branches, name), getattr(here.branches, name)), name
     assert there.finished == here.finished
 
@@ -108,7 +108,7 @@ def test_branches_go_with_their_slots(rollouts) -> None:
     trajectory, _ = rollouts[4]
     left, right = (trajectory.slots(torch.tensor(index)) for index in ([0, 1, 2], [3, 4, 5]))
     both = Trajectory.cat([left, right])
-    for name in ("tokens", "logprob", "reward", "executed"):
+    for name in ("sample", "logprob", "reward", "executed"):
         assert torch.equal(getattr(both.branches, name), getattr(trajectory.branches, name)), name
 
 
@@ -116,7 +116,7 @@ def test_trying_leaves_no_trace(rollouts) -> None:
     """With and without the other tries the same episodes run, to the last bit of the physics."""
     (plain, before), (tried, after) = rollouts[1], rollouts[4]
     assert plain.branches is None
-    for name in ("tokens", "logprob", "reward", "terminated", "truncated", "executed"):
+    for name in ("sample", "logprob", "reward", "terminated", "truncated", "executed"):
         assert torch.equal(getattr(plain, name), getattr(tried, name)), name
     assert torch.equal(plain.observation.images, tried.observation.images)
     assert plain.finished == tried.finished and len(plain.finished) > 0
@@ -127,9 +127,9 @@ def test_trying_leaves_no_trace(rollouts) -> None:
 def test_the_first_try_is_the_one_carried_on(rollouts) -> None:
     trajectory, _ = rollouts[4]
     branches = trajectory.branches
-    for name in ("tokens", "logprob", "reward", "executed"):
+    for name in ("sample", "logprob", "reward", "executed"):
         assert torch.equal(getattr(branches, name)[:, :, 0], getattr(trajectory, name)), name
-    assert (branches.tokens[:, :, 1:] != branches.tokens[:, :, :1]).any(-1).any(-1).all()
+    assert (branches.sample[:, :, 1:] != branches.sample[:, :, :1]).any(-1).any(-1).all()
     assert branches.reward.std(2).max() > 0
 
 
@@ -156,13 +156,31 @@ def test_rows_are_states_and_learn_from_all_tries(rollouts) -> None:
     config = Vine(branches=4)
     batch, metrics = vine.prepare([trajectory], config)
     n = int(trajectory.executed.any(-1).sum())
-    assert batch.tokens.shape == (n, 4, 4, 5) and batch.advantage.shape == batch.mask.shape == (n, 4, 4)
+    assert batch.sample.shape == (n, 4, 4, 5) and batch.advantage.shape == batch.mask.shape == (n, 4, 4)
     assert metrics["train/branch_spread"] > 0
     logprob = batch.logprob.clone().requires_grad_()
     output = PolicyOutput(logprob, torch.zeros_like(logprob), None)
     loss, _ = vine.loss(output, batch, config, denominator=float(batch.mask.sum()))
     loss.backward()
     # At a ratio of 1 the gradient is minus the advantage, over what counts.
+    expected = -(batch.advantage * batch.mask)[..., None].expand_as(logprob) / batch.mask.sum()
+    torch.testing.assert_close(logprob.grad, expected)
+
+
+def test_a_chunk_can_have_one_ratio(rollouts) -> None:
+    """It counts where anything of it was executed, by its return from the first action on."""
+    trajectory, _ = rollouts[4]
+    (by_action, _), (batch, _) = (
+        vine.prepare([trajectory], Vine(branches=4, ratio_level=level)) for level in ("action", "chunk")
+    )
+    assert torch.equal(batch.advantage, by_action.advantage[..., :1])
+    assert torch.equal(batch.mask, by_action.mask.any(-1, keepdim=True))
+    logprob = batch.logprob.clone().requires_grad_()
+    output = PolicyOutput(logprob, torch.zeros_like(logprob), None)
+    loss, _ = vine.loss(
+        output, batch, Vine(branches=4, ratio_level="chunk"), denominator=float(batch.mask.sum())
+    )
+    loss.backward()
     expected = -(batch.advantage * batch.mask)[..., None].expand_as(logprob) / batch.mask.sum()
     torch.testing.assert_close(logprob.grad, expected)
 

@@ -32,7 +32,7 @@ def flatten(
 
     return TrainBatch(
         observation=trajectory.observation.select(kept),
-        tokens=rows(trajectory.tokens),
+        sample=rows(trajectory.sample),
         logprob=rows(trajectory.logprob),
         advantage=rows(advantage),
         mask=rows(mask),

@@ -143,5 +143,5 @@ def _rows(trajectory: Trajectory, config: GRPO) -> TrainBatch:
 
 def _elements_per_action(batch: TrainBatch, config: GRPO) -> float:
     """Return the number of ratios per action slot: A for tokens, 1 for actions, 1/C for chunks."""
-    _, c, a = batch.tokens.shape
+    _, c, a = batch.logprob.shape
     return {"token": a, "action": 1, "chunk": 1 / c}[config.ratio_level]

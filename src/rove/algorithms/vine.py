@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rove.algorithms import batching, losses
 from rove.algorithms.advantages import branch_relative
+from rove.algorithms.masking import per_chunk
 from rove.types import PolicyOutput, TrainBatch, Trajectory
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _rows(trajectory: Trajectory, config: Vine) -> tuple[TrainBatch, Tensor]:
     advantage, spread = branch_relative(
         tried.reward, tried.executed, gamma=config.gamma, floor=config.spread_floor
     )
+    # From its first action on a chunk's return is all of it.
+    chunk = config.ratio_level == "chunk"
     kept = tried.executed.any(-1).any(-1).flatten().nonzero().squeeze(1)
 
     def rows(x: Tensor) -> Tensor:
@@ -90,10 +93,10 @@ def _rows(trajectory: Trajectory, config: Vine) -> tuple[TrainBatch, Tensor]:
 
     batch = TrainBatch(
         observation=trajectory.observation.select(kept),
-        tokens=rows(tried.tokens),
+        sample=rows(tried.sample),
         logprob=rows(tried.logprob),
-        advantage=rows(advantage),
-        mask=rows(tried.executed),
+        advantage=rows(advantage[..., :1] if chunk else advantage),
+        mask=rows(per_chunk(tried.executed) if chunk else tried.executed),
         returns=None,
         value=None,
         episode_length=None,

@@ -147,7 +147,7 @@ def start_of(run: Run, directory: Path) -> Path:
         known = None
         if isinstance(env, Demonstrator):
             shown = collect_demonstrations(env, episodes=32, noise=0.0, seed=run.seed)
-            known = {env.suite.name: dataset_statistics(shown)}
+            known = {env.suite.name: dataset_statistics(shown, run.rollout.chunk)}
         policy = policies.build(
             run.policy,
             chunk=run.rollout.chunk,
@@ -205,7 +205,7 @@ def _learner(
     shape = (n, 1) if per else tuple(chunk.logprob.shape[:2])
     batch = TrainBatch(
         observation=observation,
-        tokens=chunk.tokens.cpu(),
+        sample=chunk.sample.cpu(),
         logprob=chunk.logprob.cpu(),
         advantage=torch.zeros(shape),
         mask=torch.ones(shape, dtype=torch.bool),

@@ -65,12 +65,18 @@ class RayExecutor(Executor):
         ray.connect(run.placement.ray_address)
         self._nodes = [node.name for node in plan.inventory.nodes]
         bundles = bundle(plan)
-        self._bundles = {worker: number for number, one in enumerate(bundles) for worker in one.workers}
-        self._reserved = ray.Reservation(
-            [one.resources for one in bundles], [self._nodes[one.node] for one in bundles], _PATIENCE
-        )
+        self._reserved = [
+            ray.Reservation(
+                [one.resources for one in bundles], [self._nodes[one.node] for one in bundles], _PATIENCE
+            )
+        ]
+        self._places = {
+            worker: _Place(self._nodes[one.node], self._reserved[0], number)
+            for number, one in enumerate(bundles)
+            for worker in one.workers
+        }
         try:
-            self.plan = plan.renumbered(assigned(bundles, self._reserved))
+            self.plan = plan.renumbered(assigned(bundles, self._reserved[0]))
             self._start_all()
         except BaseException:  # an interrupt too: actors hold their devices until they are told
             self.close()
@@ -81,14 +87,37 @@ class RayExecutor(Executor):
         return ray.run_on(self._nodes[rank0.node], parallel.free_address)
 
     def _put(self, assignment: Assignment) -> Actor[PolicyWorker]:
-        own = self.plan.workers[assignment.number]
+        own, place = self.plan.workers[assignment.number], self._places[assignment.number]
         options: dict[str, Any] = {
             "num_cpus": own.cores,
             "num_gpus": own.gpu_share if own.gpu is not None else 0,
-            "scheduling_strategy": self._reserved.inside(self._bundles[assignment.number]),
+            "scheduling_strategy": place.reserved.inside(place.bundle),
         }
         make = partial(PolicyWorker, assignment)
-        return ray.InActor(assignment.name, make, options, deadline=self.run.placement.deadline)
+        deadline = self.run.placement.deadline
+        return ray.InActor(assignment.name, make, options, deadline=deadline, node=place.node)
+
+    def _replace(self, number: int) -> None:
+        """See `Executor`. Where its node has gone away, another one that has room takes the worker."""
+        if not ray.answers(self._places[number].node):
+            self._move(number)
+        super()._replace(number)
+
+    def _move(self, number: int) -> None:
+        """Find another node for a worker. Raises RoveError where none has room."""
+        bundles, name = bundle(self.plan, number), self._assignment(number).name
+        try:
+            reserved = ray.Reservation([one.resources for one in bundles], None, _PATIENCE)
+        except RoveError as error:
+            raise RoveError(
+                f"{name} was on a node of the Ray cluster that has gone away ({self._places[number].node}), "
+                f"and no other has room for it ({bundles[0].resources}). The newest checkpoint is kept: add "
+                "a node, and go on with rove train --resume."
+            ) from error
+        self._reserved.append(reserved)
+        own = next(i for i, one in enumerate(bundles) if number in one.workers)
+        self._places[number] = _Place(reserved.node(), reserved, own)
+        self.plan = self.plan.renumbered(assigned(bundles, reserved), number)
 
     def _share(self, value: V) -> Shared[V]:
         return ray.Stored(value)
@@ -102,8 +131,19 @@ class RayExecutor(Executor):
 
     def close(self) -> None:
         super().close()
-        self._reserved.release()
+        for reserved in self._reserved:
+            reserved.release()
         ray.leave()
+
+
+class _Place(NamedTuple):
+    """Where a policy worker is."""
+
+    node: str
+    """Ray's name of it."""
+    reserved: ray.Reservation
+    bundle: int
+    """Of the reservation."""
 
 
 class Bundle(NamedTuple):
@@ -118,23 +158,25 @@ class Bundle(NamedTuple):
     resources: dict[str, float]
 
 
-def bundle(plan: Plan) -> list[Bundle]:
-    """List the reservations of a plan; its environment workers' GPUs too, on which no policy may be."""
+def bundle(plan: Plan, only: int | None = None) -> list[Bundle]:
+    """List the reservations of a plan; its environment workers' GPUs too, on which no policy may be. With
+    `only`, those of this worker."""
+    workers = [(n, worker) for n, worker in enumerate(plan.workers) if only is None or n == only]
     alone = [
         Bundle(worker.node, None, (number,), {"CPU": float(worker.cores)})
-        for number, worker in enumerate(plan.workers)
+        for number, worker in workers
         if worker.gpu is None
     ]
     sharing: dict[tuple[int, int], list[int]] = {}
-    for number, worker in enumerate(plan.workers):
+    for number, worker in workers:
         if worker.gpu is not None:
             sharing.setdefault((worker.node, worker.gpu), []).append(number)
         for env in () if worker.rollout is None else plan.rollouts[worker.rollout].environments:
             if env.gpu is not None:
                 sharing.setdefault((worker.node, env.gpu), [])
-    for (node, gpu), workers in sharing.items():
-        cores = float(sum(plan.workers[number].cores for number in workers))
-        alone.append(Bundle(node, gpu, tuple(workers), {"GPU": 1.0} | ({"CPU": cores} if cores else {})))
+    for (node, gpu), on in sharing.items():
+        cores = float(sum(plan.workers[number].cores for number in on))
+        alone.append(Bundle(node, gpu, tuple(on), {"GPU": 1.0} | ({"CPU": cores} if cores else {})))
     return alone
 
 

@@ -357,7 +357,7 @@ class Vine:
     """Discount per action, up to the end of the chunk."""
     spread_floor: NonNegativeFloat = 0.05
     """Added to the standard deviation that advantages are divided by, in units of reward."""
-    ratio_level: Literal["token", "action"] = "action"
+    ratio_level: Literal["token", "action", "chunk"] = "action"
     clip_low: PositiveFloat = 0.2
     clip_high: Ratio = 0.28
     dual_clip: Ratio | None = None
@@ -463,8 +463,8 @@ class SFTConfig:
     color_jitter: Fraction = 0.0
     """Fraction by which the brightness of training pictures varies; see `rove.training.augment`."""
     smoothing: NonNegativeFloat = 0.0
-    """Standard deviation, in bins, of the Gaussian that an action's label is spread over: what is learned of
-    a bin then counts for its neighbours too; 0: the bin alone."""
+    """Standard deviation, in bins, of the Gaussian that the label of an action token is spread over: what is
+    learned of a bin then counts for its neighbours too; 0: the bin alone."""
     batch: Pieces = 64
     """Chunks that an optimizer step sees."""
     micro_batch: Pieces = 64

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
@@ -21,6 +22,7 @@ from torch import Tensor
 from rove.envs.base import Brancher, Demonstrator, Grounder, VectorEnv
 from rove.errors import RoveError
 from rove.interrupt import Interrupted
+from rove.runtime.guard import foreign
 from rove.types import ChunkResult, Demonstrations, EpisodeRecord, EpisodeSpec, Observation
 
 _LARGEST = 1e9
@@ -138,6 +140,11 @@ class Checked:
         self._observation("load_state_dict", observation, self.env.num_envs)
         self._slots("load_state_dict")
         return observation
+
+    def close(self) -> None:
+        """See `VectorEnv.close`."""
+        with ends_no_process(self.env.suite.name, "close"):
+            self.env.close()
 
     # --- what is compared -------------------------------------------------------------------------
 
@@ -281,17 +288,22 @@ class Checked:
 
 @contextmanager
 def ends_no_process(environment: str, call: str) -> Iterator[None]:
-    """Have code of an environment's that ends its process, or that pretends to be Ctrl-C, raise RoveError."""
+    """Have code of an environment's that ends its process, or that pretends to be Ctrl-C, raise RoveError.
+
+    How long it may take is watched, see `guard.guarded`.
+    """
     try:
-        yield
+        with foreign(f"Environment {environment!r}", call):
+            yield
     except SystemExit as error:
         raise RoveError(
             f"Environment {environment!r} called sys.exit({error.code!r}) in {call}: have it raise what is "
             "wrong instead."
         ) from error
     except KeyboardInterrupt as error:
-        # With Python's own handler it may be the user's; a run's raises `Interrupted`.
-        asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        # In the main thread, with Python's own handler, it may be the user's; a run's raises `Interrupted`.
+        main = threading.current_thread() is threading.main_thread()
+        asked = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if asked or isinstance(error, Interrupted):
             raise
         raise RoveError(

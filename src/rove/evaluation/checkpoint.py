@@ -23,6 +23,7 @@ from rove.policies import registry as policies
 from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run, can_write
+from rove.runtime.guard import guarded
 from rove.serving import is_remote
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 RANDOM = "random"
 """The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
-SETTINGS = ("--env.", "--policy.", "--placement.device")
+SETTINGS = ("--env.", "--policy.", "--placement.device", "--placement.deadline")
 """Beginnings of the settings of a run that an evaluation takes too."""
 
 
@@ -57,8 +58,9 @@ def evaluate_checkpoint(
     and policy are set up as that run had them, except for `tasks` and `settings` ("--env.protocol",
     "published", "--policy.dtype", "bfloat16"); elsewhere by the schema's defaults, by the published settings
     of the tasks and by the checkpoint. The policy is on a GPU where there is one, or where
-    "--placement.device" says. `path` may also be the address of a served policy, "ws://HOST:PORT", of which
-    `execute` actions an answer are executed, and whose key is in the environment variable ROVE_API_KEY.
+    "--placement.device" says; an environment that hangs ends the process after "--placement.deadline".
+    `path` may also be the address of a served policy, "ws://HOST:PORT", of which `execute` actions an answer
+    are executed, and whose key is in the environment variable ROVE_API_KEY.
     `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
     episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
     `on_begin` is called with the number of episodes to run, `say` with the warnings of the policy's preflight
@@ -80,6 +82,7 @@ def evaluate_checkpoint(
             chunk, placed = served.chunk, served.placed
         else:
             chunk, placed = policy_of(Path(path), run, trained is not None, settings)
+        stack.enter_context(guarded(run.placement.deadline))
         env = stack.enter_context(closing(make_env(run, chunk=chunk)))
         policy = placed(env.action_spec)
         if isinstance(policy, Policy):
@@ -143,7 +146,8 @@ def configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence
     """Return the run to evaluate as: `run`, or a new one, with environment and settings replaced."""
     if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
         raise RoveError(
-            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.* and --placement.device are."
+            f"{wrong[0]} is no setting of an evaluation: only --env.*, --policy.*, --placement.device and "
+            "--placement.deadline are."
         )
     if run is not None and run.env.kind == kind:
         config = run.env if tasks is None else replace(run.env, tasks=tasks)

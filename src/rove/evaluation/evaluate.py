@@ -106,7 +106,7 @@ def evaluate(
     env.enqueue(waiting[first:])
     while len(rows := running(env)):
         headway()
-        chunk = act_rows(policy, env, observation, rows, None if decoding == "greedy" else seed)
+        chunk = act_rows(policy, env, observation, rows, decoding, seed)
         acting = env.specs
         result = calls.step_chunk(scatter(chunk.actions, rows, env))
         observation = result.observation

@@ -104,21 +104,22 @@ class Plan:
         """Device of this process's tensors."""
         return _device(self.workers[0])
 
-    def renumbered(self, indices: Mapping[tuple[int, int], int]) -> Plan:
-        """The plan on other GPUs of the same nodes: (node, CUDA index) -> CUDA index there."""
-        nodes = {worker.rollout: worker.node for worker in self.workers if worker.rollout is not None}
+    def renumbered(self, indices: Mapping[tuple[int, int], int], only: int | None = None) -> Plan:
+        """The plan on other GPUs: (node, CUDA index) -> CUDA index there. With `only`, the others of this
+        worker alone."""
+        workers, rollouts = list(self.workers), list(self.rollouts)
 
         def moved(node: int, gpu: int | None) -> int | None:
             return None if gpu is None else indices[node, gpu]
 
-        rollouts = [
-            replace(
-                rollout,
-                environments=tuple(replace(e, gpu=moved(nodes[number], e.gpu)) for e in rollout.environments),
-            )
-            for number, rollout in enumerate(self.rollouts)
-        ]
-        workers = [replace(worker, gpu=moved(worker.node, worker.gpu)) for worker in self.workers]
+        for number, worker in enumerate(self.workers):
+            if only is not None and number != only:
+                continue
+            workers[number] = replace(worker, gpu=moved(worker.node, worker.gpu))
+            if worker.rollout is not None:
+                own = rollouts[worker.rollout]
+                environments = tuple(replace(e, gpu=moved(worker.node, e.gpu)) for e in own.environments)
+                rollouts[worker.rollout] = replace(own, environments=environments)
         return replace(self, rollouts=tuple(rollouts), workers=tuple(workers))
 
     def __str__(self) -> str:

@@ -1,7 +1,12 @@
-"""The Policy contract: images and text in, chunks of action tokens out.
+"""The Policy contract: images and text in, chunks of actions out.
 
-`act` and `evaluate` are the same function of the same inputs: on one set of weights they agree on
+What a policy drew to come to its actions is its `sample`: action tokens (`TokenPolicy`), the points of a
+flow's stochastic step, or whatever else it declares. Nobody else reads it: it is kept, and given back to
+`evaluate`. `act` and `evaluate` are the same function of the same inputs: on one set of weights they agree on
 log-probabilities to float tolerance, whatever the batch around a row.
+
+Shape letters: `B` rows, `C` actions that are executed of a chunk, `H` ≥ C actions that are predicted, `A`
+action dimensions, `G` samples of a row.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -17,10 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rove.config.schema import PolicyConfig, Run
+from rove import transfer
+from rove.config.schema import PolicyConfig, Run, SFTConfig
 from rove.errors import RoveError
 from rove.findings import Finding
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, splitmix64's increment
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -32,7 +40,11 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SamplingNoise:
-    """Counter-based noise keyed by (seed, episode, chunk), independent of arrival order, batch and device."""
+    """Counter-based noise keyed by (seed, episode, chunk), independent of arrival order, batch and device.
+
+    Uniform numbers are those of splitmix64 (Steele et al. 2014); normal ones come from others of them by the
+    inverse of the normal distribution function, in float64, so that they are the same everywhere.
+    """
 
     seed: int
     episode: Tensor
@@ -42,13 +54,38 @@ class SamplingNoise:
 
     def uniform(self, count: int) -> Tensor:
         """Draw float64 [B, count] in (0, 1), on the host; entry j of a row does not depend on `count`."""
-        golden = -7046029254386353131  # 0x9E3779B97F4A7C15
-        seed = _mix(torch.tensor(self.seed, dtype=torch.int64) + golden)
-        row = _mix(_mix(seed ^ self.episode.to(torch.int64)) ^ (self.chunk.to(torch.int64) + 1))
-        index = torch.arange(1, count + 1, dtype=torch.int64)
-        bits = _mix(row[:, None] + index[None, :] * golden)
-        mantissa = (bits >> 11) & ((1 << 53) - 1)
-        return (mantissa.double() + 0.5) / (1 << 53)
+        return _uniform(self._row(), count)
+
+    def normal(self, count: int) -> Tensor:
+        """Draw float64 [B, count] from the standard normal distribution, on the host, independent of what
+        `uniform` draws; entry j of a row does not depend on `count`."""
+        return torch.special.ndtri(_uniform(_mix(self._row() ^ _GOLDEN), count))
+
+    def _row(self) -> Tensor:
+        """Return the counter that each row's numbers begin from, int64 [B]."""
+        seed = _mix(torch.tensor(self.seed, dtype=torch.int64) + _GOLDEN)
+        return _mix(_mix(seed ^ self.episode.to(torch.int64)) ^ (self.chunk.to(torch.int64) + 1))
+
+
+def _uniform(row: Tensor, count: int) -> Tensor:
+    """Draw float64 [B, count] in (0, 1) by counting on from `row`, int64 [B]."""
+    index = torch.arange(1, count + 1, dtype=torch.int64)
+    bits = _mix(row[:, None] + index[None, :] * _GOLDEN)
+    mantissa = (bits >> 11) & ((1 << 53) - 1)
+    return (mantissa.double() + 0.5) / (1 << 53)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Imitation:
+    """Answer of `Policy.imitation_loss`; each is a sum over the numbers of the actions that count, mask × A,
+    so that the sums of micro-batches, divided by the whole batch's count, are its mean."""
+
+    loss: Tensor
+    """float32 scalar, differentiable; logged as `sft/loss`."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32 scalars, detached, logged under `sft/`: names that `reporting.metrics` declares."""
+    pointing: Tensor | None = None
+    """`PolicyOutput.pointing` of the same pass, where there is one: it is trained beside the actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +139,12 @@ class ActingPolicy(Protocol):
         ...
 
 
+_NOT_TAUGHT = (
+    "{} cannot learn from demonstrations: set --sft none and --policy.checkpoint, or give it a method "
+    "imitation_loss, as rove.policies.base.Policy describes it."
+)
+
+
 def _refuse_signature(cls: type, name: str, base: type) -> None:
     """Raise RoveError where a method of `cls` does not take the parameters of the one in `base`, by name.
 
@@ -130,11 +173,18 @@ class Policy(nn.Module, ABC):
     """Base class of all policies that Rove trains; implement the abstract methods with these parameters.
 
     A class whose methods do not take the parameters that Rove passes is refused when it is defined, and one
-    that lacks a method when the registry first looks it up. A subclass with a critic also overrides `value`.
+    that lacks a method when the registry first looks it up. A subclass declares what it draws by
+    `sample_shape` and `sample_dtype`; one that draws action tokens derives from `TokenPolicy`, which does so.
+    One with a critic also overrides `value`, one that can learn from demonstrations `imitation_loss`, and one
+    that predicts more actions than are executed `horizon` and `horizon_of`.
     """
 
     chunk: int
-    """Number of actions in a chunk, C."""
+    """Number of actions in a chunk that are executed, C."""
+    sample_shape: tuple[int, ...]
+    """Shape of a row of `ActionChunk.sample`, such as (2, H, D) for two points of a flow."""
+    sample_dtype: torch.dtype
+    """Number format of `ActionChunk.sample`."""
     action_spec: ActionSpec
     """The action spec of `ActionChunk.actions`."""
     value_head: nn.Module | None
@@ -191,31 +241,23 @@ class Policy(nn.Module, ABC):
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """Choose a chunk of actions for each row; "sample" needs `noise`, "greedy" ignores it.
+        """Choose a chunk of actions for each row; "sample" needs `noise`.
 
-        With `samples` = G it chooses G chunks for each row, [B, G, C, A]; the first is the one drawn without
-        `samples`.
+        "greedy" is what a policy is judged by: the likeliest tokens, which need no noise, or a flow without
+        noise on its way, whose first point is drawn from `noise` where it is given.
+
+        With `samples` = G it chooses G chunks for each row, actions and log-probabilities [B, G, C, A] and
+        sample [B, G, *sample_shape]; the first is the one drawn without `samples`.
         """
 
     @abstractmethod
-    def evaluate(
-        self,
-        observation: Observation,
-        tokens: Tensor,
-        temperature: float | None = None,
-        smoothing: float = 0.0,
-    ) -> PolicyOutput:
-        """Compute log-probability, entropy and value of given tokens, differentiable.
+    def evaluate(self, observation: Observation, sample: Tensor, /) -> PolicyOutput:
+        """Compute log-probability, entropy and value of what `act` drew, differentiable.
 
-        Tokens are int64 [B, C, A], or [B, G, C, A] with G chunks for each row. Log-probabilities are at the
-        policy's own sampling temperature, as `act` reports them, unless `temperature` is given. With
-        `smoothing`, a number of bins, the log-probability is a Gaussian-weighted mean over the bins around
-        each token, for imitation.
+        `sample` is [B, *sample_shape], or [B, G, *sample_shape] with G samples for each row, as in
+        `ActionChunk.sample`. Log-probabilities and entropy are float32 [B, C, A] or [B, G, C, A], by executed
+        action, whatever the sample looks like: ratios of a chunk sum over C and A.
         """
-
-    @abstractmethod
-    def tokenize(self, actions: Tensor) -> Tensor:
-        """Return the int64 [B, C, A] token ids of actions [B, C, A] in the units of `action_spec`."""
 
     @abstractmethod
     def save_pretrained(self, directory: Path) -> None:
@@ -224,6 +266,37 @@ class Policy(nn.Module, ABC):
     def value(self, observation: Observation) -> Tensor:
         """Return values alone, float32 [B, C] or [B, 1]; raises RoveError without a critic."""
         raise RoveError(f"{type(self).__name__} has no critic: train it by GRPO or vine sampling.")
+
+    @property
+    def horizon(self) -> int:
+        """Number of actions that are predicted at once, H ≥ C; by default the C that are executed."""
+        return self.chunk
+
+    @staticmethod
+    def horizon_of(run: Run) -> int:
+        """Return H of the policy of `run`, before it is built or read: demonstrations are collected by it.
+
+        By default it is `rollout.chunk`. A subclass that overrides `horizon` overrides this too.
+        """
+        return run.rollout.chunk
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        mask: Tensor,
+        /,
+        config: SFTConfig,
+        noise: SamplingNoise,
+    ) -> Imitation:
+        """Compute how far the policy is from demonstrated actions, differentiable.
+
+        `actions` are float32 [B, H, A], in the units of `action_spec`, and `mask`, bool [B, H], says which of
+        them count; both are on the host. What is random is drawn from `noise`, which no two calls share. Of
+        `config` a policy reads what concerns it, as token policies do `smoothing`. Raises RoveError where the
+        policy cannot be imitated into; `check` says so before anything is made.
+        """
+        raise RoveError(_NOT_TAUGHT.format(type(self).__name__))
 
     def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
         """Check whether this policy fits a suite; each check gives one finding, "pass", "warn" or "fail".
@@ -238,6 +311,15 @@ class Policy(nn.Module, ABC):
 
         It is called before anything is built or collected. A subclass that can do less extends it.
         """
+        if run.sft is not None and cls.imitation_loss is Policy.imitation_loss:
+            raise RoveError(_NOT_TAUGHT.format(cls.__name__))
+        if (horizon := cls.horizon_of(run)) < run.rollout.chunk:
+            raise RoveError(
+                f"rollout.chunk = {run.rollout.chunk} actions are to be executed of a chunk, but "
+                f"{cls.__name__} predicts {horizon}: set --rollout.chunk {horizon} or less."
+            )
+        if run.sft is not None and run.sft.smoothing and not issubclass(cls, TokenPolicy):
+            raise RoveError(f"{cls.__name__} has no bins to spread a label over: set --sft.smoothing 0.")
         if run.sft is not None and run.sft.grounding and not issubclass(cls, Locator):
             raise RoveError(
                 f"{cls.__name__} cannot be taught to point: set --sft.grounding 0 --sft.grounding_steps 0, "
@@ -271,8 +353,63 @@ class Policy(nn.Module, ABC):
         )
 
 
+class TokenPolicy(Policy):
+    """A policy that draws an action token for each number of a chunk: its sample is int64 [B, C, A]."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The shape of a row's tokens, (C, A)."""
+        return self.chunk, self.action_spec.dim
+
+    sample_dtype = torch.int64
+
+    @abstractmethod
+    def evaluate(
+        self,
+        observation: Observation,
+        tokens: Tensor,
+        /,
+        temperature: float | None = None,
+        smoothing: float = 0.0,
+    ) -> PolicyOutput:
+        """Compute log-probability, entropy and value of given tokens, differentiable; see `Policy.evaluate`.
+
+        Tokens are int64 [B, C, A], or [B, G, C, A] with G chunks for each row. Log-probabilities are at the
+        policy's own sampling temperature, as `act` reports them, unless `temperature` is given. With
+        `smoothing`, a number of bins, the log-probability is a Gaussian-weighted mean over the bins around
+        each token, for imitation.
+        """
+
+    @abstractmethod
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """Return the int64 [B, C, A] token ids of actions [B, C, A] in the units of `action_spec`."""
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        mask: Tensor,
+        /,
+        config: SFTConfig,
+        noise: SamplingNoise,
+    ) -> Imitation:
+        """Compute the cross-entropy of the actions' tokens, nats, at temperature 1, spread over the bins
+        around them by `config.smoothing`; and, as "token_probability", the tokens' probability."""
+        output = self.evaluate(
+            observation, self.tokenize(actions), temperature=1.0, smoothing=config.smoothing
+        )
+        counts = transfer.to(mask, output.logprob.device)[..., None]
+        probability = (output.logprob.detach().exp() * counts).sum()
+        loss = -(output.logprob * counts).sum()
+        return Imitation(loss, {"token_probability": probability}, output.pointing)
+
+
 class Regressor(Policy):
-    """A policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head does."""
+    """A policy that can give actions outright, without a distribution, as OpenVLA-OFT's L1 head does.
+
+    Where it does it is imitated by the mean absolute error of normalised actions (Kim et al. 2025, section
+    4); a class that can do more than regress names its other base after this one.
+    """
 
     @property
     @abstractmethod
@@ -286,6 +423,22 @@ class Regressor(Policy):
     @abstractmethod
     def normalize(self, actions: Tensor) -> Tensor:
         """Normalise actions in the units of `action_spec` to the units of `regress`, float32 [..., A]."""
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        mask: Tensor,
+        /,
+        config: SFTConfig,
+        noise: SamplingNoise,
+    ) -> Imitation:
+        """Compute the absolute error of normalised actions where the policy regresses."""
+        if not self.regresses:
+            return super().imitation_loss(observation, actions, mask, config, noise)
+        output = self.regress(observation)
+        wanted, counts = transfer.to((self.normalize(actions), mask), output.device)
+        return Imitation(((output - wanted).abs() * counts[..., None]).sum())
 
 
 class Locator(Policy):

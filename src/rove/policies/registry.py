@@ -108,6 +108,11 @@ def unknown_word(run: Run, vocabulary: Sequence[str], instructions: Sequence[str
     return _class_of(run).unknown_word(vocabulary, instructions)
 
 
+def horizon(run: Run) -> int:
+    """Return H, the number of actions that the run's policy predicts at once."""
+    return _class_of(run).horizon_of(run)
+
+
 def memory(run: Run) -> str | None:
     """Describe what the run's policy needs on the device that holds it; None where its class cannot say."""
     return _class_of(run).memory(run)

@@ -25,8 +25,8 @@ class Uniform:
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """Draw a chunk of actions. Raises RoveError without `noise`: a random policy has no best action."""
-        if noise is None:
+        """Draw a chunk of actions. Raises RoveError where it is to be greedy: it has no best action."""
+        if mode == "greedy" or noise is None:
             raise RoveError("A random policy has no best action: add --decoding sample.")
         shape = (len(observation), self.chunk, self.action_spec.dim)
         unit = noise.uniform(self.chunk * self.action_spec.dim).reshape(shape)

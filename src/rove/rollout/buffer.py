@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rove.errors import RoveError
 from rove.runtime.channel import Segment, aligned
 from rove.types import ActionChunk, Branches, EpisodeRecord, Observation, Trajectory
 
@@ -117,12 +118,15 @@ class Memory:
 class RolloutBuffer:
     """Holds T chunks of B slots; rows of idle slots stay zero and count as not executed."""
 
-    def __init__(self, layout: Layout, exchange: Exchange) -> None:
+    def __init__(
+        self, layout: Layout, exchange: Exchange, sample_shape: tuple[int, ...], sample_dtype: torch.dtype
+    ) -> None:
+        """Samples are kept as the policy declares them; see `Policy.sample_shape`."""
         t, b, c, a, g = layout.chunks, layout.num_envs, layout.chunk, layout.action_dim, layout.branches
         self.layout, self.exchange = layout, exchange
         self._texts = [[""] * b for _ in range(t + 1)]
         self._value: Tensor | None = None
-        self.tokens = torch.zeros(t, b, g, c, a, dtype=torch.long)
+        self.sample = torch.zeros(t, b, g, *sample_shape, dtype=sample_dtype)
         self.logprob = torch.zeros(t, b, g, c, a)
         self.final_value = torch.zeros(t, b, 1)
 
@@ -139,8 +143,8 @@ class RolloutBuffer:
     def put_action(self, t: int, slots: Tensor, chunk: ActionChunk) -> None:
         """Store what was chosen for `slots` (int64 [R]), one chunk or G of each, and hand it to the
         environments."""
-        shape = (len(slots), *self.tokens.shape[2:])
-        self.tokens[t, slots] = chunk.tokens.view(shape)
+        shape = (len(slots), *self.logprob.shape[2:])
+        self.sample[t, slots] = self._sample(chunk.sample, len(slots))
         self.logprob[t, slots] = chunk.logprob.view(shape)
         self.exchange.actions[slots] = chunk.actions.view(*shape[:-1], -1)
         if chunk.value is not None:
@@ -148,6 +152,18 @@ class RolloutBuffer:
                 shape = (self.layout.chunks + 1, self.layout.num_envs, chunk.value.shape[1])
                 self._value = torch.zeros(shape)
             self._value[t, slots] = chunk.value
+
+    def _sample(self, given: Tensor, rows: int) -> Tensor:
+        """Return a chunk's sample as [R, G, *sample_shape]. RoveError where it is not what was declared."""
+        branches, *shape = self.sample.shape[2:]
+        dtype = self.sample.dtype
+        if given.dtype != dtype or given.shape not in ((rows, *shape), (rows, branches, *shape)):
+            raise RoveError(
+                f"The policy declares samples of shape {shape} and {dtype} (sample_shape, "
+                f"sample_dtype), but act returned {list(given.shape[1:])} and {given.dtype} for a row: let "
+                "the two agree."
+            )
+        return given.view(rows, branches, *shape)
 
     def put_value(self, t: int | None, slots: Tensor, value: Tensor) -> None:
         """Store bootstrap values [R, C or 1] of `slots` (int64 [R]): of the final observations of episodes
@@ -161,7 +177,7 @@ class RolloutBuffer:
 
     def clear(self, first: int, last: int) -> None:
         """Forget what the slots from `first` up to `last` did: their part of the rollout begins anew."""
-        for tensor in (self.tokens, self.logprob, self.final_value, self._value):
+        for tensor in (self.sample, self.logprob, self.final_value, self._value):
             if tensor is not None:
                 tensor[:, first:last] = 0
         x = self.exchange.slots(first, last)
@@ -177,7 +193,7 @@ class RolloutBuffer:
                 tuple(text for row in self._texts[:t] for text in row),
                 None if self.layout.state is None else x.state[:t].flatten(0, 1),
             ),
-            tokens=self.tokens[:, :, 0],
+            sample=self.sample[:, :, 0],
             logprob=self.logprob[:, :, 0],
             value=self._value,
             final_value=None if self._value is None else self.final_value,
@@ -196,4 +212,4 @@ class RolloutBuffer:
             torch.cat((first[:, :, None], others), dim=2)
             for first, others in ((x.reward, x.tried_reward), (x.executed, x.tried_executed))
         )
-        return Branches(self.tokens, self.logprob, reward, executed)
+        return Branches(self.sample, self.logprob, reward, executed)

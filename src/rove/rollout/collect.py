@@ -12,7 +12,7 @@ from rove import transfer
 from rove.envs.base import VectorEnv
 from rove.policies.actions import ActionConverter
 from rove.policies.base import ActingPolicy, SamplingNoise
-from rove.types import ActionChunk, ActionSpec, Observation
+from rove.types import ActionChunk, ActionSpec, Mode, Observation
 
 
 def running(env: VectorEnv) -> Tensor:
@@ -21,16 +21,14 @@ def running(env: VectorEnv) -> Tensor:
 
 
 def act_rows(
-    policy: ActingPolicy, env: VectorEnv, observation: Observation, rows: Tensor, seed: int | None
+    policy: ActingPolicy, env: VectorEnv, observation: Observation, rows: Tensor, mode: Mode, seed: int
 ) -> ActionChunk:
-    """Act for the running slots only; without a seed, greedily. R rows, in the environment's convention."""
+    """Act for the running slots only. R rows, in the environment's convention."""
     seen = observation if len(rows) == env.num_envs else observation.select(rows)
-    noise = None
-    if seed is not None:
-        specs = env.specs
-        episode = torch.tensor([spec.seed for b in rows.tolist() if (spec := specs[b]) is not None])
-        noise = SamplingNoise(seed, episode, env.elapsed[rows] // env.chunk)
-    return act(policy, env.action_spec, seen, noise)
+    specs = env.specs
+    episode = torch.tensor([spec.seed for b in rows.tolist() if (spec := specs[b]) is not None])
+    noise = SamplingNoise(seed, episode, env.elapsed[rows] // env.chunk)
+    return act(policy, env.action_spec, seen, noise, mode=mode)
 
 
 def act(
@@ -39,14 +37,15 @@ def act(
     observation: Observation,
     noise: SamplingNoise | None,
     samples: int | None = None,
+    mode: Mode = "sample",
 ) -> ActionChunk:
-    """Return the actions that the policy chooses, greedily without `noise`, in the convention `action_spec`;
-    on the host, which waits for it once."""
+    """Return the actions that the policy chooses, in the convention `action_spec`; on the host, which waits
+    for it once. Without `noise` it chooses greedily."""
     with torch.inference_mode():
         if noise is None:
             chunk = policy.act(observation, "greedy")
         elif samples is None:
-            chunk = policy.act(observation, "sample", noise)
+            chunk = policy.act(observation, mode, noise)
         else:  # a policy of which nobody asks for several need not know of them
             chunk = policy.act(observation, "sample", noise=noise, samples=samples)
         chunk = transfer.to(chunk, "cpu")

@@ -240,4 +240,4 @@ class Stage:
 
     def close(self) -> None:
         """Free the environment."""
-        self.env.close()
+        self.calls.close()

@@ -59,7 +59,7 @@ def start(shown: memoryview) -> None:
     threading.Thread(target=beat, daemon=True).start()
 
 
-class _Patience:
+class Patience:
     """Seconds in which a process was looked at without anything new. Time in which nobody looked does not
     count: this process may have been stopped itself."""
 
@@ -86,7 +86,7 @@ class Watch:
         which may wait for others like it."""
         self.deadline = deadline
         self._patient = patient
-        self._life, self._work = _Patience(), _Patience()
+        self._life, self._work = Patience(), Patience()
         self._answers = 0
         self._before = 0
         """Its headway when it last answered, or was asked while it had nothing to do."""

@@ -24,8 +24,9 @@ from rove.errors import RoveError
 from rove.runtime import gpus, pulse
 from rove.runtime.actor import Actor, Future, Given, Lost, P, R, Shared, T, V_co
 from rove.runtime.channel import pack, unpack
+from rove.runtime.guard import Guard
 from rove.runtime.process import Crash, crash
-from rove.runtime.pulse import WAKE, Signs, Watch, headway
+from rove.runtime.pulse import WAKE, Patience, Signs, Watch, headway
 from rove.runtime.setup import Setup
 
 _NODE = "ray.io/node-id"
@@ -33,6 +34,12 @@ _ASIDE = "aside"
 """Name of the group of calls that an actor carries out beside the others."""
 _REACHED, _JOINED = 10.0, 60.0
 """Seconds in which a cluster has to answer at its address, and in which it has to be joined."""
+_HEAD = 30.0
+"""Seconds without an answer of Ray's head after which the cluster is gone. Ray itself would wait 60 s
+(`RAY_gcs_rpc_server_reconnect_timeout_s`), and then end the process without saying so."""
+_NODE_ANSWERS = 60.0
+"""Seconds in which a node that is well runs a function. Of one that is not, Ray knows after 15 s where its
+processes are gone, and after 65 s where they are stopped (`RAY_health_check_*` on the head)."""
 _RENUMBERS_NOTHING = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
@@ -53,6 +60,7 @@ def connect(address: str | None) -> None:
             "placement.executor = 'ray' needs the package 'ray', which is not installed. Install it: "
             "pip install 'rove[ray]'"
         ) from error
+    global _head
     if ray.is_initialized():
         return
     if address is not None:
@@ -80,6 +88,50 @@ def connect(address: str | None) -> None:
             f"Ray's sockets would have too long a path ({error}): set RAY_TMPDIR, or TMPDIR, to a short one, "
             "such as /tmp."
         ) from error
+    _head = _Head(address)
+
+
+class _Head:
+    """Has this process end once Ray's head no longer answers: calls of Ray's then wait without a deadline,
+    until Ray ends the process."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address, self._answers, self._patience = address, 0, Patience()
+        self._over = threading.Event()
+        self._guard = Guard(self._wrong)
+        self._asking = threading.Thread(target=self._ask, daemon=True, name="asks Ray's head")
+        self._asking.start()
+
+    def _ask(self) -> None:
+        import ray
+
+        while ray.is_initialized() and not self._over.wait(WAKE):
+            with suppress(Exception):  # to fail, in whatever way, is no answer
+                ray.nodes()  # waits for as long as there is none
+                self._answers += 1
+        self._guard.stop()  # whoever joins a cluster again has it watched anew
+
+    def _wrong(self) -> str | None:
+        import ray
+
+        if not ray.is_initialized() or self._patience.look(self._answers) <= _HEAD:
+            return None
+        given = self._address
+        where = "that this run started" if given is None else f"at placement.ray_address = {given!r}"
+        return (
+            f"The head of the Ray cluster {where} has not answered for {_HEAD:g} s: it has gone away. The "
+            "newest checkpoint is kept: start the cluster again, and go on with rove train --resume."
+        )
+
+    def stop(self) -> None:
+        """End nothing from now on."""
+        self._guard.stop()
+        self._over.set()
+        self._asking.join(2 * WAKE)
+
+
+_head: _Head | None = None
+"""Of the cluster that was joined with `connect`."""
 
 
 def _reach(address: str) -> None:
@@ -129,35 +181,54 @@ def nodes() -> list[dict[str, Any]]:
     return sorted(alive, key=lambda node: (node["NodeID"] != here, node["NodeID"]))
 
 
-def run_on(node: str, function: Callable[[], R]) -> R:
-    """The result of a function on the node of this name."""
+def run_on(node: str, function: Callable[[], R], seconds: float | None = None) -> R:
+    """The result of a function on the node of this name, within so many seconds; None: however many."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(function).remote())
+    return ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(function).remote(), timeout=seconds)
+
+
+def answers(node: str) -> bool:
+    """Whether the node of this name still runs what it is asked to."""
+    import ray
+
+    try:
+        run_on(node, _nothing, _NODE_ANSWERS)
+    except ray.exceptions.RayError:  # it is known to be gone, or there was no answer
+        return False
+    return True
+
+
+def _nothing() -> None:
+    """To be done on a node, to see whether it answers."""
 
 
 def leave() -> None:
     """Leave the cluster, or end the one that was started here."""
     import ray
 
+    if _head is not None:
+        _head.stop()
     ray.shutdown()
 
 
 class Reservation:
     """Resources of a cluster, set aside together or not at all."""
 
-    def __init__(self, bundles: Sequence[Mapping[str, float]], nodes: Sequence[str], patience: float) -> None:
-        """Bundle i is on `nodes[i]`. Raises RoveError where the cluster does not have them all within
-        `patience` seconds."""
+    def __init__(
+        self, bundles: Sequence[Mapping[str, float]], nodes: Sequence[str] | None, patience: float
+    ) -> None:
+        """Bundle i is on `nodes[i]`; None: all are on one node that has room for them. Raises RoveError where
+        the cluster does not have them all within `patience` seconds."""
         import ray
         from ray.util import placement_group
 
         self._group = placement_group(
             [dict(bundle) for bundle in bundles],
-            strategy="PACK",
-            bundle_label_selector=[{_NODE: node} for node in nodes],
+            strategy="PACK" if nodes else "STRICT_PACK",
+            bundle_label_selector=[{_NODE: node} for node in nodes] if nodes else None,
         )
         try:
             ray.get(self._group.ready(), timeout=patience)
@@ -173,6 +244,12 @@ class Reservation:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+
+    def node(self) -> str:
+        """The name of the node that has the first bundle."""
+        from ray.util.placement_group import placement_group_table
+
+        return placement_group_table(self._group)["bundles_to_node_id"][0]
 
     def gpus(self, bundles: Sequence[int]) -> list[int]:
         """CUDA index, on its node, of the GPU that was reserved for each of these bundles.
@@ -212,13 +289,19 @@ class InActor(Actor[T]):
     here = False
 
     def __init__(
-        self, name: str, make: Callable[[], T], options: dict[str, Any], *, deadline: float = 600.0
+        self,
+        name: str,
+        make: Callable[[], T],
+        options: dict[str, Any],
+        *,
+        deadline: float = 600.0,
+        node: str | None = None,
     ) -> None:
         """`make` has to be picklable; `options` are Ray's; `deadline` says when it counts as hung, see
-        `pulse.Watch`."""
+        `pulse.Watch`; `node` is the name of the one that it is on, where that is known."""
         import ray
 
-        self.name, setup = name, Setup.here()
+        self.name, self.node, setup = name, node, Setup.here()
         self._watch, self._seen = Watch(deadline, patient=True), Signs(0, 0)
         self._news: Any = None
         """Its signs, on their way."""
@@ -252,6 +335,12 @@ class InActor(Actor[T]):
             self._news = None
         if self.lost is None and (how := self._watch.overdue(self._seen)) is not None:
             self.lost = Lost(self.name, how)
+
+    def fate(self, error: Exception) -> str:
+        """How it was lost, by Ray's error, to be said of it."""
+        if self.node is not None and not answers(self.node):
+            return f"was on a node of the Ray cluster that has gone away ({self.node})"
+        return f"is gone: {' '.join(str(error).split())}"
 
     def close(self) -> None:
         import ray
@@ -301,7 +390,7 @@ class _Call(Future[R]):
         try:
             answer = unpack(*ray.get(self._ref))
         except ray.exceptions.RayError as error:
-            raise Lost(self._actor.name, f"is gone: {error}") from error
+            raise Lost(self._actor.name, self._actor.fate(error)) from error
         if isinstance(answer, Crash):
             raise Lost(self._actor.name, f"failed:\n{answer.trace.rstrip()}", answer.error)
         return answer[0]
@@ -336,7 +425,7 @@ class _Served:
         try:
             unpack(*setup).apply()
             self._worker = unpack(*make)()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it was, the first call hands it on
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the first call hands it on
             self._failed = crash(error)
 
     def signs(self) -> int:
@@ -349,7 +438,7 @@ class _Served:
             try:
                 method, kwargs = unpack(*what)
                 return _packed((method(self._worker, *(unpack(*arg) for arg in args), **kwargs),))
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - likewise
+            except BaseException as error:  # noqa: BLE001 - likewise
                 self._failed = crash(error)
         return _packed(self._failed)
 

@@ -83,8 +83,8 @@ class RemotePolicy:
         noise: SamplingNoise | None = None,
         samples: int | None = None,
     ) -> ActionChunk:
-        """Ask for the actions of each row. Raises RoveError with `noise`: a server has no such setting."""
-        if noise is not None:
+        """Ask for the actions of each row. Raises RoveError where it is to sample: a server decides that."""
+        if mode == "sample":
             raise RoveError(f"{self._uri} decides how it samples: evaluate it with --decoding greedy.")
         rows = [observation.select([row]) for row in range(len(observation))]
         actions = torch.stack(list(self._threads.map(self._ask, rows)))

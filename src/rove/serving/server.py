@@ -131,7 +131,8 @@ class PolicyServer:
 
     def stop(self) -> None:
         """Tell the server to answer what is under way and to end; from any thread."""
-        self._loop.call_soon_threadsafe(self._end.set)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end.set)
 
     async def _drain(self) -> None:
         """Wait for the answers that are under way, while nobody else is let in."""

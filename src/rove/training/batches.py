@@ -14,9 +14,9 @@ from rove.training.augment import ColorJitter
 from rove.training.optim import Optimizer
 from rove.training.snapshots import Snapshots
 
-Gradient = Callable[[Tensor], dict[str, Tensor]]
-"""A function of a batch's rows, int64 [batch], that adds their gradient to the parameters and returns its
-metrics, which may still be on a device."""
+Gradient = Callable[[Tensor, int], dict[str, Tensor]]
+"""A function of a batch's rows, int64 [batch], and of the number of optimizer steps before, that adds their
+gradient to the parameters and returns its metrics, which may still be on a device."""
 OnStep = Callable[[int, dict[str, float]], None]
 """A function that is called with the number and the metrics of each optimizer step."""
 
@@ -61,7 +61,7 @@ def gradient_descent(
 
     policy.train()
     while optimizer.steps < steps:
-        metrics = gradient(torch.from_numpy(next(rows_of)))
+        metrics = gradient(torch.from_numpy(next(rows_of)), optimizer.steps)
         numbers, _ = optimizer.step(metrics)
         numbers["lr"] = optimizer.last_lr
         on_step(optimizer.steps, {f"{name}/{key}": value for key, value in numbers.items()})

@@ -21,10 +21,16 @@ from rove.errors import RoveError
 from rove.types import Demonstrations, EpisodeRecord
 
 
-def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float]]]:
+def dataset_statistics(
+    demonstrations: Demonstrations, chunk: int | None = None
+) -> dict[str, dict[str, list[float]]]:
     """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
-    where there is one, of the state ("proprio")."""
-    found = {"action": _spread(demonstrations.actions[demonstrations.mask])}
+    where there is one, of the state ("proprio").
+
+    Where rows begin `chunk` actions after each other and show more of them, each action counts once.
+    """
+    own = slice(chunk)
+    found = {"action": _spread(demonstrations.actions[:, own][demonstrations.mask[:, own]])}
     return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
 
 
@@ -92,12 +98,15 @@ def collect_demonstrations(
     episodes: int,
     noise: float,
     seed: int,
+    horizon: int | None = None,
     slips: float = 0.0,
     emphasis: Sequence[str] = (),
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
 ) -> Demonstrations:
     """Collect the first `episodes` successes of the environment's scripted expert on train states.
 
+    Each row shows `horizon` actions (default: those of a chunk) from the beginning of a chunk on, what the
+    expert did in the chunks that followed included, as far as the episode went without a miss on purpose.
     Failures are left out. `noise`: see `Demonstrator.step_expert_chunk`; `slips`: the share of chunks in
     which the expert misses on purpose, which are left out, so that the chunks after them show how to recover;
     `emphasis`: see `RolloutConfig`. `on_episode` is called with every record, failures included. Raises
@@ -127,12 +136,12 @@ def collect_demonstrations(
         actions, result = calls.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
-            if slipping[slot]:
-                continue
             seen = (observation.images[slot], observation.instruction[slot])
             point = None if points is None else points[slot]
             state = None if observation.state is None else observation.state[slot]
-            pending[slot].append((*seen, actions[slot], result.executed[slot], point, state))
+            # What follows a chunk is not shown beyond a miss: nobody is to expect to miss.
+            counts = result.executed[slot] & ~torch.tensor(bool(slipping[slot]))
+            pending[slot].append((*seen, actions[slot], counts, point, state))
         for record in result.finished:
             chunks = pending.pop(record.slot, [])
             failures += not record.success
@@ -140,7 +149,7 @@ def collect_demonstrations(
                 on_episode(record)
             if record.success and successes < episodes:
                 successes += 1
-                rows += chunks
+                rows += _shown(chunks, horizon or env.chunk)
         if failures > max(successes, env.num_envs):
             raise RoveError(
                 f"The expert of {env.suite.name!r} fails too often ({failures} of "
@@ -157,6 +166,23 @@ def collect_demonstrations(
         torch.stack(where) if isinstance(env, Grounder) else None,
         None if observation.state is None else torch.stack(states),
     )
+
+
+def _shown(chunks: Sequence[tuple], horizon: int) -> list[tuple]:
+    """Return the rows of an episode: of each chunk that counts `horizon` actions from its beginning on."""
+    rows = []
+    for start, (image, text, actions, mask, point, state) in enumerate(chunks):
+        if not mask.any():
+            continue
+        following = chunks[start : start - (-horizon // len(actions))]
+        shown = torch.zeros(horizon, *actions.shape[1:])
+        counts = torch.zeros(horizon, dtype=torch.bool)
+        together = torch.cat([chunk[2] for chunk in following])[:horizon]
+        there = torch.cat([chunk[3] for chunk in following])[:horizon]
+        shown[: len(together)] = together
+        counts[: len(there)] = there.cumprod(0)
+        rows.append((image, text, shown, counts, point, state))
+    return rows
 
 
 def _join(parts: Sequence[Demonstrations]) -> Demonstrations:

@@ -135,7 +135,7 @@ class Learner:
 
     def _evaluate(self, model: ParallelModel | Policy, micro: TrainBatch) -> PolicyOutput:
         with torch.autocast(self.device.type, torch.bfloat16, self.training.precision == "bfloat16"):
-            return model.evaluate(micro.observation, micro.tokens)
+            return model.evaluate(micro.observation, micro.sample)
 
     @torch.no_grad()
     def anchored(self, batch: TrainBatch) -> TrainBatch:

@@ -108,11 +108,11 @@ class ParallelModel:
         elif ranks.world > 1:
             self._joined = DistributedDataParallel(_Evaluation(policy))
 
-    def evaluate(self, observation: Observation, tokens: Tensor) -> PolicyOutput:
-        """Evaluate tokens as `Policy.evaluate` does."""
+    def evaluate(self, observation: Observation, sample: Tensor) -> PolicyOutput:
+        """Evaluate samples as `Policy.evaluate` does."""
         if self._joined is None:
-            return self.policy.evaluate(observation, tokens)
-        return PolicyOutput(*self._joined(observation, tokens))
+            return self.policy.evaluate(observation, sample)
+        return PolicyOutput(*self._joined(observation, sample))
 
     @property
     def loss_scale(self) -> int:
@@ -143,8 +143,8 @@ class _Evaluation(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, observation: Observation, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        output = self.policy.evaluate(observation, tokens)
+    def forward(self, observation: Observation, sample: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        output = self.policy.evaluate(observation, sample)
         return output.logprob, output.entropy, output.value
 
 

@@ -76,7 +76,7 @@ def learn_to_point(
     points, size = grounding.points, grounding.images.shape[-2]
     jitter = ColorJitter(config.color_jitter, seed)
 
-    def gradient(rows: Tensor) -> dict[str, Tensor]:
+    def gradient(rows: Tensor, step: int) -> dict[str, Tensor]:
         losses, count = [], int(present(points[rows]).sum())
         for part in rows.split(config.micro_batch):
             logits = policy.point(jitter(grounding.observation(part)))

@@ -1,8 +1,9 @@
-"""Supervised warm-up: cross-entropy on the action tokens of expert demonstrations."""
+"""Supervised warm-up: a policy imitates expert demonstrations, by a loss of its own."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rove import checkpoint, rundir, transfer
+from rove import checkpoint, rundir
 from rove.config import load
 from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
@@ -20,7 +21,7 @@ from rove.envs.base import VectorEnv
 from rove.errors import RoveError
 from rove.interrupt import Interrupt
 from rove.policies import registry as policies
-from rove.policies.base import Locator, Policy, Regressor
+from rove.policies.base import Locator, Policy, SamplingNoise
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.augment import ColorJitter
@@ -81,7 +82,7 @@ def warm_up(
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={suite.name: dataset_statistics(demonstrations)},
+            statistics={suite.name: dataset_statistics(demonstrations, run.rollout.chunk)},
             seed=run.seed,
             device=device,
         )
@@ -132,12 +133,15 @@ def _made_from(run: Run) -> dict[str, Any]:
 def _demonstrated_with(run: Run) -> dict[str, Any]:
     """All that demonstrations depend on."""
     assert run.sft is not None
+    horizon = policies.horizon(run)
     return {
         "env": load.to_dict(run.env),
         "num_envs": run.rollout.num_envs,
         "chunk": run.rollout.chunk,
         "seed": run.seed,
         "sft": {name: load.to_dict(run.sft)[name] for name in ("episodes", "noise", "slips", "emphasis")},
+        # Files from before policies could predict more than is executed do not say this.
+        **({} if horizon == run.rollout.chunk else {"horizon": horizon}),
     }
 
 
@@ -213,6 +217,7 @@ def demonstrate(
         episodes=run.sft.episodes,
         noise=run.sft.noise,
         seed=run.seed,
+        horizon=policies.horizon(run),
         slips=run.sft.slips,
         emphasis=run.sft.emphasis,
         on_episode=count,
@@ -233,16 +238,19 @@ def fit(
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
-    Every pass over the demonstrations is a fresh permutation. Actions are learned by the cross-entropy of
-    their tokens or, where the policy regresses, by the mean absolute error of their normalised values. Where
-    the policy points and the demonstrations have points, the pointing loss is added, times
-    `config.pointing_weight`.
+    Every pass over the demonstrations is a fresh permutation. The loss is the policy's own, see
+    `Policy.imitation_loss`; what it draws is keyed by seed, row and place in the order of training, so that
+    neither micro-batches nor a stop change it. Where the policy points and the demonstrations have points,
+    the pointing loss is added, times `config.pointing_weight`. Raises RoveError where the demonstrations
+    show another number of actions than the policy predicts.
     """
     jitter = ColorJitter(config.color_jitter, seed)
-    if isinstance(policy, Regressor) and policy.regresses:
-        gradient = _l1(policy, demonstrations, config, jitter)
-    else:
-        gradient = _cross_entropy(policy, demonstrations, config, jitter)
+    if (shown := demonstrations.actions.shape[1]) != policy.horizon:
+        raise RoveError(
+            f"The demonstrations show {shown} actions from each picture on, but the policy predicts "
+            f"{policy.horizon}: collect them anew, for this policy."
+        )
+    gradient = _imitation(policy, demonstrations, config, seed, jitter)
     gradient_descent(
         policy,
         len(demonstrations),
@@ -258,51 +266,29 @@ def fit(
     )
 
 
-def _cross_entropy(
-    policy: Policy, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
+def _imitation(
+    policy: Policy, demonstrations: Demonstrations, config: SFTConfig, seed: int, jitter: ColorJitter
 ) -> Gradient:
     points, size = demonstrations.points, demonstrations.images.shape[-2]
-    tokens = transfer.to(policy.tokenize(demonstrations.actions), "cpu")
+    actions, mask = demonstrations.actions, demonstrations.mask
 
-    def gradient(rows: Tensor) -> dict[str, Tensor]:
-        counted = float(demonstrations.mask[rows].sum()) * tokens.shape[-1]
-        losses, right = [], []
-        for part in rows.split(config.micro_batch):
-            output = policy.evaluate(
-                jitter(demonstrations.observation(part)),
-                tokens[part],
-                temperature=1.0,
-                smoothing=config.smoothing,
-            )
-            mask = transfer.to(demonstrations.mask[part], output.logprob.device)[..., None]
-            loss = -(output.logprob * mask).sum() / counted
-            losses.append(loss.detach())
+    def gradient(rows: Tensor, step: int) -> dict[str, Tensor]:
+        counted = float(mask[rows].sum()) * actions.shape[-1]
+        draws = torch.arange(len(rows)) + step * len(rows)
+        sums: dict[str, list[Tensor]] = defaultdict(list)
+        for part, drawn in zip(rows.split(config.micro_batch), draws.split(config.micro_batch), strict=True):
+            seen = jitter(demonstrations.observation(part))
+            noise = SamplingNoise(seed, part, drawn)
+            output = policy.imitation_loss(seen, actions[part], mask[part], config=config, noise=noise)
+            loss = output.loss / counted
+            sums["loss"].append(loss.detach())
             if output.pointing is not None and points is not None:
                 named = int(present(points[rows]).sum())
                 pointed = pointing_loss(output.pointing, points[part], size, named)
                 loss = loss + config.pointing_weight * pointed
             loss.backward()
-            right.append((output.logprob.detach().exp() * mask).sum() / counted)
-        return {"loss": torch.stack(losses).sum(), "token_probability": torch.stack(right).sum()}
-
-    return gradient
-
-
-def _l1(
-    policy: Regressor, demonstrations: Demonstrations, config: SFTConfig, jitter: ColorJitter
-) -> Gradient:
-    """Return the gradient function for a policy that gives actions outright (Kim et al. 2025, section 4)."""
-    target = transfer.to(policy.normalize(demonstrations.actions), "cpu")
-
-    def gradient(rows: Tensor) -> dict[str, Tensor]:
-        counted = float(demonstrations.mask[rows].sum()) * target.shape[-1]
-        losses = []
-        for part in rows.split(config.micro_batch):
-            output = policy.regress(jitter(demonstrations.observation(part)))
-            wanted, mask = transfer.to((target[part], demonstrations.mask[part]), output.device)
-            loss = ((output - wanted).abs() * mask[..., None]).sum() / counted
-            loss.backward()
-            losses.append(loss.detach())
-        return {"loss": torch.stack(losses).sum()}
+            for name, value in output.metrics.items():
+                sums[name].append(value / counted)
+        return {name: torch.stack(values).sum() for name, values in sums.items()}
 
     return gradient

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import Run
+from rove.envs.answers import Checked
 from rove.evaluation.evaluate import evaluate, make_env
 from rove.policies.base import Policy
 from rove.rollout.stage import supervise, take_faults
@@ -62,4 +63,4 @@ class Evaluator:
 
     def close(self) -> None:
         """Free the environment."""
-        self._env.close()
+        Checked(self._env).close()

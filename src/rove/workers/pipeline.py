@@ -49,7 +49,7 @@ from rove.rollout.stage import Position, Report
 from rove.runtime import memory
 from rove.runtime.actor import Future, Lost, Supervisor, wait
 from rove.runtime.channel import Segment
-from rove.runtime.pulse import WAKE
+from rove.runtime.pulse import WAKE, headway
 from rove.timing import Stopwatch
 from rove.types import ActionChunk, EpisodeRecord, Observation, Trajectory
 from rove.workers.environment import Environments
@@ -195,7 +195,9 @@ class Pipeline:
         layout = self._layout()
         shared = not all(worker.actor.here for worker in self.workers)
         whole = Memory(layout, Segment(layout.size) if shared else None)
-        self._buffer = RolloutBuffer(layout, whole.exchange)
+        self._buffer = RolloutBuffer(
+            layout, whole.exchange, self.policy.sample_shape, self.policy.sample_dtype
+        )
         return whole
 
     # --- reports in -------------------------------------------------------------------------------
@@ -237,6 +239,7 @@ class Pipeline:
                 self._recover(track.worker, lost)
 
     def _accept(self, track: _Track, report: Report) -> None:
+        headway()
         self._check(track, report)
         track.asked = None
         if report.t == 0:
@@ -408,8 +411,8 @@ def _split(chunk: ActionChunk, counts: Sequence[int]) -> list[ActionChunk]:
     if len(counts) == 1:
         return [chunk]
     values = [None] * len(counts) if chunk.value is None else list(chunk.value.split(list(counts)))
-    columns = (x.split(list(counts)) for x in (chunk.actions, chunk.tokens, chunk.logprob))
+    columns = (x.split(list(counts)) for x in (chunk.actions, chunk.sample, chunk.logprob))
     return [
-        ActionChunk(actions, tokens, logprob, value)
-        for actions, tokens, logprob, value in zip(*columns, values, strict=True)
+        ActionChunk(actions, sample, logprob, value)
+        for actions, sample, logprob, value in zip(*columns, values, strict=True)
     ]

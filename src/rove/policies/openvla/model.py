@@ -17,7 +17,7 @@ from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
-from rove.policies.base import Locator, Regressor, SamplingNoise, Work
+from rove.policies.base import Locator, Regressor, SamplingNoise, TokenPolicy, Work
 from rove.policies.openvla import bins, decoding, loading, lora, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel
@@ -52,7 +52,7 @@ ChunkFields = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """The fields of an `ActionChunk`: actions, tokens, log-probabilities, values."""
 
 
-class OpenVLA(ActionModel, Locator, Regressor):
+class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
     """A policy of the OpenVLA family, made by `build` or `from_pretrained`."""
 
     @classmethod
@@ -230,7 +230,7 @@ class OpenVLA(ActionModel, Locator, Regressor):
         actions, tokens, logprob, value = chosen
         return ActionChunk(
             actions=actions[:rows].clone(),
-            tokens=tokens[:rows].clone(),
+            sample=tokens[:rows].clone(),
             logprob=logprob[:rows].clone(),
             value=None if value is None else value[:rows].clone(),
         )
@@ -270,10 +270,11 @@ class OpenVLA(ActionModel, Locator, Regressor):
         self,
         observation: Observation,
         tokens: Tensor,
+        /,
         temperature: float | None = None,
         smoothing: float = 0.0,
     ) -> PolicyOutput:
-        """Evaluate given action tokens; see `Policy.evaluate`. Raises RoveError with an L1 head."""
+        """Evaluate given action tokens; see `TokenPolicy.evaluate`. Raises RoveError with an L1 head."""
         refuse_rl(self.action_head)
         samples = tokens.shape[1] if tokens.ndim == 4 else None
         inputs, given = self._inputs(observation, tokens)
