@@ -44,7 +44,8 @@ def evaluate(
     settings: dict[str, Any] | None = None,
     out: Path | str | None = None,
 ) -> EvalReport:
-    """Run a checkpoint, or "random", on held-out episodes of a suite, as `rove eval` does.
+    """Run a policy on held-out episodes of a suite, as `rove eval` does: a checkpoint, a served one
+    ("ws://HOST:PORT"), or "random".
 
     `suite` is an environment, with or without tasks: "tabletop", "libero:130". `episodes` are run for each of
     `variants` ("none", names separated by commas, or "all"), `num_envs` at once. `settings` change the
@@ -57,9 +58,7 @@ def evaluate(
         EvaluationConfig, {"episodes": episodes, "num_envs": num_envs, "decoding": decoding}, "evaluation"
     )
     file = None if out is None else Path(out)
-    return evaluate_checkpoint(
-        Path(checkpoint), suite, None, variants, config, seed=seed, settings=words, out=file
-    )
+    return evaluate_checkpoint(checkpoint, suite, None, variants, config, seed=seed, settings=words, out=file)
 
 
 def make_env(
@@ -118,7 +117,12 @@ def serve(
         )
 
         def answer(observation: Observation) -> Tensor:
-            # A policy that begins with noise begins with the same for all: the same observation, the same answer.
+            words = ((text, policy.unreadable(text)) for text in observation.instruction)
+            if unread := next(((text, word) for text, word in words if word is not None), None):
+                raise RoveError(
+                    f"The policy cannot read {unread[1]!r} of {unread[0]!r}: use words that it knows."
+                )
+            # A policy that begins with noise begins with the same each time: one observation, one answer.
             nothing = torch.zeros(len(observation), dtype=torch.long)
             return act(policy, spec, observation, SamplingNoise(0, nothing, nothing), mode="greedy").actions
 

@@ -179,8 +179,13 @@ def test_health_metrics_and_the_key() -> None:
         with served.connect(additional_headers={"Authorization": "Api-Key secret"}) as client:
             asked(client, request())
             metrics = served.get("/metrics")
-    for line in ('rove_latency_seconds{quantile="0.5"}', 'rove_latency_seconds{quantile="0.99"}',
-                 "rove_queue_length 0.0", "rove_clients 1.0", 'rove_batch_size_bucket{le="1.0"} 1.0'):  # fmt: skip
+    for line in (
+        'rove_latency_seconds{quantile="0.5"}',
+        'rove_latency_seconds{quantile="0.99"}',
+        "rove_queue_length 0.0",
+        "rove_clients 1.0",
+        'rove_batch_size_bucket{le="1.0"} 1.0',
+    ):
         assert line in metrics, metrics
 
 

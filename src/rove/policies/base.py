@@ -331,6 +331,10 @@ class Policy(nn.Module, ABC):
                 "sampling, or give it one (value_head and value)."
             )
 
+    def unreadable(self, instruction: str, /) -> str | None:
+        """Return the first word of an instruction that this policy cannot read; None where it reads all."""
+        return None
+
     @staticmethod
     def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
         """Return the first word of `instructions` that a new policy, built with `vocabulary`, cannot read.
