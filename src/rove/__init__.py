@@ -15,14 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rove.api import evaluate, make_env
+    from rove.api import evaluate, make_env, serve
     from rove.config.schema import Run
     from rove.train import train
 
     __version__: str
 
-__all__ = ["Run", "train", "evaluate", "make_env", "__version__"]
-_FROM = {"Run": "rove.config.schema", "evaluate": "rove.api", "make_env": "rove.api"}
+__all__ = ["Run", "train", "evaluate", "make_env", "serve", "__version__"]
+_FROM = {"Run": "rove.config.schema", "evaluate": "rove.api", "make_env": "rove.api", "serve": "rove.api"}
 
 
 def __getattr__(name: str) -> Any:

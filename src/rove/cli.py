@@ -11,6 +11,7 @@ import argparse
 import difflib
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -26,6 +27,7 @@ from rove.config.validate import check_ranges, validate
 from rove.errors import RoveError, nearest
 from rove.interrupt import Interrupt, Interrupted
 from rove.reporting.output import kept
+from rove.serving import is_remote
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,13 +265,35 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
             config,
             seed=args.seed,
             settings=settings,
+            execute=args.execute,
             out=args.out,
             on_begin=lambda count: progress.phase("evaluate", count),
             on_episode=lambda record: progress.advance(),
             say=progress.message,
         )
-    compared = report.once_and_at_end(args.checkpoint.name, judged)
+    name = args.checkpoint if is_remote(args.checkpoint) else Path(args.checkpoint).name
+    compared = report.once_and_at_end(name, judged)
     print(f"{report.task_table(judged)}\n\n{report.table(compared, judged.about.get('published'))}")
+
+
+def _serve(args: argparse.Namespace, settings: list[str]) -> None:
+    from rove.api import serve
+    from rove.serving.server import ServerOptions
+
+    for file in args.files:
+        recipes.import_file(file)
+    given = {field.name: getattr(args, field.name, None) for field in fields(ServerOptions)}
+    options = ServerOptions(**{name: value for name, value in given.items() if value is not None})
+    names = {name: getattr(args, name) for name in ("images", "state", "prompt")}
+    serve(
+        args.checkpoint,
+        args.suite,
+        keys=args.keys,
+        **{name: value for name, value in names.items() if value is not None},
+        options=replace(options, api_key=os.environ.get("ROVE_API_KEY")),
+        settings=settings,
+        say=lambda text: print(text, flush=True),
+    )
 
 
 def _assets(args: argparse.Namespace, settings: list[str]) -> int:
@@ -405,6 +429,27 @@ def _machines(text: str) -> int:
 _MOST_MACHINES = 256
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text[:40]!r}")
+    return int(text)
+
+
+def _wait(text: str) -> float:
+    """Milliseconds, as seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected milliseconds from 0 to 10000, got {text[:40]!r}")
+    return number / 1000
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {MAX_SEED}, got {text[:40]!r}")
@@ -468,8 +513,8 @@ COMMANDS: dict[str, Command] = {
         (
             Argument(
                 "checkpoint",
-                "a policy directory, e.g. runs/demo/sft; or random",
-                {"type": Path, "metavar": "CHECKPOINT"},
+                "a policy directory, e.g. runs/demo/sft; a served one, ws://HOST:PORT; or random",
+                {"metavar": "CHECKPOINT"},
             ),
             Argument(
                 "--suite",
@@ -485,6 +530,11 @@ COMMANDS: dict[str, Command] = {
             Argument("--num-envs", "episodes simulated at once", {"type": _positive, "metavar": "B"}),
             Argument("--seed", "of the sampling noise", {"type": _seed, "default": 0, "metavar": "N"}),
             Argument(
+                "--execute",
+                "actions of a server's answer that are executed (default: Rove's all, another's 5)",
+                {"type": _positive, "metavar": "N"},
+            ),
+            Argument(
                 "--import",
                 "a file that registers the suite or the policy; may be given again",
                 {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
@@ -493,6 +543,37 @@ COMMANDS: dict[str, Command] = {
                 "--out",
                 "file for every episode's outcome, as JSON; a stopped evaluation goes on from its journal",
                 {"type": Path},
+            ),
+        ),
+        settings=True,
+    ),
+    "serve": Command(
+        _serve,
+        "serve a checkpoint to robots and simulators, by openpi's websocket protocol",
+        (
+            Argument(
+                "checkpoint",
+                "a policy directory, e.g. runs/demo/best",
+                {"type": Path, "metavar": "CHECKPOINT"},
+            ),
+            Argument(
+                "--suite", "the suite in whose conventions it answers (default: its run's, else its own)"
+            ),
+            Argument("--host", "address to listen at; 0.0.0.0: other machines too (default: 127.0.0.1)"),
+            Argument("--port", "port to listen at; 0: any (default: 8000)", {"type": _port, "metavar": "N"}),
+            Argument("--keys", "whose entries clients send: libero, droid or aloha", {"default": "libero"}),
+            Argument("--images", "or those of the pictures, KEY,KEY", {"type": _names, "metavar": "KEYS"}),
+            Argument("--state", "those of the robot's state, KEY,KEY", {"type": _names, "metavar": "KEYS"}),
+            Argument("--prompt", "that of the instruction", {"metavar": "KEY"}),
+            Argument("--limit", "most observations in a forward pass", {"type": _positive, "metavar": "N"}),
+            Argument(
+                "--wait", "most milliseconds that one waits for others", {"type": _wait, "metavar": "MS"}
+            ),
+            Argument("--message-limit", "most bytes of a message", {"type": _positive, "metavar": "N"}),
+            Argument(
+                "--import",
+                "a file that registers the suite or the policy; may be given again",
+                {"type": Path, "metavar": "FILE.py", "dest": "files", "action": "append", "default": []},
             ),
         ),
         settings=True,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rove import checkpoint, host, rundir
 from rove.config import load
@@ -23,7 +24,11 @@ from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run, can_write
 from rove.runtime.guard import guarded
+from rove.serving import is_remote
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
+
+if TYPE_CHECKING:
+    from rove.serving.remote import RemotePolicy
 
 RANDOM = "random"
 """The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
@@ -33,7 +38,7 @@ SETTINGS = ("--env.", "--policy.", "--placement.device", "--placement.deadline")
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: Path | str,
     suite: str,
     tasks: str | None,
     variants: str,
@@ -41,6 +46,7 @@ def evaluate_checkpoint(
     *,
     seed: int,
     settings: Sequence[str] = (),
+    execute: int | None = None,
     out: Path | None = None,
     on_begin: Callable[[int], None] = lambda count: None,
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
@@ -53,6 +59,8 @@ def evaluate_checkpoint(
     "published", "--policy.dtype", "bfloat16"); elsewhere by the schema's defaults, by the published settings
     of the tasks and by the checkpoint. The policy is on a GPU where there is one, or where
     "--placement.device" says; an environment that hangs ends the process after "--placement.deadline".
+    `path` may also be the address of a served policy, "ws://HOST:PORT", of which `execute` actions an answer
+    are executed, and whose key is in the environment variable ROVE_API_KEY.
     `variants` is "none", names separated by commas, or "all" (which includes "none"). With `out` every
     episode is kept in a journal beside that file, from which the same evaluation goes on after a stop.
     `on_begin` is called with the number of episodes to run, `say` with the warnings of the policy's preflight
@@ -62,15 +70,21 @@ def evaluate_checkpoint(
     if out is not None:
         can_write(out, "--out")
     kind, _, named = suite.partition(":")
-    trained = _run_of(path)
-    run = _configured(trained, kind, tasks or named or None, settings)
+    trained = run_of(path)
+    run = configured(trained, kind, tasks or named or None, settings)
     run = replace(run, seed=seed, evaluation=config)
     # What can be wrong is found out before a large policy is loaded.
     checkpoint.refuse_damaged(path)
     listed = envs.suite(run.env)
     specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
-    chunk, placed = _policy(path, run, trained is not None, settings)
-    with guarded(run.placement.deadline), closing(make_env(run, chunk=chunk)) as env:
+    with ExitStack() as stack:
+        if is_remote(path):
+            served = stack.enter_context(closing(_served(str(path), config.num_envs, execute)))
+            chunk, placed = served.chunk, served.placed
+        else:
+            chunk, placed = policy_of(Path(path), run, trained is not None, settings)
+        stack.enter_context(guarded(run.placement.deadline))
+        env = stack.enter_context(closing(make_env(run, chunk=chunk)))
         policy = placed(env.action_spec)
         if isinstance(policy, Policy):
             ask = partial(policy.preflight, rl=False)
@@ -120,14 +134,16 @@ def evaluate_checkpoint(
     return report
 
 
-def _run_of(path: Path) -> Run | None:
+def run_of(path: Path | str) -> Run | None:
     """Read the run whose directory `path` lies in; None where it lies in none."""
-    files = (folder / "run.json" for folder in path.resolve().parents)
+    if is_remote(path):
+        return None
+    files = (folder / "run.json" for folder in Path(path).resolve().parents)
     file = next((file for file in files if file.is_file()), None)
     return load.load(file) if file else None
 
 
-def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> Run:
+def configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence[str]) -> Run:
     """Return the run to evaluate as: `run`, or a new one, with environment and settings replaced."""
     if wrong := [word for word in settings if word.startswith("--") and not word.startswith(SETTINGS)]:
         raise RoveError(
@@ -143,7 +159,7 @@ def _configured(run: Run | None, kind: str, tasks: str | None, settings: Sequenc
     return load.apply(replace(run, placement=replace(run.placement, device="auto")), settings)
 
 
-def _policy(
+def policy_of(
     path: Path, run: Run, trained: bool, settings: Sequence[str]
 ) -> tuple[int, Callable[[ActionSpec], ActingPolicy]]:
     """Return the policy's chunk C, and a function that builds the policy for an action spec.
@@ -158,6 +174,13 @@ def _policy(
         return run.rollout.chunk, lambda spec: policies.restore(run, path, spec, device)
     policy = policies.load(path, device=device, **_asked(run, settings))
     return policy.chunk, lambda spec: policy
+
+
+def _served(uri: str, connections: int, execute: int | None) -> RemotePolicy:
+    from rove.serving.remote import RemotePolicy
+
+    key = os.environ.get("ROVE_API_KEY")
+    return RemotePolicy(uri, connections=connections, execute=execute, api_key=key)
 
 
 def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:

@@ -189,6 +189,10 @@ class Policy(nn.Module, ABC):
     """The action spec of `ActionChunk.actions`."""
     value_head: nn.Module | None
     """The critic; None for a policy without one."""
+    num_images: int | None = None
+    """Number of pictures that it was trained to see at once; None where that is left open."""
+    state_size: int = 0
+    """P, the size of the robot's own state that it reads; 0: it reads none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,6 +330,10 @@ class Policy(nn.Module, ABC):
                 f"{cls.__name__} has no critic: set --policy.value_head none and train it by GRPO or vine "
                 "sampling, or give it one (value_head and value)."
             )
+
+    def unreadable(self, instruction: str, /) -> str | None:
+        """Return the first word of an instruction that this policy cannot read; None where it reads all."""
+        return None
 
     @staticmethod
     def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:

@@ -183,6 +183,7 @@ class ActionModel(nn.Module):
                 f"the action spec has {self.action_spec.dim} ({', '.join(self.action_spec.names)})."
             )
         self.state_normalizer = self._read_state(chosen) if settings.proprio else None
+        self.state_size = self.state_normalizer.dim if self.state_normalizer else 0
 
     def _make_modules(self, settings: Settings) -> None:
         """Make the model and its heads, in the order that a state dict lists them."""
@@ -194,7 +195,7 @@ class ActionModel(nn.Module):
             vocab_size=checkpoint.vocab_size,
             placeholders=settings.chunk * spec.dim if settings.placeholders == "learned" else 0,
             film=settings.film,
-            proprio=self.state_normalizer.dim if self.state_normalizer else 0,
+            proprio=self.state_size,
             pointers=settings.pointers,
         )
         width, head = checkpoint.llama.hidden_size, settings.value_head

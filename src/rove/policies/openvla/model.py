@@ -180,6 +180,10 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
         if grounding and run.policy.checkpoint is None and not run.policy.pointers:
             raise RoveError(NO_POINTERS)
 
+    def unreadable(self, instruction: str, /) -> str | None:
+        """Return the first word that is not in the vocabulary; see `Policy.unreadable`."""
+        return None if self.tokenizer is None else self.tokenizer.unknown(instruction)
+
     @staticmethod
     def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
         """Return the first word that a new policy's tokenizer lacks; see `Policy.unknown_word`."""
@@ -359,8 +363,12 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
     def _prefix(self, seen: Inputs) -> Prefix:
         state = None
         if self.state_normalizer is not None:
-            if seen.state is None:
-                raise RoveError("The policy reads the robot's state, which this suite does not give.")
+            given = 0 if seen.state is None else seen.state.shape[-1]
+            if seen.state is None or given != self.state_size:
+                raise RoveError(
+                    f"The policy reads {self.state_size} numbers of the robot's state, and the observation "
+                    f"has {given or 'none'}."
+                )
             state = self.state_normalizer.normalize(seen.state).clamp(-1.0, 1.0).float()
         return self.vlm.prefix(seen.ids, seen.mask, self.process_images(seen.images), state)
 

@@ -45,6 +45,10 @@ def unknown_word(tokenizer: Tokenizer, text: str) -> str | None:
     return next((text[start:end] for token, (start, end) in places if token == nothing), None)
 
 
+_CACHED = 4096
+"""Prompts that are kept as token ids."""
+
+
 class PromptTokenizer:
     """A tokenizer of instructions to left-padded batches of token ids, with a checkpoint's prompt."""
 
@@ -63,6 +67,8 @@ class PromptTokenizer:
             ids = self.tokenizer.encode(self._prompt(instruction)).ids
             if not ids or ids[-1] != self._end:
                 ids = [*ids, self._known(self._end, "rove.prompt_end")]
+            if len(self._cache) >= _CACHED:
+                self._cache.clear()  # as many sentences come from a server's clients, not from a suite
             self._cache[instruction] = ids
         return ids
 
