@@ -231,9 +231,11 @@ class FlowVLA(FlowModel):
         """Compute the flow-matching loss of a demonstration, differentiable: a scalar.
 
         `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count: the mean is
-        taken over these and the A real dimensions. Times are 0.001 + 0.999·Beta(1.5, 1), drawn with the noise.
+        taken over these and the A real dimensions, and those that do not count are zeros in normalised units.
+        Times are 0.001 + 0.999·Beta(1.5, 1), drawn with the noise.
         """
         target = self.normalize_actions(actions, observation.state)
+        target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
         count = self.horizon * self.config.max_action
         uniform = noise.uniform(count + 1)
         time = 0.001 + 0.999 * uniform[:, 0] ** (1 / 1.5)  # the inverse of the distribution function, t^1.5
