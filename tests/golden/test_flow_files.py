@@ -249,7 +249,9 @@ def test_token_ids(policy: str) -> None:
     tokenizer = prompts.read_tokenizer(folder, 257152)
     assert tokenizer is not None
     style, length = STYLES[policy], 200 if policy == "pi05" else 48
-    encoder = prompts.Prompts(tokenizer, style=style, length=length, bos=None if policy == "smolvla" else 2, pad=0)
+    encoder = prompts.Prompts(
+        tokenizer, style=style, length=length, bos=None if policy == "smolvla" else 2, pad=0
+    )
     for case in (case for case in cases() if case["policy"] == policy):
         state = torch.tensor([case["state_normalized"]]) if "state_normalized" in case else None
         ids, mask = encoder([case["task"]], state)

@@ -113,9 +113,10 @@ def test_density_gradient_and_ratio(case: Case) -> None:
     expected = case["grad_action_out_proj_weight"]
     assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max().clamp_min(1)
     with torch.no_grad():
-        case.policy.model.action_out_proj.bias += 0.02
+        bias = case.policy.model.action_out_proj.bias
+        bias.add_(0.02)
         after, _ = case.policy.density(case.prefix(), sample)
-        case.policy.model.action_out_proj.bias -= 0.02
+        bias.sub_(0.02)
     close(after, case["logprob_after"])
     ratio = (after - logprob).sum((1, 2)).exp()
     torch.testing.assert_close(ratio.detach(), case["ratio_chunk"], atol=1e-4, rtol=1e-3)
@@ -154,9 +155,7 @@ def test_learned_noise(name: str, arrays: dict[str, Tensor]) -> None:
     for i, layer in enumerate(network.layers):
         layer.load_state_dict({"weight": case[f"noise_w{i}"], "bias": case[f"noise_b{i}"]})
     prefix, start = case.prefix(), case.golden["noise"]
-    points, steps = chain.draw_all(
-        lambda x, k: case.policy.step(prefix, x, k), start, case["noise_eps"], K
-    )
+    points, steps = chain.draw_all(lambda x, k: case.policy.step(prefix, x, k), start, case["noise_eps"], K)
     assert isinstance(steps, Step)
     close(points, case["noise_chain"])
     close(steps.std, case["noise_std"])

@@ -1,9 +1,9 @@
 """The denoising chain of a flow-matching policy, as pure functions: its grid, its steps, their densities.
 
-A chain has K steps from t = 1, where x is noise, to t = 0, where x is a normalised chunk of actions. Its points
-are `x_0, …, x_K`, at t_k = 1 − k/K. `x` and the velocity `v` are [B, H, D] here: B rows, H predicted actions,
-D padded action dimensions. A stochastic step is a Gaussian whose mean and standard deviation follow from `x`
-and `v`, so a chain of such steps has a density, which is what reinforcement learning needs.
+A chain has K steps from t = 1, where x is noise, to t = 0, where x is a normalised chunk of actions. Its
+points are `x_0, …, x_K`, at t_k = 1 − k/K. `x` and the velocity `v` are [B, H, D] here: B rows, H predicted
+actions, D padded action dimensions. A stochastic step is a Gaussian whose mean and standard deviation follow
+from `x` and `v`, so a chain of such steps has a density, which is what reinforcement learning needs.
 """
 
 from __future__ import annotations

@@ -254,8 +254,8 @@ def _read_smolvla(config: Table) -> tuple[VisionSizes, TextSizes, TextSizes, dic
         name = config.get("vlm_model_name", str, _NAMES[0])
         if name.rpartition("/")[2] not in _NAMES:
             raise RoveError(
-                f"{config.where}: the sizes of vlm_model_name = {name!r} are not known: add them as vlm_config, "
-                "from that model's own config.json."
+                f"{config.where}: the sizes of vlm_model_name = {name!r} are not known: add them "
+                "as vlm_config, from that model's own config.json."
             )
         vlm = Table(_SMOLVLM, f"{config.where}: vlm_config")
     text = _text(vlm.table("text_config", needed=True), hidden_act=("silu", "swish"))
@@ -264,8 +264,8 @@ def _read_smolvla(config: Table) -> tuple[VisionSizes, TextSizes, TextSizes, dic
     experts = config.get("num_expert_layers", int, -1)
     if experts > 0 and experts != text.layers:
         raise RoveError(
-            f"{config.where}: num_expert_layers = {experts}, but the VLM has {text.layers} layers: only equal "
-            "numbers are computed with."
+            f"{config.where}: num_expert_layers = {experts}, but the VLM has {text.layers} layers: only "
+            "equal numbers are computed with."
         )
     width = int(config.get("expert_width_multiplier", PositiveFloat, 0.75) * text.width)
     mlp = -(-int(2 * width / 3) * 4 // 256) * 256
@@ -303,8 +303,8 @@ def _read_pi(config: Table) -> tuple[VisionSizes, TextSizes, TextSizes, dict[str
     for name in ("layers", "heads", "kv_heads", "head_dim"):
         if getattr(text, name) != getattr(expert, name):
             raise RoveError(
-                f"{config.where}: the VLM has {name} {getattr(text, name)}, the expert {getattr(expert, name)}: "
-                "they attend to each other layer by layer and need the same."
+                f"{config.where}: the VLM has {name} {getattr(text, name)}, the expert "
+                f"{getattr(expert, name)}: they attend to each other layer by layer and need the same."
             )
     return _vision(config.table("vlm_config")), text, expert, {}
 
@@ -320,7 +320,9 @@ def _text(table: Table, *, hidden_act: tuple[str, ...], gemma: bool = False) -> 
         heads=heads,
         kv_heads=table.get("num_key_value_heads", WIDTH, heads),
         head_dim=table.get("head_dim", WIDTH, 256 if gemma else width // heads),
-        vocab=table.get("vocab_size", Annotated[int, Range("from 1 to 10,000,000", lambda x: 0 < x <= 10**7)], 1),
+        vocab=table.get(
+            "vocab_size", Annotated[int, Range("from 1 to 10,000,000", lambda x: 0 < x <= 10**7)], 1
+        ),
         eps=table.get("rms_norm_eps", PositiveFloat, 1e-6 if gemma else 1e-5),
     )
     if sizes.heads % sizes.kv_heads or sizes.head_dim % 2:

@@ -87,7 +87,7 @@ class FlowModel(nn.Module):
         config, spec = settings.config, settings.action_spec
         self.config = config
         self.sampling = settings.sampling
-        self.chunk, self.horizon, self.action_spec = settings.chunk, config.horizon, spec
+        self.chunk, self.action_spec = settings.chunk, spec
         self.statistics = settings.statistics
         self.prompts = settings.prompts
         self.prefixed = settings.prefixed
@@ -109,6 +109,11 @@ class FlowModel(nn.Module):
         for name, values in (("low", spec.low), ("high", spec.high)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
         self.thaw()
+
+    @property
+    def horizon(self) -> int:
+        """Number of actions that are predicted at once, H."""
+        return self.config.horizon
 
     @property
     def device(self) -> torch.device:
@@ -155,10 +160,10 @@ class FlowModel(nn.Module):
     # --- inputs -------------------------------------------------------------------------------------
 
     def process_images(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Convert uint8 pictures [B, h, w, 3] of each camera to pixel values, float32 [B, 3, S, S] in [−1, 1].
+        """Convert uint8 pictures [B, h, w, 3] of each camera to pixel values, float32 [B, 3, S, S].
 
-        Pictures of cameras that are always absent, which are all −1, follow those given. Raises RoveError on
-        another number of cameras than the policy has.
+        Pixel values are in [−1, 1]. Pictures of cameras that are always absent, all −1, follow those given.
+        Raises RoveError on another number of cameras than the policy has.
         """
         self._check_cameras(len(images))
         size = self.config.image_size
@@ -171,19 +176,23 @@ class FlowModel(nn.Module):
         wanted = self.config.cameras
         if given == 0 or (wanted is not None and given != wanted):
             raise RoveError(
-                f"The policy sees {wanted or 'one or more'} pictures ({self.config.where}: input_features), the "
-                f"suite gives {given}: use a suite or its settings that give as many, or, to train it on "
+                f"The policy sees {wanted or 'one or more'} pictures ({self.config.where}: input_features), "
+                f"the suite gives {given}: use a suite or its settings that give as many, or, to train it on "
                 f"others, read it with cameras={given}."
             )
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """Normalise states [B, P], and pad them with zeros to [B, 32] where the network reads them (not π0.5)."""
+        """Normalise states [B, P], and pad them with zeros to [B, 32] where the network reads them.
+
+        π0.5 reads them in its prompt: they stay [B, P].
+        """
         normalized = self.state_normalizer.normalize(transfer.to(state, self.device))
         if self.config.family == "pi05":
             return normalized
         if normalized.shape[-1] > self.config.max_state:
             raise RoveError(
-                f"The state has {normalized.shape[-1]} numbers, the policy reads at most {self.config.max_state}."
+                f"The state has {normalized.shape[-1]} numbers, the policy reads at most "
+                f"{self.config.max_state}."
             )
         return F.pad(normalized, (0, self.config.max_state - normalized.shape[-1]))
 
@@ -199,7 +208,7 @@ class FlowModel(nn.Module):
         return F.pad(normalized, (0, self.config.max_action - normalized.shape[-1]))
 
     def unnormalize(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        """Convert normalised actions [B, H, 32] to the data's units, float32 [B, H, A]; `state` [B, P] is raw.
+        """Convert normalised actions [B, H, 32] to the data's units, [B, H, A]; `state` [B, P] is raw.
 
         The state is added where the policy's actions are relative to it; RoveError where it is None then.
         """
@@ -232,8 +241,8 @@ class FlowModel(nn.Module):
 
         `pixel_values` are those of `process_images`, `image_masks` bool [B, n] says which are there;
         `lang_tokens` int64 [B, L] and `lang_masks` bool [B, L] are the prompt, padded on the right;
-        `state_normalized` is that of `normalize_state`. `output` False leaves out `Prefix.output`, which only a
-        critic reads.
+        `state_normalized` is that of `normalize_state`. `output` False leaves out `Prefix.output`, which only
+        a critic reads.
         """
         if len(pixel_values) != image_masks.shape[1]:
             raise RoveError(f"There are {len(pixel_values)} pictures, but masks of {image_masks.shape[1]}.")
@@ -244,7 +253,7 @@ class FlowModel(nn.Module):
         return self.model.prefix(self.model.embed_prefix(*inputs), inputs[-1], output=output)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, time: Tensor) -> Tensor:
-        """Compute velocities, float32 [B, H, 32], of points `x_t` [B, H, 32] at times [B] from 1 (noise) to 0."""
+        """Compute velocities, float32 [B, H, 32], of points `x_t` [B, H, 32] at times [B]; 1 is noise."""
         return self.model.velocity_of(self.model.suffix(prefix, x_t, time))
 
     def denoise(self, prefix: Prefix, noise: Tensor, steps: int) -> Tensor:
@@ -274,7 +283,7 @@ class FlowModel(nn.Module):
         return Step(plain, *stochastic(x, v, k, sampling.steps, sampling.level))
 
     def features(self, prefix: Prefix) -> Tensor:
-        """Return what the critic reads, [B, D]: the mean of `Prefix.output` over the tokens that are there."""
+        """Return what the critic reads, [B, D]: the mean of `Prefix.output` over the tokens there are."""
         assert prefix.output is not None
         weight = prefix.pad_mask[..., None].to(torch.float32)
         # Padding holds arbitrary numbers: zeros times those would still be them if they were not finite.

@@ -31,7 +31,7 @@ class NoiseNetwork(nn.Module):
         self.layers[-1].weight.zero_()  # pyright: ignore[reportCallIssue]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Compute deviations [..., D] of the expert's hidden states [..., W], between bounds in log-variance."""
+        """Compute deviations [..., D] of the expert's hidden states [..., W]."""
         with torch.autocast(hidden.device.type, enabled=False):
             x = hidden.float()
             for layer in self.layers[:-1]:

@@ -1,4 +1,4 @@
-"""Conversion of camera pictures to pixel values in [−1, 1], batched, by the resizer of a checkpoint's training.
+"""Conversion of camera pictures to pixel values in [−1, 1], batched, as in a checkpoint's training.
 
 All three keep the picture's aspect and pad the rest, and all three differ: by 0.009 on average between
 256 and 224 pixels, and by 0.2 at edges.

@@ -117,7 +117,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of a language model or of an expert; an expert's also attends to the prefix's keys and values."""
+    """A layer of a language model or of an expert, which attends to the prefix's keys and values too."""
 
     cross = False
     """True where the layer attends to the prefix alone."""

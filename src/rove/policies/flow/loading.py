@@ -1,8 +1,8 @@
-"""Checkpoint directories of flow policies: read onto the meta device's modules one tensor at a time, and written.
+"""Checkpoint directories of flow policies: read onto the meta device's modules tensor by tensor, and written.
 
-LeRobot's layout with processors or with old buffers, and openpi's, which RLinf's is but for a folder. Besides the
-published files there are Rove's own: settings under "rove" in config.json, rove.safetensors with the critic and
-the network of Flow-Noise, and tokenizer.json.
+LeRobot's layout with processors or with old buffers, and openpi's, which RLinf's is but for a folder. Besides
+the published files there are Rove's own: settings under "rove" in config.json, rove.safetensors with the
+critic and the network of Flow-Noise, and tokenizer.json.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _refuse_pickled(directory: Path) -> None:
     for pattern in _PICKLED:
         if found := sorted(directory.glob(pattern)):
             raise RoveError(
-                f"{found[0]} is pickled: reading it could execute code, so it is refused. Convert the weights to "
-                "safetensors."
+                f"{found[0]} is pickled: reading it could execute code, so it is refused. Convert the "
+                "weights to safetensors."
             )
     if (directory / "params").is_dir():
         raise RoveError(
@@ -187,9 +187,7 @@ def _refuse_pickled(directory: Path) -> None:
         )
 
 
-def _statistics(
-    directory: Path, table: Table, family: Family, stored: Weights, asked: Asked
-) -> Statistics:
+def _statistics(directory: Path, table: Table, family: Family, stored: Weights, asked: Asked) -> Statistics:
     """Return the statistics that are asked for, or those of the checkpoint. Raises RoveError without any."""
     buffers = {key: stored.place(key) for key in stored.shapes if weights.is_statistic(key)}
     key = None if asked.statistics is not None else asked.unnorm_key
@@ -198,9 +196,9 @@ def _statistics(
         return statistics.from_suite(asked.statistics, asked.unnorm_key, found)
     if found is None:
         raise RoveError(
-            f"{directory} has no statistics, neither in policy_preprocessor.json and the file it names, nor in "
-            "buffers of model.safetensors, nor in norm_stats.json, so its actions cannot be un-normalised: a "
-            "published base has none. Use a fine-tuned checkpoint, or train this one with the statistics of "
+            f"{directory} has no statistics, neither in policy_preprocessor.json and the file it names, nor "
+            "in buffers of model.safetensors, nor in norm_stats.json, so its actions cannot be un-normalised: "
+            "a published base has none. Use a fine-tuned checkpoint, or train this one with the statistics of "
             "demonstrations first."
         )
     return found
@@ -257,7 +255,9 @@ def _processors(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
 def _fill(policy: FlowModel, parts: CheckpointParts, dtype: torch.dtype, device: torch.device) -> None:
     """Copy the weights into the policy, one by one. Raises RoveError naming the keys that do not fit."""
     prefix = policy.prefixed
-    shapes = {name: value.shape for name, value in policy.state_dict().items() if not name.startswith(parts.new)}
+    shapes = {
+        name: value.shape for name, value in policy.state_dict().items() if not name.startswith(parts.new)
+    }
     there = {n: parts.weights.shapes[key] for n, key in parts.stored.items() if not n.startswith(parts.new)}
     public = [{weights.stored_name(n, prefix=prefix): s for n, s in each.items()} for each in (there, shapes)]
     whole = parts.directory / "model.safetensors"
@@ -285,8 +285,8 @@ def save(policy: FlowModel, directory: Path, layout: Layout | None, max_shard_by
     layout = layout or found.layout
     if (layout == "openpi") != (found.layout == "openpi"):
         raise RoveError(
-            f"The policy's statistics are {found.layout}'s, which {layout} applies otherwise: save it as it was "
-            "read (layout=None)."
+            f"The policy's statistics are {found.layout}'s, which {layout} applies otherwise: save it as it "
+            "was read (layout=None)."
         )
     directory.mkdir(parents=True, exist_ok=True)
     state = dict(policy.unused) | {
@@ -353,7 +353,10 @@ def _steps(
     def step(name: str, **settings: Any) -> dict[str, Any]:
         return {"registry_name": name, "config": settings}
 
-    names = {"rename": step("rename_observations_processor", rename_map={}), "batch": step("to_batch_processor")}
+    names = {
+        "rename": step("rename_observations_processor", rename_map={}),
+        "batch": step("to_batch_processor"),
+    }
     device = step("device_processor", device="cpu", float_dtype=None)
     normalize = step("normalizer_processor", features={**inputs, **outputs})
     unnormalize = step("unnormalizer_processor", features=dict(outputs))
@@ -366,7 +369,9 @@ def _steps(
         truncation=True,
         tokenizer_name=_TOKENIZERS[config.family],
     )
-    relative = step("relative_actions_processor", enabled=False, exclude_joints=["gripper"], action_names=None)
+    relative = step(
+        "relative_actions_processor", enabled=False, exclude_joints=["gripper"], action_names=None
+    )
     start, after = list(names.values()), [unnormalize, device]
     if config.family == "smolvla":
         return [*start, step("smolvla_new_line_processor"), tokenize, device, normalize], after

@@ -114,8 +114,8 @@ class FlowNetwork(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Embed noisy actions [B, H, D] at times [B].
 
-        Returns what enters the expert, float32 [B, S, W], the condition of its norms, [B, W] or None, and where
-        blocks begin, bool [S].
+        Returns what enters the expert, float32 [B, S, W], the condition of its norms, [B, W] or None, and
+        where blocks begin, bool [S].
         """
 
     @property

@@ -1,7 +1,7 @@
 """π0 (Black et al. 2024) and π0.5 (Black et al. 2025): PaliGemma, and an expert of the Gemma kind.
 
-π0 gives its expert the state as a token and the time with each action; π0.5 has the state in the prompt, and the
-time scales, shifts and gates the expert's layers.
+π0 gives its expert the state as a token and the time with each action; π0.5 has the state in the prompt, and
+the time scales, shifts and gates the expert's layers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Pi(FlowNetwork):
     @property
     def tower(self) -> nn.Module:
         """The vision tower."""
-        return self.vlm["model"]["vision_tower"]["vision_model"]
+        return self.vlm.get_submodule("model.vision_tower.vision_model")
 
     @property
     def towers(self) -> nn.Module:
@@ -74,14 +74,14 @@ class Pi(FlowNetwork):
     @property
     def language(self) -> tuple[nn.Module, Sequence[nn.Module], nn.Module]:
         """The language model's embedding, blocks and norm."""
-        text = self.vlm["model"]["language_model"]
-        return text["embed_tokens"], text["layers"], text["norm"]
+        text = self.vlm.get_submodule("model.language_model")
+        return text["embed_tokens"], text["layers"], text["norm"]  # pyright: ignore
 
     @property
     def expert(self) -> tuple[Sequence[nn.Module], nn.Module]:
         """The expert's blocks and norm."""
-        expert = self.paligemma_with_expert["gemma_expert"]["model"]
-        return expert["layers"], expert["norm"]
+        expert = self.towers.get_submodule("gemma_expert.model")
+        return expert["layers"], expert["norm"]  # pyright: ignore
 
     @property
     def suffix_state(self) -> bool:
@@ -90,7 +90,7 @@ class Pi(FlowNetwork):
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Compute a picture's tokens by tower and projector."""
-        return self.vlm["model"]["multi_modal_projector"]["linear"](self.tower(pixels))
+        return self.vlm.get_submodule("model.multi_modal_projector.linear")(self.tower(pixels))
 
     def embed_prefix(
         self,

@@ -14,19 +14,19 @@ from rove.errors import RoveError
 from rove.policies.reading import read_text
 
 Style = Literal["newline", "openpi", "state", "padded_state"]
-"""The text: the instruction and a newline (SmolVLA, LeRobot's π0); the same, cleaned first, its newline a token
-of its own (openpi's π0, and π0.5 without a state, as for LIBERO); the instruction and the state in 256 steps
-(π0.5); or that with the state padded to 32 numbers, as LeRobot did for π0.5 before March 2026."""
+"""The text: the instruction and a newline (SmolVLA, LeRobot's π0); the same, cleaned first, its newline a
+token of its own (openpi's π0, and π0.5 without a state, as for LIBERO); the instruction and the state in 256
+steps (π0.5); or that with the state padded to 32 numbers, as LeRobot did for π0.5 before March 2026."""
 
 STATE_STEPS = 256
 """Steps in which a prompt gives the state between −1 and 1."""
 _PADDED = 32
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
-"""Special tokens of a word-level vocabulary, ids 0 to 3; π's padding and <bos> have these ids as published."""
+"""Special tokens of a word-level vocabulary, ids 0 to 3; <pad> and <bos> are π's as published."""
 
 
 def text(instruction: str, style: Style, state: Sequence[int] | None = None) -> str:
-    """Return the prompt of an instruction; `state` is what `discretize` made of it, where the style has one."""
+    """Return the prompt of an instruction; `state` is what `discretize` made of it, if the style has one."""
     if style == "newline":
         return instruction if instruction.endswith("\n") else f"{instruction}\n"
     cleaned = instruction.strip().replace("_", " ").replace("\n", " ")
@@ -64,8 +64,9 @@ class Prompts:
     """A tokenizer of instructions to token ids padded on the right."""
 
     def __init__(self, tokenizer: Tokenizer, *, style: Style, length: int, bos: int | None, pad: int) -> None:
-        """`length` is the most tokens of a prompt, the rest of which is cut; `bos` begins each where given."""
-        self.tokenizer, self.style, self.length, self.bos, self.pad = tokenizer, style, length, bos, pad
+        """Take a tokenizer; prompts are cut after `length` tokens, and begin with `bos` where given."""
+        self.tokenizer, self.length, self.bos, self.pad = tokenizer, length, bos, pad
+        self.style: Style = style
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, prompt: str) -> list[int]:
@@ -97,7 +98,9 @@ class Prompts:
         states: Sequence[list[int] | None] = [None] * len(instructions)
         if self.reads_state:
             if state is None:
-                raise RoveError("The policy reads the robot's state in its prompt, which this suite does not give.")
+                raise RoveError(
+                    "The policy reads the robot's state in its prompt, which this suite does not give."
+                )
             states = discretize(state, self.style)
         rows = [self.encode(text(i, self.style, s)) for i, s in zip(instructions, states, strict=True)]
         longest = max(map(len, rows))

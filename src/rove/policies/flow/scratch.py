@@ -90,7 +90,7 @@ def describe(
     }
     content: dict[str, Any] = {
         "type": family,
-        "input_features": {name: visual for name in names}
+        "input_features": dict.fromkeys(names, visual)
         | {"observation.state": {"type": "STATE", "shape": [state]}},
         "output_features": {"action": {"type": "ACTION", "shape": [actions]}},
         "chunk_size": horizon,
@@ -158,8 +158,8 @@ def settings(
 def initialize(policy: FlowModel, generator: torch.Generator) -> None:
     """Draw random weights for training from scratch, in module order, on the host.
 
-    Matrices are normal with variance 1 / fan-in. What the model multiplies by the root of its width, words and in
-    SmolVLA pictures, starts smaller by that much. The gates of π0.5's adaptive norms start near one.
+    Matrices are normal with variance 1 / fan-in. What the model multiplies by the root of its width, words
+    and in SmolVLA pictures, starts smaller by that much. The gates of π0.5's adaptive norms start near one.
     """
     model = policy.model.to_empty(device="cpu")
     for part in model.modules():
@@ -169,7 +169,11 @@ def initialize(policy: FlowModel, generator: torch.Generator) -> None:
             part.weight.fill_(1.0)
             part.bias.zero_()
         elif isinstance(part, nn.Linear | nn.Conv2d | nn.Embedding):
-            std = part.weight.shape[1] ** -0.5 if isinstance(part, nn.Embedding) else part.weight[0].numel() ** -0.5
+            std = (
+                part.weight.shape[1] ** -0.5
+                if isinstance(part, nn.Embedding)
+                else part.weight[0].numel() ** -0.5
+            )
             part.weight.normal_(0.0, std, generator=generator)
             if getattr(part, "bias", None) is not None:
                 part.bias.zero_()  # pyright: ignore
@@ -181,7 +185,7 @@ def initialize(policy: FlowModel, generator: torch.Generator) -> None:
     place_evenly(model.tower.embeddings.position_embedding.weight)
     if policy.config.family == "smolvla":
         connector = model.get_submodule("vlm_with_expert.vlm.model.connector.modality_projection.proj")
-        connector.weight.mul_(policy.config.text.width ** -0.5)  # pyright: ignore
+        connector.weight.mul_(policy.config.text.width**-0.5)  # pyright: ignore
     for head in (policy.value_head, policy.noise_network):
         if head is not None:
             head.to_empty(device="cpu").initialize(generator)

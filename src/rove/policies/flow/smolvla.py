@@ -14,7 +14,7 @@ from rove.policies.flow.network import Embedded, FlowNetwork
 
 
 class SmolVLA(FlowNetwork):
-    """SmolVLA's network; the state is the last token of the prefix, and actions see those before them only."""
+    """SmolVLA's network; the state is the prefix's last token, and actions see those before them only."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class SmolVLA(FlowNetwork):
     @property
     def tower(self) -> nn.Module:
         """The vision tower."""
-        return self.vlm["model"]["vision_model"]
+        return self.vlm.get_submodule("model.vision_model")
 
     @property
     def towers(self) -> nn.Module:
@@ -69,18 +69,18 @@ class SmolVLA(FlowNetwork):
     @property
     def language(self) -> tuple[nn.Module, Sequence[nn.Module], nn.Module]:
         """The language model's embedding, blocks and norm."""
-        text = self.vlm["model"]["text_model"]
-        return text["embed_tokens"], text["layers"], text["norm"]
+        text = self.vlm.get_submodule("model.text_model")
+        return text["embed_tokens"], text["layers"], text["norm"]  # pyright: ignore
 
     @property
     def expert(self) -> tuple[Sequence[nn.Module], nn.Module]:
         """The expert's blocks and norm."""
-        expert = self.vlm_with_expert["lm_expert"]
-        return expert["layers"], expert["norm"]
+        expert = self.towers.get_submodule("lm_expert")
+        return expert["layers"], expert["norm"]  # pyright: ignore
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Compute a picture's tokens by tower, pixel shuffle and connector."""
-        return self.vlm["model"]["connector"](self.tower(pixels))
+        return self.vlm.get_submodule("model.connector")(self.tower(pixels))
 
     def embed_prefix(
         self,

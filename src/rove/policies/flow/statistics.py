@@ -1,7 +1,7 @@
 """Normalisation of states and actions: statistics in each published layout, read, applied and written.
 
-LeRobot keeps them in a file that policy_preprocessor.json names, and before that in buffers beside the weights;
-openpi keeps them in norm_stats.json. Nothing is clipped.
+LeRobot keeps them in a file that policy_preprocessor.json names, and before that in buffers beside the
+weights; openpi keeps them in norm_stats.json. Nothing is clipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Statistics:
     """openpi's name of the data set."""
 
     def normalizers(self, where: str) -> tuple[Normalizer, Normalizer]:
-        """Return the normalizers of state and action. Raises RoveError, by `where`, where one lacks numbers."""
+        """Return the normalizers of state and action; RoveError, by `where`, where one lacks numbers."""
         openpi = self.layout == "openpi"
         parts = (("observation.state", self.state), ("action", self.action))
         state, action = (
@@ -117,20 +117,24 @@ def _needed(numbers: Numbers, method: Method, where: str) -> tuple[Tensor, Tenso
     names = NEEDS[method]
     if lacking := [name for name in names if name not in numbers]:
         raise RoveError(
-            f"{where} is normalised by {method}, but its statistics lack {' and '.join(lacking)}: add them, or "
-            "give the policy the statistics of the data that it is to be trained on."
+            f"{where} is normalised by {method}, but its statistics lack {' and '.join(lacking)}: add them, "
+            "or give the policy the statistics of the data that it is to be trained on."
         )
     low, high = (numbers[name].double() for name in names)
     if low.shape != high.shape or low.ndim != 1:
-        raise RoveError(f"{where} has {names[0]} of shape {list(low.shape)}, {names[1]} of {list(high.shape)}.")
+        raise RoveError(
+            f"{where} has {names[0]} of shape {list(low.shape)}, {names[1]} of {list(high.shape)}."
+        )
     if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-        raise RoveError(f"{where} has {names[0]} or {names[1]} that are not finite: it has no statistics yet.")
+        raise RoveError(
+            f"{where} has {names[0]} or {names[1]} that are not finite: it has no statistics yet."
+        )
     wrong = high < 0 if method == "MEAN_STD" else low > high
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0])
         raise RoveError(
-            f"{where}: {names[0]} {float(low[i]):g} and {names[1]} {float(high[i]):g} of dimension {i} cannot be: "
-            "correct the file."
+            f"{where}: {names[0]} {float(low[i]):g} and {names[1]} {float(high[i]):g} of dimension {i} "
+            "cannot be: correct the file."
         )
     return low, high
 
@@ -149,8 +153,8 @@ def read(
     """Read the statistics of a checkpoint directory, whichever layout it has; None where it has none.
 
     `tensors` tells file and name of every tensor beside the weights; `asset` names openpi's data set where
-    there are several; `quantiles` is how the family is normalised unless a file says so. Raises RoveError naming
-    a file that is damaged or absent.
+    there are several; `quantiles` is how the family is normalised unless a file says so. Raises RoveError
+    naming a file that is damaged or absent.
     """
     method: Method = "QUANTILES" if quantiles else "MEAN_STD"
     buffers = {key: place for key, place in tensors.items() if key.startswith(BUFFERS)}
@@ -177,14 +181,16 @@ def from_suite(statistics: Mapping[str, Any], key: str | None, previous: Statist
     quantiles are used. Raises RoveError where `key` is unknown, or None and there are several.
     """
     if key is None and len(statistics) != 1:
-        raise RoveError(f"There are statistics of several data sets: name one of {', '.join(sorted(statistics))}.")
+        raise RoveError(
+            f"There are statistics of several data sets: name one of {', '.join(sorted(statistics))}."
+        )
     name = next(iter(statistics)) if key is None else key
     if name not in statistics:
         raise RoveError(f"No statistics of {name!r}. {nearest(name, statistics)}")
     chosen = Table(statistics, "statistics").table(name, needed=True)
     parts = [_masked(chosen.table(part)) for part in ("proprio", "action")]
     wanted: tuple[Method, Method] = previous.methods if previous else ("QUANTILES", "QUANTILES")
-    methods = [
+    methods: list[Method] = [
         method if parts[i] and all(n in parts[i] for n in NEEDS[method]) else _any_method(parts[i])
         for i, method in enumerate(wanted)
     ]
@@ -215,7 +221,10 @@ def _read_processors(directory: Path, config: Table, default: Method) -> Statist
         steps = read_json(path).tables("steps") or ()
         for step in steps:
             # What changes states or actions besides, and is not computed here.
-            if step.get("registry_name", str, "") in ("relative_actions_processor", "absolute_actions_processor"):
+            if step.get("registry_name", str, "") in (
+                "relative_actions_processor",
+                "absolute_actions_processor",
+            ):
                 step.table("config").refuse_others("enabled", False)
         found = [step for step in steps if step.get("registry_name", str, "") == kind]
         if not found:
@@ -228,7 +237,9 @@ def _read_processors(directory: Path, config: Table, default: Method) -> Statist
         method = _method(found[0].table("config").table("norm_map"), config, feature, default)
         parts[feature] = (dict(_tensors(directory / name, f"{feature}.")), method)
     (state, of_state), (action, of_action) = parts["observation.state"], parts["action"]
-    empty = not action or not all(torch.isfinite(value).all() for value in (*state.values(), *action.values()))
+    empty = not action or not all(
+        torch.isfinite(value).all() for value in (*state.values(), *action.values())
+    )
     return None if empty else Statistics(state, action, (of_state, of_action), "lerobot")
 
 
@@ -257,7 +268,9 @@ def _read_openpi(directory: Path, method: Method, asset: str | None) -> Statisti
     if not found:
         return None
     if asset is None and len(found) > 1:
-        raise RoveError(f"{directory} has statistics of several data sets: set unnorm_key to {' or '.join(found)}.")
+        raise RoveError(
+            f"{directory} has statistics of several data sets: set unnorm_key to {' or '.join(found)}."
+        )
     name = next(iter(found)) if asset is None else asset
     if name not in found:
         raise RoveError(f"{directory} has no statistics of {name!r}. {nearest(name, found)}")
@@ -294,7 +307,10 @@ def _method(norm_map: Table, config: Table, feature: str, default: Method) -> Me
 
 def buffers_of(statistics: Statistics) -> dict[str, Tensor]:
     """Return LeRobot's old buffers, which lie beside the weights."""
-    parts = {"state": (statistics.state, statistics.methods[0]), "action": (statistics.action, statistics.methods[1])}
+    parts: dict[str, tuple[Numbers, Method]] = {
+        "state": (statistics.state, statistics.methods[0]),
+        "action": (statistics.action, statistics.methods[1]),
+    }
     return {
         prefix + name: parts[part][0][name].float()
         for prefix, part in _BUFFERS.items()

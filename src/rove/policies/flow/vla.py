@@ -26,8 +26,8 @@ from rove.types import ActionSpec, Mode, Observation, PolicyOutput
 
 NO_TOKENIZER = (
     "has no tokenizer.json, so the policy cannot read instructions. Copy it there from the model that it was "
-    "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 and "
-    "π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
+    "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 "
+    "and π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
 )
 
 
@@ -37,7 +37,7 @@ class FlowChunk(NamedTuple):
     actions: Tensor
     """float32 [B, C, A], in the units of `action_spec`."""
     sample: Tensor
-    """What was drawn, float32 [B, `sample_size`]: only the policy that drew it can read it."""
+    """What was drawn, float32 [B, *sample_shape]: only the policy that drew it can read it."""
     logprob: Tensor
     """float32 [B, C, A], in normalised units; the noise of the H·32 numbers is marginalised to these."""
     value: Tensor | None
@@ -121,16 +121,16 @@ class FlowVLA(FlowModel):
         delta: int | None = None,
         seed: int = 0,
     ) -> Self:
-        """Read a checkpoint of LeRobot, openpi, RLinf or Rove: a directory, or a name on the Hugging Face hub.
+        """Read a checkpoint of LeRobot, openpi, RLinf or Rove: a directory, or a name on the hub.
 
         Parameters that are None are as saved, or as published for the layout. `chunk` of the `horizon`
-        predicted actions are executed. `statistics`, those of data to be trained on, replace the checkpoint's;
-        `unnorm_key` names one of several data sets. `resizer`, `prompt` and `delta` (first numbers of the state
-        that actions are relative to) say how the data were prepared. VLM and expert are converted to `dtype`
-        one tensor at a time; the projections of actions, state and time, the critic and adapters are float32.
-        A new critic, or new adapters, are drawn from `seed`. Raises RoveError, naming the key or the file,
-        where weights are missing, left over, misshapen, or would execute code, and where there are no
-        statistics.
+        predicted actions are executed. `statistics`, those of data to be trained on, replace the
+        checkpoint's; `unnorm_key` names one of several data sets. `resizer`, `prompt` and `delta` (first
+        numbers of the state that actions are relative to) say how the data were prepared. VLM and expert are
+        converted to `dtype` one tensor at a time; the projections of actions, state and time, the critic and
+        adapters are float32. A new critic, or new adapters, are drawn from `seed`. Raises RoveError, naming
+        the key or the file, where weights are missing, left over, misshapen, or would execute code, and where
+        there are no statistics.
         """
         parts = loading.read(
             path,
@@ -165,10 +165,12 @@ class FlowVLA(FlowModel):
 
     # --- acting and training ------------------------------------------------------------------------
 
+    sample_dtype = torch.float32
+
     @property
-    def sample_size(self) -> int:
-        """Size of a sample: the points of the chain that its density needs, and the number of a step."""
-        return self.sampling.points * self.horizon * self.config.max_action + 1
+    def sample_shape(self) -> tuple[int]:
+        """Shape of a row's sample: the points of the chain that its density needs, and a step's number."""
+        return (self.sampling.points * self.horizon * self.config.max_action + 1,)
 
     def act(
         self,
@@ -202,13 +204,13 @@ class FlowVLA(FlowModel):
     def evaluate(self, observation: Observation, sample: Tensor) -> PolicyOutput:
         """Compute log-probability, entropy and value of samples, differentiable, by one pass of the expert.
 
-        `sample` is that of `act`, [B, `sample_size`], or [B, G, `sample_size`] with G for each row; it is
+        `sample` is that of `act`, [B, *sample_shape], or [B, G, *sample_shape] with G for each row; it is
         refused where its size is another. Chains whose steps are all stochastic take K passes, at once.
         """
-        if sample.shape[-1] != self.sample_size:
+        if sample.shape[-1:] != self.sample_shape:
             raise RoveError(
-                f"The sample has {sample.shape[-1]} numbers, the policy draws {self.sample_size}: it was drawn by "
-                "a policy of other settings."
+                f"The sample has {sample.shape[-1]} numbers, the policy draws {self.sample_shape[0]}: it was "
+                "drawn by a policy of other settings."
             )
         prefix = self.observe(observation, output=self.value_head is not None)
         groups = sample.shape[1] if sample.ndim == 3 else None
@@ -228,11 +230,11 @@ class FlowVLA(FlowModel):
     def imitation_loss(
         self, observation: Observation, actions: Tensor, mask: Tensor, noise: SamplingNoise
     ) -> Tensor:
-        """Compute the flow-matching loss of a demonstration, differentiable: a scalar.
+        """Compute the flow-matching loss of demonstrations, differentiable: a sum over numbers that count.
 
-        `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count: the mean is
-        taken over these and the A real dimensions, and those that do not count are zeros in normalised units.
-        Times are 0.001 + 0.999·Beta(1.5, 1), drawn with the noise.
+        `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count. A batch's
+        loss is this sum over mask × A, as LeRobot has it. Actions that do not count enter as zeros in
+        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn with the noise.
         """
         target = self.normalize_actions(actions, observation.state)
         target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
@@ -242,8 +244,7 @@ class FlowVLA(FlowModel):
         at = torch.special.ndtri(uniform[:, 1:]).float().view(-1, self.horizon, self.config.max_action)
         time, at, mask = transfer.to((time.float(), at, mask), self.device)
         elements = self.loss_elements(self.observe(observation, output=False), target, at, time)
-        elements = elements[..., : self.action_spec.dim].mean(-1)
-        return (elements * mask).sum() / mask.sum().clamp_min(1)
+        return (elements[..., : self.action_spec.dim] * mask[..., None]).sum()
 
     # --- their parts --------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class FlowVLA(FlowModel):
         return FlowChunk(actions, chain.pack(points, k), logprob, value)
 
     def density(self, prefix: Prefix, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy, float32 [B, C, A], of samples [B, `sample_size`]."""
+        """Return log-probability and entropy, float32 [B, C, A], of samples [B, *sample_shape]."""
         points, k = chain.unpack(transfer.to(sample, self.device), self.horizon, self.config.max_action)
         if not self.sampling.joint:
             return self._single(points, self.step(prefix, points[:, 0], k))
@@ -323,9 +324,9 @@ class FlowVLA(FlowModel):
         return chain.logprob(self._counted(points[:, 1]), mean, std), chain.entropy(std)
 
     def _joint(self, points: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy of all steps between points [B, K + 1, H, 32], their start's too.
+        """Return log-probability and entropy of all steps between points [B, K + 1, H, 32].
 
-        The start's is the same for any weights: it goes into no ratio.
+        The start's density is counted too; it is the same for any weights, and so goes into no ratio.
         """
         mean, std = self._counted(step.mean), self._counted(step.std)
         start = self._counted(points[:, 0])

@@ -1,4 +1,4 @@
-"""Names of the published tensors of flow policies: those that are read, known by another name, or never used."""
+"""Names of the published tensors of flow policies: read, known by another name, or never used."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def is_statistic(key: str) -> bool:
 def module_name(key: str, family: Family) -> str | None:
     """Return the name of a stored tensor in `FlowVLA`; None where nothing computes with it.
 
-    Files that LeRobot saved begin names with "model."; openpi's do not. π's embedding is stored under the name
-    of the head that it is tied to, and in some files a second time under its own.
+    Files that LeRobot saved begin names with "model."; openpi's do not. π's embedding is stored under the
+    name of the head that it is tied to, and in some files a second time under its own.
     """
     name = key if key.startswith(("model.", *OWN)) else f"model.{key}"
     if name in _UNUSED[family]:
@@ -41,7 +41,9 @@ def module_name(key: str, family: Family) -> str | None:
     if name == _STORED_EMBEDDING:
         return _EMBEDDING
     # Both names of the time's network are in use for either family.
-    wrong, right = ("action_time_mlp_", "time_mlp_") if family == "pi05" else ("time_mlp_", "action_time_mlp_")
+    wrong, right = (
+        ("action_time_mlp_", "time_mlp_") if family == "pi05" else ("time_mlp_", "action_time_mlp_")
+    )
     return name.replace(f"model.{wrong}", f"model.{right}")
 
 
