@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,11 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "**/full_weights.pt")
 _ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _BOS: dict[Family, int | None] = {"smolvla": None, "pi0": 2, "pi05": 2}
 _PAD: dict[Family, int] = {"smolvla": 2, "pi0": 0, "pi05": 0}
+_OPENPI_DATA: dict[str, dict[Family, dict[str, Any]]] = {
+    "*libero*": {"pi0": {"delta": 6}, "pi05": {"prompt": "openpi"}}
+}
+"""What openpi's data sets, by patterns of their names, mean for a family: in LIBERO π0's actions are relative
+to the state, and π0.5's prompt has no state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,22 +203,23 @@ def _statistics(directory: Path, table: Table, family: Family, stored: Weights, 
     if found is None:
         raise RoveError(
             f"{directory} has no statistics, neither in policy_preprocessor.json and the file it names, nor "
-            "in buffers of model.safetensors, nor in norm_stats.json, so its actions cannot be un-normalised: "
-            "a published base has none. Use a fine-tuned checkpoint, or train this one with the statistics of "
-            "demonstrations first."
+            "in buffers of model.safetensors, nor in norm_stats.json, so its actions cannot be "
+            "un-normalised: a published base has none. Use a fine-tuned checkpoint, or train this one with "
+            "the statistics of demonstrations first."
         )
     return found
 
 
 def _with(config: FlowConfig, about: Table, asked: Asked, found: Statistics) -> FlowConfig:
     """Return a configuration changed as asked, as saved, or as the published data set implies."""
-    style, delta = config.prompt, config.delta
-    # openpi's data of LIBERO: π0 with actions relative to the state, π0.5 without a state in the prompt.
-    if found.layout == "openpi" and "libero" in found.asset.lower():
-        if config.family == "pi0" and "delta" not in about:
-            delta = 6
-        if config.family == "pi05" and "prompt" not in about:
-            style = "openpi"
+    implied: dict[str, Any] = {}
+    if found.layout == "openpi":
+        known = (by for pattern, by in _OPENPI_DATA.items() if fnmatch(found.asset.lower(), pattern))
+        implied = next(known, {}).get(config.family, {})
+    style, delta = (
+        getattr(config, key) if key in about else implied.get(key, getattr(config, key))
+        for key in ("prompt", "delta")
+    )
     return replace(
         config,
         horizon=asked.horizon or config.horizon,
