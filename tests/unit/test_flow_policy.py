@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import LoraConfig, SFTConfig, ValueHeadConfig
 from rove.errors import RoveError
 from rove.policies.base import SamplingNoise
 from rove.policies.flow import FlowVLA
@@ -129,7 +129,11 @@ def test_one_prefix_serves_all_steps(family: Family) -> None:
         cached = policy.denoise(policy.observe(seen), start, 3)
         x = start
         for k in range(3):
-            x = x - policy.velocity(policy.observe(seen), x, torch.full((3,), 1 - k / 3)) / 3
+            x = (
+                x
+                - policy.velocity(policy.observe(seen), x, torch.full((3,), 1 - k / 3, dtype=torch.float64))
+                / 3
+            )
     close(cached, x, atol=1e-5)
 
 
@@ -242,7 +246,7 @@ def test_one_batch_can_be_imitated(family: Family) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for step in range(100):
         rows = torch.arange(len(again)) + len(again) * step
-        loss = policy.imitation_loss(again, known, counts, SamplingNoise(0, rows, rows))
+        loss = policy.imitation_loss(again, known, counts, SFTConfig(), SamplingNoise(0, rows, rows)).loss
         optimizer.zero_grad()
         (loss / (counts.sum() * A)).backward()
         optimizer.step()
@@ -258,7 +262,10 @@ def test_losses_count_what_the_mask_says() -> None:
     one = torch.zeros(3, H, dtype=torch.bool)
     one[0, 0] = True
     with torch.no_grad():
-        losses = [float(policy.imitation_loss(seen, actions, m, chance())) for m in (whole, one, ~one)]
+        losses = [
+            float(policy.imitation_loss(seen, actions, m, SFTConfig(), chance()).loss)
+            for m in (whole, one, ~one)
+        ]
     assert losses[1] > 0 and losses[0] == pytest.approx(losses[1] + losses[2], rel=1e-4)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rove import transfer
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import LoraConfig, SFTConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies.base import SamplingNoise
+from rove.policies.base import Imitation, SamplingNoise
 from rove.policies.flow import chain, loading, scratch
 from rove.policies.flow.chain import Step
 from rove.policies.flow.core import FlowModel
@@ -22,26 +22,13 @@ from rove.policies.flow.prompts import Style
 from rove.policies.flow.settings import FlowSampling, Freeze
 from rove.policies.flow.statistics import Layout
 from rove.policies.openvla import lora as adapters
-from rove.types import ActionSpec, Mode, Observation, PolicyOutput
+from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
 
 NO_TOKENIZER = (
     "has no tokenizer.json, so the policy cannot read instructions. Copy it there from the model that it was "
     "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 "
     "and π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
 )
-
-
-class FlowChunk(NamedTuple):
-    """Chunks that were drawn; [B, G, …] where it says [B, …], if G samples were asked for."""
-
-    actions: Tensor
-    """float32 [B, C, A], in the units of `action_spec`."""
-    sample: Tensor
-    """What was drawn, float32 [B, *sample_shape]: only the policy that drew it can read it."""
-    logprob: Tensor
-    """float32 [B, C, A], in normalised units; the noise of the H·32 numbers is marginalised to these."""
-    value: Tensor | None
-    """float32 [B, 1]; None without a critic."""
 
 
 class Noise(NamedTuple):
@@ -178,7 +165,7 @@ class FlowVLA(FlowModel):
         mode: Mode,
         noise: SamplingNoise | None = None,
         samples: int | None = None,
-    ) -> FlowChunk:
+    ) -> ActionChunk:
         """Draw a chunk of actions for each row; "greedy" follows the flow from noise without any on the way.
 
         "sample" needs `noise`. "greedy" starts from the noise of `noise` too, or from that of a fixed key
@@ -195,11 +182,11 @@ class FlowVLA(FlowModel):
             prefix = self.observe(observation, output=self.value_head is not None)
             chunk = self.draw(prefix, drawn, observation.state, greedy=mode == "greedy")
         # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
-        actions, sample, logprob, value = chunk
+        actions, sample, logprob, value = chunk.actions, chunk.sample, chunk.logprob, chunk.value
         if samples:
             actions, sample, logprob = (x.unflatten(0, (-1, samples)) for x in (actions, sample, logprob))
         value = None if value is None else value.clone()
-        return FlowChunk(actions.clone(), sample.clone(), logprob.clone(), value)
+        return ActionChunk(actions.clone(), sample.clone(), logprob.clone(), value)
 
     def evaluate(self, observation: Observation, sample: Tensor) -> PolicyOutput:
         """Compute log-probability, entropy and value of samples, differentiable, by one pass of the expert.
@@ -228,23 +215,29 @@ class FlowVLA(FlowModel):
         return value
 
     def imitation_loss(
-        self, observation: Observation, actions: Tensor, mask: Tensor, noise: SamplingNoise
-    ) -> Tensor:
+        self,
+        observation: Observation,
+        actions: Tensor,
+        mask: Tensor,
+        /,
+        config: SFTConfig,
+        noise: SamplingNoise,
+    ) -> Imitation:
         """Compute the flow-matching loss of demonstrations, differentiable: a sum over numbers that count.
 
         `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count. A batch's
         loss is this sum over mask × A, as LeRobot has it. Actions that do not count enter as zeros in
-        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn with the noise.
+        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; `config` is not read.
         """
         target = self.normalize_actions(actions, observation.state)
         target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
         count = self.horizon * self.config.max_action
-        uniform = noise.uniform(count + 1)
-        time = 0.001 + 0.999 * uniform[:, 0] ** (1 / 1.5)  # the inverse of the distribution function, t^1.5
-        at = torch.special.ndtri(uniform[:, 1:]).float().view(-1, self.horizon, self.config.max_action)
-        time, at, mask = transfer.to((time.float(), at, mask), self.device)
+        # The inverse of Beta(1.5, 1)'s distribution function, t^1.5.
+        time = 0.001 + 0.999 * noise.uniform(1)[:, 0] ** (1 / 1.5)
+        at = noise.normal(count).view(-1, self.horizon, self.config.max_action)
+        time, at, mask = transfer.to((time.float(), at.float(), mask), self.device)
         elements = self.loss_elements(self.observe(observation, output=False), target, at, time)
-        return (elements[..., : self.action_spec.dim] * mask[..., None]).sum()
+        return Imitation((elements[..., : self.action_spec.dim] * mask[..., None]).sum())
 
     # --- their parts --------------------------------------------------------------------------------
 
@@ -252,10 +245,8 @@ class FlowVLA(FlowModel):
         """Draw the chance of `samples` chunks for each row, [B · samples], on the model's device."""
         sampling, horizon, dim = self.sampling, self.horizon, self.config.max_action
         parts = 1 + (sampling.steps if sampling.joint else 1)
-        count = parts * horizon * dim + 1
-        uniform = noise.uniform(samples * count).view(-1, count)
-        k = (uniform[:, 0] * sampling.choices).long()
-        normal = torch.special.ndtri(uniform[:, 1:]).float().view(-1, parts, horizon, dim)
+        k = (noise.uniform(samples).flatten() * sampling.choices).long()
+        normal = noise.normal(samples * parts * horizon * dim).float().view(-1, parts, horizon, dim)
         k, normal = transfer.to((k, normal), self.device)
         return Noise(normal[:, 0], normal[:, 1:] if sampling.joint else normal[:, 1], k)
 
@@ -281,7 +272,7 @@ class FlowVLA(FlowModel):
 
     def draw(
         self, prefix: Prefix, noise: Noise, state: Tensor | None = None, *, greedy: bool = False
-    ) -> FlowChunk:
+    ) -> ActionChunk:
         """Draw chunks from a prefix of B rows with `noise` of B·G rows, G for each; `state` [B, P] is raw.
 
         A greedy chunk's sample holds the chain's end alone and has log-probability zero.
@@ -305,7 +296,7 @@ class FlowVLA(FlowModel):
         if state is not None and groups > 1:
             state = state.repeat_interleave(groups, dim=0)
         actions = self.unnormalize(end, state)[:, : self.chunk].clamp(self.low, self.high)
-        return FlowChunk(actions, chain.pack(points, k), logprob, value)
+        return ActionChunk(actions, chain.pack(points, k), logprob, value)
 
     def density(self, prefix: Prefix, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy, float32 [B, C, A], of samples [B, *sample_shape]."""
