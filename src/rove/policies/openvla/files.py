@@ -25,7 +25,7 @@ from rove.policies.reading import read_json, refuse_unfit
 
 INDEX = "model.safetensors.index.json"
 OWN = "rove.safetensors"
-OWN_PREFIXES = ("value_head.", "placeholders", "film.", "pointer.")
+OWN_PREFIXES = ("value_head.", "placeholders", "film.", "pointer.", "noise_network.")
 HEADS = ("value_head.", "action_head.")
 """Prefixes of the parts that are trained beside adapters, and so saved with them."""
 PARTS = ("action_head", "proprio_projector")
@@ -86,6 +86,10 @@ class Weights:
     def has(self, part: str) -> bool:
         """Return whether there are tensors of a part, such as "action_head"."""
         return any(key.startswith(f"{part}.") for key in self.shapes)
+
+    def place(self, key: str) -> tuple[Path, str]:
+        """Return the safetensors file of a tensor, and its name there."""
+        return self._where[key]
 
     def read(self, key: str) -> Tensor:
         """Read a tensor, on the CPU and in its stored dtype."""

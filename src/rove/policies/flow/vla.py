@@ -1,0 +1,330 @@
+"""SmolVLA, π0 and π0.5 as one policy: it draws chunks of actions by a flow, and says how likely they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from rove import transfer
+from rove.config.schema import LoraConfig, SFTConfig, ValueHeadConfig
+from rove.errors import RoveError
+from rove.policies.base import Imitation, SamplingNoise
+from rove.policies.flow import chain, loading, scratch
+from rove.policies.flow.chain import Step
+from rove.policies.flow.core import FlowModel
+from rove.policies.flow.images import Resizer
+from rove.policies.flow.network import Prefix
+from rove.policies.flow.prompts import Style
+from rove.policies.flow.settings import FlowSampling, Freeze
+from rove.policies.flow.statistics import Layout
+from rove.policies.openvla import lora as adapters
+from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
+
+NO_TOKENIZER = (
+    "has no tokenizer.json, so the policy cannot read instructions. Copy it there from the model that it was "
+    "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 "
+    "and π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
+)
+
+
+class Noise(NamedTuple):
+    """The chance of one draw, B rows."""
+
+    start: Tensor
+    """Standard normal x at t = 1, float32 [B, H, 32]."""
+    steps: Tensor
+    """Standard normal noise of the stochastic steps, float32 [B, H, 32], or [B, K, H, 32] where all are."""
+    k: Tensor
+    """Number of the stochastic step, int64 [B]; not read where all are."""
+
+
+class FlowVLA(FlowModel):
+    """A flow-matching policy, made by `build` or `from_pretrained`."""
+
+    @classmethod
+    def build(
+        cls,
+        sizes: scratch.FlowSizes,
+        *,
+        chunk: int,
+        horizon: int | None = None,
+        action_spec: ActionSpec,
+        image_size: int,
+        cameras: int,
+        state: int,
+        vocabulary: tuple[str, ...] | list[str],
+        statistics: Mapping[str, Any] | None,
+        sampling: FlowSampling | None = None,
+        value_head: ValueHeadConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Make a new policy of `sizes` with random float32 weights; the same seed gives the same weights.
+
+        `chunk` of the `horizon` predicted actions are executed (None: all of them); `cameras` pictures of
+        `image_size` pixels and a `state` of that many numbers are read; `vocabulary` lists the words of the
+        instructions; `statistics` are those of demonstrations, None stands for the bounds of `action_spec`.
+        """
+        settings = scratch.settings(
+            sizes,
+            chunk=chunk,
+            horizon=horizon or chunk,
+            action_spec=action_spec,
+            image_size=image_size,
+            cameras=cameras,
+            state=state,
+            vocabulary=vocabulary,
+            statistics=statistics,
+            sampling=sampling or FlowSampling(),
+            value_head=value_head,
+        )
+        policy = cls(settings)
+        scratch.initialize(policy, torch.Generator().manual_seed(seed))
+        return policy.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        lora: LoraConfig | Literal["saved"] | None = "saved",
+        value_head: ValueHeadConfig | Literal["saved"] | None = "saved",
+        sampling: FlowSampling | None = None,
+        freeze: Freeze | None = None,
+        chunk: int | None = None,
+        horizon: int | None = None,
+        cameras: int | None = None,
+        action_spec: ActionSpec | None = None,
+        statistics: Mapping[str, Any] | None = None,
+        unnorm_key: str | None = None,
+        resizer: Resizer | None = None,
+        prompt: Style | None = None,
+        delta: int | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Read a checkpoint of LeRobot, openpi, RLinf or Rove: a directory, or a name on the hub.
+
+        Parameters that are None are as saved, or as published for the layout. `chunk` of the `horizon`
+        predicted actions are executed. `statistics`, those of data to be trained on, replace the
+        checkpoint's; `unnorm_key` names one of several data sets. `resizer`, `prompt` and `delta` (first
+        numbers of the state that actions are relative to) say how the data were prepared. VLM and expert are
+        converted to `dtype` one tensor at a time; the projections of actions, state and time, the critic and
+        adapters are float32. A new critic, or new adapters, are drawn from `seed`. Raises RoveError, naming
+        the key or the file, where weights are missing, left over, misshapen, or would execute code, and where
+        there are no statistics.
+        """
+        parts = loading.read(
+            path,
+            loading.Asked(
+                lora=lora,
+                value_head=value_head,
+                sampling=sampling,
+                freeze=freeze,
+                chunk=chunk,
+                horizon=horizon,
+                cameras=cameras,
+                action_spec=action_spec,
+                statistics=statistics,
+                unnorm_key=unnorm_key,
+                resizer=resizer,
+                prompt=prompt,
+                delta=delta,
+            ),
+        )
+        policy = cls(parts.settings)
+        loading.complete(policy, parts, seed=seed, dtype=dtype, device=torch.device(device))
+        return policy.to(device)
+
+    def save_pretrained(
+        self, directory: Path | str, *, layout: Layout | None = None, max_shard_bytes: int = 10**15
+    ) -> None:
+        """Write a checkpoint directory in one of the published layouts; None: the one that it was read in.
+
+        LeRobot reads a single file of weights, so they are split only where `max_shard_bytes` says so.
+        """
+        loading.save(self, Path(directory), layout, max_shard_bytes)
+
+    # --- acting and training ------------------------------------------------------------------------
+
+    sample_dtype = torch.float32
+
+    @property
+    def sample_shape(self) -> tuple[int]:
+        """Shape of a row's sample: the points of the chain that its density needs, and a step's number."""
+        return (self.sampling.points * self.horizon * self.config.max_action + 1,)
+
+    def act(
+        self,
+        observation: Observation,
+        mode: Mode,
+        noise: SamplingNoise | None = None,
+        samples: int | None = None,
+    ) -> ActionChunk:
+        """Draw a chunk of actions for each row; "greedy" follows the flow from noise without any on the way.
+
+        "sample" needs `noise`. "greedy" starts from the noise of `noise` too, or from that of a fixed key
+        where there is none. With `samples` = G it draws G chunks for each row, [B, G, C, A], from one prefix;
+        the first is the one drawn without `samples`.
+        """
+        if noise is None:
+            if mode == "sample":
+                raise RoveError("act(mode='sample') needs noise; pass a SamplingNoise, or mode='greedy'.")
+            same = torch.zeros(len(observation), dtype=torch.int64)
+            noise = SamplingNoise(0, same, same)
+        drawn = self.noise(noise, samples or 1)
+        with torch.inference_mode(), adapters.lowered(self.adapters):
+            prefix = self.observe(observation, output=self.value_head is not None)
+            chunk = self.draw(prefix, drawn, observation.state, greedy=mode == "greedy")
+        # Clones made outside of inference mode may enter a graph, as old log-probabilities do.
+        actions, sample, logprob, value = chunk.actions, chunk.sample, chunk.logprob, chunk.value
+        if samples:
+            actions, sample, logprob = (x.unflatten(0, (-1, samples)) for x in (actions, sample, logprob))
+        value = None if value is None else value.clone()
+        return ActionChunk(actions.clone(), sample.clone(), logprob.clone(), value)
+
+    def evaluate(self, observation: Observation, sample: Tensor) -> PolicyOutput:
+        """Compute log-probability, entropy and value of samples, differentiable, by one pass of the expert.
+
+        `sample` is that of `act`, [B, *sample_shape], or [B, G, *sample_shape] with G for each row; it is
+        refused where its size is another. Chains whose steps are all stochastic take K passes, at once.
+        """
+        if sample.shape[-1:] != self.sample_shape:
+            raise RoveError(
+                f"The sample has {sample.shape[-1]} numbers, the policy draws {self.sample_shape[0]}: it was "
+                "drawn by a policy of other settings."
+            )
+        prefix = self.observe(observation, output=self.value_head is not None)
+        groups = sample.shape[1] if sample.ndim == 3 else None
+        rows = sample.flatten(0, 1) if groups else sample
+        logprob, entropy = self.density(prefix.repeat(groups) if groups else prefix, rows)
+        if groups:
+            logprob, entropy = (x.unflatten(0, (-1, groups)) for x in (logprob, entropy))
+        return PolicyOutput(logprob=logprob, entropy=entropy, value=self.value_of(prefix))
+
+    def value(self, observation: Observation) -> Tensor:
+        """Compute values alone, float32 [B, 1]. Raises RoveError without a critic."""
+        value = self.value_of(self.observe(observation)) if self.value_head is not None else None
+        if value is None:
+            raise RoveError("This policy has no critic; set policy.value_head.")
+        return value
+
+    def imitation_loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        mask: Tensor,
+        /,
+        config: SFTConfig,
+        noise: SamplingNoise,
+    ) -> Imitation:
+        """Compute the flow-matching loss of demonstrations, differentiable: a sum over numbers that count.
+
+        `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count. A batch's
+        loss is this sum over mask × A, as LeRobot has it. Actions that do not count enter as zeros in
+        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; `config` is not read.
+        """
+        target = self.normalize_actions(actions, observation.state)
+        target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
+        count = self.horizon * self.config.max_action
+        # The inverse of Beta(1.5, 1)'s distribution function, t^1.5.
+        time = 0.001 + 0.999 * noise.uniform(1)[:, 0] ** (1 / 1.5)
+        at = noise.normal(count).view(-1, self.horizon, self.config.max_action)
+        time, at, mask = transfer.to((time.float(), at.float(), mask), self.device)
+        elements = self.loss_elements(self.observe(observation, output=False), target, at, time)
+        return Imitation((elements[..., : self.action_spec.dim] * mask[..., None]).sum())
+
+    # --- their parts --------------------------------------------------------------------------------
+
+    def noise(self, noise: SamplingNoise, samples: int = 1) -> Noise:
+        """Draw the chance of `samples` chunks for each row, [B · samples], on the model's device."""
+        sampling, horizon, dim = self.sampling, self.horizon, self.config.max_action
+        parts = 1 + (sampling.steps if sampling.joint else 1)
+        k = (noise.uniform(samples).flatten() * sampling.choices).long()
+        normal = noise.normal(samples * parts * horizon * dim).float().view(-1, parts, horizon, dim)
+        k, normal = transfer.to((k, normal), self.device)
+        return Noise(normal[:, 0], normal[:, 1:] if sampling.joint else normal[:, 1], k)
+
+    def observe(self, observation: Observation, *, output: bool = True) -> Prefix:
+        """Compute the prefix of observations; see `FlowModel.prefix`.
+
+        Absent cameras, which nothing sees, are left out, and prompts are padded to the longest only.
+        """
+        if self.prompts is None:
+            raise RoveError(f"{Path(self.config.where).parent} {NO_TOKENIZER}")
+        cameras = observation.images.unbind(1)
+        self._check_cameras(len(cameras))
+        normalized = None
+        if self.reads_state:
+            if observation.state is None:
+                raise RoveError("The policy reads the robot's state, which this suite does not give.")
+            normalized = self.normalize_state(observation.state)
+        tokens, mask = self.prompts(observation.instruction, normalized)
+        images = transfer.to(cameras, self.device)
+        pixels = self.process_images(images)[: len(images)]
+        there = torch.ones(len(observation), len(pixels), dtype=torch.bool)
+        return self.prefix(pixels, there, tokens, mask, normalized, output=output)
+
+    def draw(
+        self, prefix: Prefix, noise: Noise, state: Tensor | None = None, *, greedy: bool = False
+    ) -> ActionChunk:
+        """Draw chunks from a prefix of B rows with `noise` of B·G rows, G for each; `state` [B, P] is raw.
+
+        A greedy chunk's sample holds the chain's end alone and has log-probability zero.
+        """
+        groups = len(noise.start) // len(prefix.pad_mask)
+        value = self.value_of(prefix)
+        seen = prefix if groups == 1 else prefix.repeat(groups)
+        steps, k = self.sampling.steps, noise.k
+        if greedy:
+            end = self.denoise(seen, noise.start, steps)
+            points = end[:, None].expand(-1, self.sampling.points, -1, -1)
+            logprob = end.new_zeros(len(end), self.chunk, self.action_spec.dim)
+        elif self.sampling.joint:
+            points, step = chain.draw_all(lambda x, i: self.step(seen, x, i), noise.start, noise.steps, steps)
+            end, logprob = points[:, -1], self._joint(points, step)[0]
+        else:
+            points, end, step = chain.draw_one(
+                lambda x, i: self.step(seen, x, i), noise.start, k, noise.steps, steps
+            )
+            logprob = self._single(points, step)[0]
+        if state is not None and groups > 1:
+            state = state.repeat_interleave(groups, dim=0)
+        actions = self.unnormalize(end, state)[:, : self.chunk].clamp(self.low, self.high)
+        return ActionChunk(actions, chain.pack(points, k), logprob, value)
+
+    def density(self, prefix: Prefix, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy, float32 [B, C, A], of samples [B, *sample_shape]."""
+        points, k = chain.unpack(transfer.to(sample, self.device), self.horizon, self.config.max_action)
+        if not self.sampling.joint:
+            return self._single(points, self.step(prefix, points[:, 0], k))
+        steps = self.sampling.steps
+        k = torch.arange(steps, device=points.device).repeat(len(points))
+        step = self.step(prefix.repeat(steps), points[:, :-1].flatten(0, 1), k)
+        parts = (part.expand_as(step.plain).unflatten(0, (-1, steps)) for part in step)
+        return self._joint(points, Step(*parts))
+
+    def _single(self, points: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of one step between points [B, 2, H, 32]."""
+        mean, std = self._counted(step.mean), self._counted(step.std.expand_as(step.mean))
+        return chain.logprob(self._counted(points[:, 1]), mean, std), chain.entropy(std)
+
+    def _joint(self, points: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of all steps between points [B, K + 1, H, 32].
+
+        The start's density is counted too; it is the same for any weights, and so goes into no ratio.
+        """
+        mean, std = self._counted(step.mean), self._counted(step.std)
+        start = self._counted(points[:, 0])
+        nothing, one = torch.zeros_like(start), torch.ones_like(start)
+        logprob = chain.logprob(self._counted(points[:, 1:]), mean, std).sum(1)
+        return logprob + chain.logprob(start, nothing, one), chain.entropy(std).sum(1)
+
+    def _counted(self, x: Tensor) -> Tensor:
+        """Return the executed actions' real dimensions of [..., H, 32]."""
+        return x[..., : self.chunk, : self.action_spec.dim]
