@@ -78,6 +78,9 @@ class LiberoConfig:
     protocol: Literal["split", "published"] = "split"
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
     on all 50, as published numbers were obtained."""
+    reward: Literal["sparse", "shaped"] = "sparse"
+    """"sparse": 1 on success. "shaped": besides, what an action takes off the way that the hand still has to
+    go, in units of 1.5 m. It is read off where everything is, which no robot knows: for training only."""
     renderer: Literal["warp", "gl", "none"] = "warp"
     """Renderer: a rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints
     were made; or black pictures, for who looks at states only."""

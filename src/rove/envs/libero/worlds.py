@@ -21,6 +21,7 @@ from rove.envs.libero import controller as control
 from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
+from rove.envs.libero.progress import Guide, Sight
 from rove.envs.libero.scenes import LiberoScene, TaskModel, load_task
 from rove.envs.rotations import axis_angle
 
@@ -48,9 +49,17 @@ class Group:
     """Worlds of one scene, stepped together."""
 
     def __init__(
-        self, scene: LiberoScene, size: int, phase: Phase, make: Callable[..., Controller] = Controller
+        self,
+        scene: LiberoScene,
+        size: int,
+        phase: Phase,
+        make: Callable[..., Controller] = Controller,
+        *,
+        guided: bool = False,
     ):
-        self.scene, self.size, self.phase = scene, size, phase
+        """`guided` worlds can tell the way that is `left`."""
+        self.scene, self.size = scene, size
+        self.phase: Phase = phase
         self.arm = scene.arm
         self.batch = Batch(scene.model, size, nthread=1, persistent=True)
         bound = dict.fromkeys((*control.BOUND, *predicates.BOUND))
@@ -66,6 +75,8 @@ class Group:
         self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
         self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
         """The last observation: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
+        self._guide = Guide(self.arm, size) if guided else None
+        self._spare: Group | None = None
 
     def free(self) -> list[int]:
         """List the rows that run nothing."""
@@ -83,16 +94,40 @@ class Group:
         self._see(rows)
         self._feel(rows)
 
+    def begin(self, row: int) -> None:
+        """Begin an episode in a world that has settled: choose the grasps that its potential is measured to,
+        where it has one."""
+        if self._guide is not None:
+            task = self.tasks[row]
+            assert task is not None
+            self._guide.begin(row, task, self.data)
+
+    def sight(self, rows: np.ndarray) -> Sight:
+        """Return how things stand in guided worlds, as of the last forward pass: what `left` reads."""
+        assert self._guide is not None, "these worlds are not guided"
+        return self._guide.sight(rows, self.data, self.controller.gripper)
+
+    def left(self, rows: np.ndarray, sight: Sight) -> np.ndarray:
+        """Measure the way [n] that the hand still has to go in guided worlds, metres, see `progress.py`;
+        `sight` says how things stand in each of `rows`."""
+        assert self._guide is not None, "these worlds are not guided"
+        return self._guide.left(rows, sight)
+
     def place(self, row: int, task: TaskModel, initial_state: int) -> None:
         """Give a row to a task: its fixtures are placed, the rest is reset."""
-        self.tasks[row] = task
-        if task.task not in self._goals:
-            self._goals[task.task] = Goal(self.scene.model, task.goal)
+        self._assign(row, task)
         poses, bodies = task.fixture_poses[initial_state], list(task.fixtures)
         self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
         self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
         self.batch.reset([row], stage=_NONE)
         self.broken[row] = False
+
+    def _assign(self, row: int, task: TaskModel) -> None:
+        self.tasks[row] = task
+        if task.task not in self._goals:
+            self._goals[task.task] = Goal(self.scene.model, task.goal)
+        if self._guide is not None:
+            self._guide.place(row, task)
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`; returns where the goal holds and where the world
@@ -169,10 +204,15 @@ class Group:
 
     # --- saving -----------------------------------------------------------------------------------
 
+    def _fields(self) -> dict[str, np.ndarray]:
+        """List what is known of a world beside its physics, [B, …] each."""
+        fields = {name: getattr(self.controller, name) for name in _CONTROL}
+        fields |= {name: getattr(self, name) for name in _OWN}
+        return fields if self._guide is None else fields | {"grasp": self._guide.grasp}
+
     def save(self, row: int) -> dict[str, np.ndarray]:
         """Return everything about a world that its task and initial state do not say."""
-        saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
-        saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
+        saved = {name: field[row].copy() for name, field in self._fields().items()}
         return saved | {"physics": self.batch.state[row].copy()}
 
     def restore(self, row: int, task: TaskModel, initial_state: int, saved: dict[str, np.ndarray]) -> None:
@@ -180,10 +220,33 @@ class Group:
         self.place(row, task, initial_state)
         self.batch.state[row] = saved["physics"]
         self.batch.forward([row], stage=_VEL)
-        for name in _CONTROL:
-            getattr(self.controller, name)[row] = saved[name]
-        for name in _OWN:
-            getattr(self, name)[row] = saved[name]
+        for name, field in self._fields().items():
+            field[row] = saved[name]
+
+    def spare(self, wanted: int) -> Group:
+        """Return worlds of the same scene to try things in, as many as are wanted, or as a group has at
+        most."""
+        size = min(wanted, LARGEST_GROUP)
+        if self._spare is None or self._spare.size < size:
+            guided = self._guide is not None
+            self._spare = Group(self.scene, size, self.phase, type(self.controller), guided=guided)
+        return self._spare
+
+    def copy(self, other: Group, rows: np.ndarray) -> np.ndarray:
+        """Make the first worlds those in `rows` of another group of this scene, which may come more than
+        once; returns where they are."""
+        own = np.arange(len(rows))
+        for row, theirs in enumerate(rows):
+            task = other.tasks[theirs]
+            assert task is not None
+            if self.tasks[row] is not task:
+                self._assign(row, task)
+        self._position[own], self._quaternion[own] = other._position[rows], other._quaternion[rows]
+        self.batch.state[own] = other.batch.state[rows]
+        for field, theirs in zip(self._fields().values(), other._fields().values(), strict=True):
+            field[own] = theirs[rows]
+        self.batch.forward(own, stage=_VEL)
+        return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +270,14 @@ class LiberoWorlds:
         wait: int,
         phase: Phase,
         scenes: int,
+        guided: bool = False,
         on_drop: Callable[[str], None] = lambda scene: None,
     ) -> None:
         """`wait` actions pass before an episode begins. `scenes` scenes stay in memory though nothing runs in
-        them; `on_drop` is called with the key of each that leaves."""
+        them; `on_drop` is called with the key of each that leaves. `guided` worlds can tell the way that is
+        left."""
         self.places: list[Place | None] = [None] * count
-        self._wait, self._kept, self._on_drop = wait, scenes, on_drop
+        self._wait, self._kept, self._on_drop, self._guided = wait, scenes, on_drop, guided
         self._dropped: set[str] = set()
         self._warned = False
         self._phase: Phase = phase
@@ -248,6 +313,7 @@ class LiberoWorlds:
             self.run(waiting, self._settle)
         for slot in waiting:
             place = self._place(slot)
+            place.group.begin(place.row)
             self._settled[place.task.task, place.initial_state] = place.group.save(place.row)
 
     def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
@@ -271,7 +337,7 @@ class LiberoWorlds:
         if group is None:
             self._warn_of_rebuilding(key)
             self._drop_idle_scenes(besides=key)
-            groups.append(group := Group(task.scene, self._size, self._phase))
+            groups.append(group := Group(task.scene, self._size, self._phase, guided=self._guided))
         row = group.free()[0]
         group.place(row, task, initial_state)
         place = self.places[slot] = Place(group, row, task, initial_state)
