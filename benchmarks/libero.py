@@ -291,7 +291,8 @@ def gpu(task: str, sizes: list[int], worlds: int) -> dict[str, Any] | str:
     import mujoco_warp
 
     loaded = load_task(task)
-    model, data = loaded.model, mujoco.MjData(loaded.model)
+    model = loaded.scene.looks()
+    data = mujoco.MjData(model)
     sites = np.array([model.site(burner["site"]).id for burner in loaded.burners], int)
     data.qpos[:] = loaded.initial_states[0][1 : 1 + model.nq]
     mujoco.mj_step(model, data, 300)  # until the objects rest

@@ -149,8 +149,9 @@ def test_the_cache_mends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("ROVE_CACHE", str(tmp_path))
     folder = scenes.cache_folder()
     folder.mkdir(parents=True)
-    task, scene = folder / scenes.task_file(SOUP), folder / scenes.scene_file(key)
-    for file in (task, scene):
+    task, *both = (folder / file for file in (scenes.task_file(SOUP), *scenes.scene_files(key)))
+    scene = both[0]
+    for file in (task, *both):
         shutil.copy(source / file.name, file)
     content = scene.read_bytes()
     scene.write_bytes(content[: len(content) // 2])

@@ -85,7 +85,7 @@ class Group:
     def start(self, row: int, task: TaskModel, initial_state: int) -> None:
         """Put a world into an initial state, as a stock reset and `set_init_state` leave it."""
         self.place(row, task, initial_state)
-        model, start = self.scene.model, task.initial_states[initial_state]
+        model, start = self.scene.model, task.start(initial_state)[0]
         self.data["qpos"][row] = start[1 : 1 + model.nq]
         self.data["qvel"][row] = start[1 + model.nq :]
         self.controller.reset(row)
@@ -116,7 +116,7 @@ class Group:
     def place(self, row: int, task: TaskModel, initial_state: int) -> None:
         """Give a row to a task: its fixtures are placed, the rest is reset."""
         self._assign(row, task)
-        poses, bodies = task.fixture_poses[initial_state], list(task.fixtures)
+        poses, bodies = task.start(initial_state)[1], list(task.fixtures)
         self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
         self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
         self.batch.reset([row], stage=_NONE)
