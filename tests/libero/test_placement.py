@@ -49,11 +49,10 @@ def test_the_same_random_numbers_give_the_stock_initial_state(
     model, env = load_task(task), Stock(task).env.env
     monkeypatch.setattr(placement, "ARM_NOISE", 0.0)  # of which the stock evaluation has none
     drawn, compiled = list(env.object_property_initializers), env.sim.model
-    before = compiled.body_pos.copy(), compiled.body_quat.copy()
     bodies = list(model.fixtures)
     for seed in range(5):
         env.object_property_initializers = list(drawn)
-        compiled.body_pos[:], compiled.body_quat[:] = before
+        compiled.body_pos[:], compiled.body_quat[:] = model.model.body_pos, model.model.body_quat
         env.sim.reset()
         np.random.seed(seed)  # noqa: NPY002 (the generator that robosuite draws from)
         env._reset_internal()

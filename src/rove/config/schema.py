@@ -90,7 +90,7 @@ class LiberoConfig:
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
     scenes: Size = 4
-    """Scenes that stay in memory, about 0.5 GB each, though no episode is running in them."""
+    """Scenes that stay in memory, about 0.1 GB each, though no episode is running in them."""
     threads: Count = 0
     """Physics and rendering threads; 0 uses every core."""
 

@@ -42,7 +42,7 @@ def build(task: str, folder: Path) -> None:
     env = ControlEnv(
         bddl_file_name=str(package.bddl(task)), has_offscreen_renderer=False, use_camera_obs=False
     ).env
-    states = package.initial_states(task)
+    states, placement = package.initial_states(task), _placement(env)
     poses = _fixture_poses(env, len(states))
     key = _scene(env, folder)
     about = {
@@ -51,7 +51,7 @@ def build(task: str, folder: Path) -> None:
         "fixtures": [fixture.root_body for fixture in env.fixtures],
         "goal": [_predicate(env, task, goal) for goal in env.parsed_problem["goal_state"]],
         "burners": list(_burners(env)),
-        "placement": _placement(env),
+        "placement": placement,
         "objects": {name: body.root_body for name, body in (env.objects_dict | env.fixtures_dict).items()},
     }
     file = io.BytesIO()

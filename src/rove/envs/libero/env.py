@@ -194,7 +194,8 @@ class LiberoEnv(ChunkedEnv):
             for first in range(0, len(slots) * tries, spare.size):
                 which = np.arange(first, min(first + spare.size, len(slots) * tries))
                 slot, g = slots[which // tries], which % tries
-                own = spare.copy(group, worlds[which // tries])
+                own = np.arange(len(which))
+                spare.copy(own, group, worlds[which // tries])
                 chosen = values[slot, g]
                 played = self._carry_out(
                     spare, own, own, lambda c, rows, chosen=chosen: chosen[rows, c], self._elapsed[slot]

@@ -8,9 +8,10 @@ side by side. What a world does follows from its task, its initial state and its
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mujoco
@@ -34,6 +35,8 @@ WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Action while things settle: none, with the gripper opening."""
 LARGEST_GROUP = 16
 """Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
+SETTLED = 2048
+"""Initial states of which it is remembered how they settle, some 10 KB each."""
 STATE_DIM = 8
 """Size of the robot's own state, see `LiberoWorlds.observed`."""
 
@@ -232,11 +235,10 @@ class Group:
             self._spare = Group(self.scene, size, self.phase, type(self.controller), guided=guided)
         return self._spare
 
-    def copy(self, other: Group, rows: np.ndarray) -> np.ndarray:
-        """Make the first worlds those in `rows` of another group of this scene, which may come more than
-        once; returns where they are."""
-        own = np.arange(len(rows))
-        for row, theirs in enumerate(rows):
+    def copy(self, own: np.ndarray, other: Group, rows: np.ndarray) -> None:
+        """Make the worlds in rows `own` those in `rows` of another group of this scene, which may come more
+        than once."""
+        for row, theirs in zip(own.tolist(), rows, strict=True):
             task = other.tasks[theirs]
             assert task is not None
             if self.tasks[row] is not task:
@@ -246,7 +248,6 @@ class Group:
         for field, theirs in zip(self._fields().values(), other._fields().values(), strict=True):
             field[own] = theirs[rows]
         self.batch.forward(own, stage=_VEL)
-        return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,20 +302,32 @@ class LiberoWorlds:
     def start(self, slots: Sequence[int], tasks: Sequence[str], initial_states: Sequence[int]) -> None:
         """Begin episodes: the initial state, then the wait, simulated once for each initial state."""
         self.release(slots)
-        waiting = []
-        for slot, name, state in zip(slots, tasks, initial_states, strict=True):
-            place = self._occupy(slot, name, state)
-            if (saved := self._settled.get((name, state))) is not None:
-                place.group.restore(place.row, place.task, state, saved)
+        scenes = {(task := self.task(name)).scene.key: task for name in tasks}
+        for key, count in Counter(self.task(name).scene.key for name in tasks).items():
+            self._reserve(scenes[key], count, besides=scenes)
+        states = list(zip(tasks, initial_states, strict=True))
+        known = {state: self._settled[state] for state in states if state in self._settled}
+        first: dict[tuple[str, int], int] = {}
+        again = []
+        for slot, state in zip(slots, states, strict=True):
+            place = self._occupy(slot, *state)
+            if state in known or state in first:
+                again.append(place)
             else:
-                place.group.start(place.row, place.task, state)
-                waiting.append(slot)
-        for _ in range(self._wait if waiting else 0):
-            self.run(waiting, self._settle)
-        for slot in waiting:
+                place.group.start(place.row, place.task, place.initial_state)
+                first[state] = slot
+        for _ in range(self._wait if first else 0):
+            self.run(list(first.values()), self._settle)
+        for state, slot in first.items():
             place = self._place(slot)
             place.group.begin(place.row)
-            self._settled[place.task.task, place.initial_state] = place.group.save(place.row)
+            known[state] = place.group.save(place.row)
+        for place in again:
+            saved = known[place.task.task, place.initial_state]
+            place.group.restore(place.row, place.task, place.initial_state, saved)
+        self._settled |= known
+        for state in list(self._settled)[: max(0, len(self._settled) - SETTLED)]:
+            del self._settled[state]
 
     def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
         _, diverged = group.act(rows, np.tile(WAIT_ACTION, (len(rows), 1)))
@@ -330,24 +343,46 @@ class LiberoWorlds:
     def _occupy(self, slot: int, name: str, initial_state: int) -> Place:
         """Find a world for a slot, and claim it."""
         task = self.task(name)
-        key = task.scene.key
-        groups = self._groups.pop(key, [])
-        self._groups[key] = groups  # the scene that was used last is dropped last
-        group = next((group for group in groups if group.free()), None)
-        if group is None:
-            self._warn_of_rebuilding(key)
-            self._drop_idle_scenes(besides=key)
-            groups.append(group := Group(task.scene, self._size, self._phase, guided=self._guided))
+        self._reserve(task, 1, besides=(task.scene.key,))
+        group = next(group for group in self._groups[task.scene.key] if group.free())
         row = group.free()[0]
         group.place(row, task, initial_state)
         place = self.places[slot] = Place(group, row, task, initial_state)
         return place
 
-    def _drop_idle_scenes(self, besides: str) -> None:
+    def _reserve(self, task: TaskModel, wanted: int, besides: Container[str]) -> None:
+        """See to it that so many worlds of a task's scene are free: groups grow before another is made. The
+        scenes `besides` are not dropped for it."""
+        key = task.scene.key
+        groups = self._groups.pop(key, [])
+        self._groups[key] = groups  # the scene that was used last is dropped last
+        missing = wanted - sum(len(group.free()) for group in groups)
+        if missing > 0 and not groups:
+            self._warn_of_rebuilding(key)
+            self._drop_idle_scenes(besides)
+        while missing > 0:
+            small = groups.pop() if groups and groups[-1].size < self._size else None
+            before = small.size if small else 0
+            size = min(self._size, max(before + missing, 2 * before))
+            groups.append(group := Group(task.scene, size, self._phase, guided=self._guided))
+            if small is not None:
+                self._move(small, group)
+            missing -= size - before
+
+    def _move(self, old: Group, new: Group) -> None:
+        """Put the worlds of a group into a larger one, to go on there as they would have."""
+        rows = np.array([row for row, task in enumerate(old.tasks) if task is not None], int)
+        if len(rows):
+            new.copy(rows, old, rows)
+        for slot, place in enumerate(self.places):
+            if place is not None and place.group is old:
+                self.places[slot] = replace(place, group=new)
+
+    def _drop_idle_scenes(self, besides: Container[str]) -> None:
         idle = [
             key
             for key, groups in self._groups.items()
-            if key != besides and all(len(group.free()) == group.size for group in groups)
+            if key not in besides and all(len(group.free()) == group.size for group in groups)
         ]
         for key in idle[: max(0, len(self._groups) - self._kept)]:
             del self._groups[key]
@@ -363,7 +398,7 @@ class LiberoWorlds:
             warnings.warn(
                 f"Scene {key} left memory and is built again, which makes resets slow: the tasks that are "
                 f"played have {played} scenes or more, and env.scenes = "
-                f"{self._kept} stay though nothing runs in them. If there is memory (0.5 GB each), set "
+                f"{self._kept} stay though nothing runs in them. If there is memory (0.1 GB each), set "
                 f"--env.scenes {played}.",
                 stacklevel=2,
             )
