@@ -35,6 +35,8 @@ WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Action while things settle: none, with the gripper opening."""
 LARGEST_GROUP = 16
 """Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
+TRIED = 64
+"""Worlds at most in which chunks are tried side by side: they come and go, so there may be more of them."""
 SETTLED = 2048
 """Initial states of which it is remembered how they settle, some 10 KB each."""
 STATE_DIM = 8
@@ -227,9 +229,8 @@ class Group:
             field[row] = saved[name]
 
     def spare(self, wanted: int) -> Group:
-        """Return worlds of the same scene to try things in, as many as are wanted, or as a group has at
-        most."""
-        size = min(wanted, LARGEST_GROUP)
+        """Return worlds of the same scene to try things in, as many as are wanted, or `TRIED`."""
+        size = min(wanted, TRIED)
         if self._spare is None or self._spare.size < size:
             guided = self._guide is not None
             self._spare = Group(self.scene, size, self.phase, type(self.controller), guided=guided)
