@@ -6,6 +6,8 @@ two (the better counts); ours draws them once a chunk. A step is one action exec
 Bounds, on the same cores and threads: the C engine alone, stepping the same worlds without a controller, and
 the renderer alone, drawing the same frame again. The split of our time: physics (the engine alone),
 controller (what playing a chunk takes beyond that), render, and copy (all else: poses, arrays, records).
+Tries: 8 chunks tried from where each world stands and everything put back, with the dense reward, beside the
+engine alone as it steps the worlds that are tried; with all slots in one task, and spread over the suite.
 With --gpu: the renderer on a card, and MuJoCo Warp's physics there against the C engine.
 """
 
@@ -35,12 +37,15 @@ from rove.config.schema import LiberoConfig  # noqa: E402
 from rove.envs.libero import package  # noqa: E402
 from rove.envs.libero.controller import SUBSTEPS  # noqa: E402
 from rove.envs.libero.env import LiberoEnv  # noqa: E402
+from rove.envs.libero.scenes import load_task  # noqa: E402
 from rove.types import EpisodeSpec  # noqa: E402
 
 RATIOS = {256: 10.0, 128: 20.0, 64: 30.0, 0: 6.0}
 """Steps a second over the stock environment's, by picture size; 0: states only."""
 OF_BOUND = 0.85
 RESET_MS = 5.0
+BRANCHES = 8
+"""Chunks tried from each state."""
 
 
 def machine() -> dict[str, Any]:
@@ -70,8 +75,6 @@ def actions(steps: int, seed: int = 0) -> np.ndarray:
 def stock_process(task: str, size: int, steps: int) -> None:
     """What a stock process does; prints steps a second. `size` 0: states only."""
     from libero.libero.envs.env_wrapper import ControlEnv
-
-    from rove.envs.libero.scenes import load_task
 
     pictures = {"camera_heights": size, "camera_widths": size} if size else {"use_camera_obs": False}
     env = ControlEnv(
@@ -164,7 +167,7 @@ def ours(suite: str, size: int, num_envs: int, chunk: int, chunks: int, repeats:
     reset = statistics.median(repeated(lambda: env.reset(episodes), repeats)) if not size else None
     per_chunk = torch.from_numpy(actions(chunk).astype(np.float32)).expand(num_envs, chunk, 7).contiguous()
     seconds: Counter[str] = Counter()
-    timed(env, "_play", seconds)
+    timed(env, "play", seconds)
     scene = None
     if env._pictures is not None:
         scene = next(iter(env._pictures._scenes.values()))
@@ -177,7 +180,7 @@ def ours(suite: str, size: int, num_envs: int, chunk: int, chunks: int, repeats:
         for _ in range(chunks):
             env.step_chunk(per_chunk)
         walls.append((time.perf_counter() - start) / chunks)
-        plays.append(seconds["_play"] / chunks)
+        plays.append(seconds["play"] / chunks)
         renders.append(seconds["render"] / chunks)
         engines.append(engine_alone(env))
         alone.append(renderer_alone(env) if scene is not None else 0.0)
@@ -209,6 +212,34 @@ def ours(suite: str, size: int, num_envs: int, chunk: int, chunks: int, repeats:
 
 def ms(seconds: float) -> float:
     return round(1000 * seconds, 2)
+
+
+def tried(suite: str, num_envs: int, chunk: int, repeats: int, *, spread: bool) -> dict[str, Any]:
+    """Steps a second of tries, and the engine's; `spread` over all tasks of the suite, else of its first."""
+    config = LiberoConfig(tasks=suite, renderer="none", horizon=1_000_000, scenes=32, reward="shaped")
+    env = LiberoEnv(config, num_envs, chunk, "refill")
+    tasks = env.suite.tasks if spread else env.suite.tasks[:1]
+    env.reset([EpisodeSpec(tasks[i % len(tasks)], i % 40) for i in range(num_envs)])
+    chosen = torch.from_numpy(actions(chunk * BRANCHES).astype(np.float32).reshape(1, BRANCHES, chunk, 7))
+    chosen = chosen.expand(num_envs, -1, -1, -1).contiguous()
+    env.try_chunks(chosen)
+    walls, engines = [], []
+    for _ in range(repeats):  # in turn, so that a busy moment of the machine hits both
+        start = time.perf_counter()
+        env.try_chunks(chosen)
+        walls.append(time.perf_counter() - start)
+        engines.append(BRANCHES * engine_alone(env))
+    env.close()
+    steps = num_envs * chunk * BRANCHES
+    wall, engine = statistics.median(walls), statistics.median(engines)
+    of_engine = statistics.median(e / w for e, w in zip(engines, walls, strict=True))
+    return {
+        "scenes": len({load_task(task).scene.key for task in tasks}),
+        "steps_per_second": round(steps / wall, 1),
+        "engine_alone": round(steps / engine, 1),
+        "of_engine": round(of_engine, 3),
+        "passed": of_engine >= OF_BOUND,
+    }
 
 
 def engine_alone(env: LiberoEnv) -> float:
@@ -253,14 +284,15 @@ def gpu(task: str, sizes: list[int], worlds: int) -> dict[str, Any] | str:
 
     from rove.envs.libero.frame import LiberoFrame
     from rove.envs.libero.render import LiberoRenderer
-    from rove.envs.libero.scenes import CAMERAS, load_task
+    from rove.envs.libero.scenes import CAMERAS
 
     if not wp.get_cuda_device_count():
         return "not run: no CUDA device"
     import mujoco_warp
 
     loaded = load_task(task)
-    model, data = loaded.model, mujoco.MjData(loaded.model)
+    model = loaded.scene.looks()
+    data = mujoco.MjData(model)
     sites = np.array([model.site(burner["site"]).id for burner in loaded.burners], int)
     data.qpos[:] = loaded.initial_states[0][1 : 1 + model.nq]
     mujoco.mj_step(model, data, 300)  # until the objects rest
@@ -313,6 +345,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=4, help="chunks a repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--stock-steps", type=int, default=24)
+    parser.add_argument("--only-tries", action="store_true", help="nothing beside the tries")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--stock", metavar="TASK", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -331,8 +364,16 @@ def main() -> None:
     }
     for suite in args.suites.split(","):
         task = package.tasks(suite)[0]
-        cases = report["suites"][suite] = {"task": task}
-        for size in sizes:
+        cases: dict[str | int, Any] = {"task": task}
+        report["suites"][suite] = cases
+        cases["tries"] = {
+            "one task" if not spread else "all tasks": tried(
+                suite, args.num_envs, args.chunk, args.repeats, spread=spread
+            )
+            for spread in (False, True)
+        }
+        print(f"{suite} tries: {json.dumps(cases['tries'])}", file=sys.stderr, flush=True)
+        for size in [] if args.only_tries else sizes:
             rates = {count: stock(task, size, args.stock_steps, count) for count in (1, 2)}
             case = ours(suite, size, args.num_envs, args.chunk, args.chunks, args.repeats)
             case["stock"] = {f"{count} processes": round(rate, 2) for count, rate in rates.items()}

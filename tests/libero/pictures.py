@@ -32,7 +32,8 @@ def reference(kind: str) -> np.ndarray:
 def picture(kind: str, backend: Literal["warp", "gl"], size: int = 128) -> np.ndarray:
     """uint8 [2, H, W, 3]: the same world as `backend` draws it."""
     task = load_task(str(_FILE[f"{kind}/task"]))
-    model, data = task.model, mujoco.MjData(task.model)
+    model = task.scene.looks()
+    data = mujoco.MjData(model)
     before = model.body_pos.copy(), model.body_quat.copy()
     model.body_pos[:], model.body_quat[:] = _FILE[f"{kind}/body_pos"], _FILE[f"{kind}/body_quat"]
     data.qpos[:] = _FILE[f"{kind}/qpos"]

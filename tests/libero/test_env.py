@@ -124,6 +124,31 @@ def test_scenes_leave_memory_when_others_come() -> None:
         assert torch.equal(first.state, again.state)
 
 
+def test_a_scene_has_as_many_worlds_as_its_slots_need() -> None:
+    """A group that grows goes on to the bit as one that does not."""
+    config, actions = replace(CONFIG, threads=1), torch.rand(5, 4, 7) * 2 - 1
+
+    def sizes(env: LiberoEnv) -> list[int]:
+        return [group.size for groups in env.worlds._groups.values() for group in groups]
+
+    with environment(config, num_envs=5) as env, environment(config, num_envs=5) as other:
+        env.reset([EpisodeSpec(STOVE, 0)])
+        assert sizes(env) == [1]
+        env.step_chunk(actions)
+        env.reset([EpisodeSpec(STOVE, i) for i in (1, 2, 2)], where=[1, 2, 3])
+        assert sizes(env) == [4]
+        other.reset([EpisodeSpec(STOVE, 0)])
+        other.step_chunk(actions)
+        alone, among = other.step_chunk(actions).observation.state, env.step_chunk(actions).observation.state
+        assert alone is not None and among is not None
+        assert torch.equal(alone[0], among[0]) and not torch.equal(among[2], among[3])
+        env.reset([EpisodeSpec(SOUP, 0), EpisodeSpec(SOUP, 1)], where=[3, 4])
+        assert sizes(env) == [4, 2]
+    with environment(replace(CONFIG, threads=2), num_envs=5) as env:
+        env.reset([EpisodeSpec(STOVE, i) for i in range(5)])
+        assert sizes(env) == [3, 2], "both threads have something to do"
+
+
 def test_the_end_of_an_action_can_be_observed() -> None:
     """At the end the observation is of the very positions; the stock one is two substeps behind."""
     actions = torch.rand(2, 4, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -149,8 +174,9 @@ def test_the_cache_mends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("ROVE_CACHE", str(tmp_path))
     folder = scenes.cache_folder()
     folder.mkdir(parents=True)
-    task, scene = folder / scenes.task_file(SOUP), folder / scenes.scene_file(key)
-    for file in (task, scene):
+    task, *both = (folder / file for file in (scenes.task_file(SOUP), *scenes.scene_files(key)))
+    scene = both[0]
+    for file in (task, *both):
         shutil.copy(source / file.name, file)
     content = scene.read_bytes()
     scene.write_bytes(content[: len(content) // 2])

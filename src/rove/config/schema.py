@@ -75,9 +75,13 @@ class LiberoConfig:
     90 and 130."""
     wait: NonNegativeInt = 15
     """Actions that pass, doing nothing, before an episode begins, while things settle."""
-    protocol: Literal["split", "published"] = "split"
+    protocol: Literal["split", "published", "generated"] = "split"
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
-    on all 50, as published numbers were obtained."""
+    on all 50, as published numbers were obtained; "generated" trains on states that are drawn anew, as those
+    were, and keeps all 50 to evaluate on."""
+    reward: Literal["sparse", "shaped"] = "sparse"
+    """"sparse": 1 on success. "shaped": besides, what an action takes off the way that the hand still has to
+    go, in units of 1.5 m. It is read off where everything is, which no robot knows: for training only."""
     renderer: Literal["warp", "gl", "none"] = "warp"
     """Renderer: a rasteriser on Warp, without OpenGL; OpenGL, the way the pictures of published checkpoints
     were made; or black pictures, for who looks at states only."""
@@ -86,7 +90,7 @@ class LiberoConfig:
     phase: Literal["stock", "end"] = "stock"
     """Observe two substeps of 2 ms before an action's end, as the stock environment does, or at its end."""
     scenes: Size = 4
-    """Scenes that stay in memory, about 0.5 GB each, though no episode is running in them."""
+    """Scenes that stay in memory, about 0.1 GB each, though no episode is running in them."""
     threads: Count = 0
     """Physics and rendering threads; 0 uses every core."""
 

@@ -18,6 +18,7 @@ arms, takes NumPy half as long as the physics takes, and holds up the other thre
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -47,6 +48,7 @@ HAND = "robot0_right_hand"
 """The body whose orientation is observed."""
 READ = ("site_xpos", "site_xmat", "subtree_com", "cdof", "M", "qpos", "qvel")
 """MuJoCo's arrays that say how the arm stands and moves."""
+_arrays = operator.itemgetter(*READ)
 BOUND = (*READ, "qfrc_bias", "xquat")
 """MuJoCo's arrays that the controller and the observation read."""
 
@@ -108,8 +110,7 @@ class Arm:
         n = len(rows)
         position, rotation, jacobian = np.empty((n, 3)), np.empty((n, 3, 3)), np.empty((n, JOINTS, 6))
         mass, q, qd = np.empty((n, JOINTS, JOINTS)), np.empty((n, JOINTS)), np.empty((n, JOINTS))
-        arrays = tuple(data[name] for name in READ)
-        _read(rows, self.site, self.root, self.mass, arrays, position, rotation, jacobian, mass, q, qd)
+        _read(rows, self.site, self.root, self.mass, _arrays(data), position, rotation, jacobian, mass, q, qd)
         return Reading(position, rotation, jacobian, mass, q, qd)
 
 
@@ -302,7 +303,7 @@ class Controller:
         pass; `grip` [n] opens (< 0), closes (> 0) or holds. See the module's head for the torques."""
         arm, home = self.arm, self.arm.home
         _command(
-            rows, arm.site, arm.root, arm.mass, tuple(data[name] for name in READ), data["qfrc_bias"],
+            rows, arm.site, arm.root, arm.mass, _arrays(data), data["qfrc_bias"],
             self.fresh, (home.position, home.rotation, home.jacobian, home.mass, home.q, home.qd),
             self.goal_position, self.goal_rotation, grip, self.gripper, arm.limits, motors,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rove.config.schema import LiberoConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carry_out
 from rove.envs.libero import expert, grounding, scenes
 from rove.envs.libero.conventions import ACTIONS
+from rove.envs.libero.progress import FULL_WAY, Sight
 from rove.envs.libero.suite import LiberoSuite, perturbed
 from rove.envs.libero.worlds import STATE_DIM, Group, LiberoWorlds, Place
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
@@ -39,6 +40,7 @@ class LiberoEnv(ChunkedEnv):
         """`gpu` is the CUDA index of the one that draws, where one does; None: the first."""
         suite = LiberoSuite(config)
         super().__init__(suite, num_envs=num_envs, chunk=chunk, horizon=config.horizon, autoreset=autoreset)
+        self._shaped = config.reward == "shaped"
         threads = config.threads or host.core_count()
         self._cameras = scenes.CAMERAS if config.wrist else scenes.CAMERAS[:1]
         self.image_shape = (len(self._cameras), config.image_size, config.image_size, 3)
@@ -54,6 +56,7 @@ class LiberoEnv(ChunkedEnv):
             wait=config.wait,
             phase=config.phase,
             scenes=config.scenes,
+            guided=self._shaped,
             on_drop=self._pictures.drop if self._pictures else lambda scene: None,
         )
         self._expert = expert.Expert(num_envs)
@@ -135,22 +138,72 @@ class LiberoEnv(ChunkedEnv):
         poses: dict[int, list[np.ndarray]] = {slot: [] for slot in self._recorded}
 
         def work(group: Group, slots: np.ndarray, worlds: np.ndarray) -> None:
-            world = dict(zip(slots.tolist(), worlds, strict=True))
-
-            def act(c: int, rows: np.ndarray) -> Outcome:
-                own = np.array([world[row] for row in rows.tolist()])
-                success, diverged = group.act(own, actions(c, rows))
-                for row in rows.tolist():
+            def film(rows: np.ndarray, acted: np.ndarray) -> None:
+                for row, world in zip(rows.tolist(), acted, strict=True):
                     if row in poses:
-                        poses[row].append(group.pose[world[row]].copy())
-                return Outcome(success.astype(np.float64), success, success, diverged)
+                        poses[row].append(group.pose[world].copy())
 
-            played = carry_out(slots, self.chunk, act, self._elapsed, self.horizon)
+            played = self._carry_out(group, slots, worlds, actions, self._elapsed, film)
             for whole, part in zip(columns, played, strict=True):
                 whole[place[slots]] = part
 
         self.worlds.run(rows, work)
         return columns, self._film(poses)
+
+    def _carry_out(
+        self,
+        group: Group,
+        slots: np.ndarray,
+        worlds: np.ndarray,
+        actions: Actions,
+        elapsed: np.ndarray,
+        watch: Callable[[np.ndarray, np.ndarray], None] = lambda slots, worlds: None,
+    ) -> Played:
+        """Play a chunk in rows of a group, the worlds of `slots`; `watch` is called after each action with
+        those that it was executed in."""
+        index = np.zeros(slots.max() + 1, np.int64)
+        index[slots] = np.arange(len(slots))
+        seen = [(np.arange(len(slots)), group.sight(worlds))] if self._shaped else []
+
+        def act(c: int, rows: np.ndarray) -> Outcome:
+            own = worlds[index[rows]]
+            success, diverged = group.act(own, actions(c, rows))
+            watch(rows, own)
+            if self._shaped:
+                seen.append((index[rows], group.sight(own)))
+            return Outcome(success.astype(np.float64), success, success, diverged)
+
+        played = carry_out(slots, self.chunk, act, elapsed, self.horizon)
+        if self._shaped:
+            _shape(played, seen, lambda rows, sight: group.left(worlds[rows], sight))
+        return played
+
+    def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Try chunks in spare worlds, which are made equal to those that run; see `rove.envs.base.Brancher`.
+
+        All tries of a group's worlds are stepped together, so that what a batch costs beside its physics is
+        shared by many, however few worlds there are of a scene.
+        """
+        values = np.stack([self._checked(actions[:, g]) for g in range(actions.shape[1])], axis=1)
+        reward = torch.zeros(values.shape[:3])
+        executed = torch.zeros(values.shape[:3], dtype=torch.bool)
+
+        def work(group: Group, slots: np.ndarray, worlds: np.ndarray) -> None:
+            tries = values.shape[1]
+            spare = group.spare(len(slots) * tries)
+            for first in range(0, len(slots) * tries, spare.size):
+                which = np.arange(first, min(first + spare.size, len(slots) * tries))
+                slot, g = slots[which // tries], which % tries
+                own = np.arange(len(which))
+                spare.copy(own, group, worlds[which // tries])
+                chosen = values[slot, g]
+                played = self._carry_out(
+                    spare, own, own, lambda c, rows, chosen=chosen: chosen[rows, c], self._elapsed[slot]
+                )
+                reward[slot, g], executed[slot, g] = played.reward.float(), played.executed
+
+        self.worlds.run(self._running(), work)
+        return reward, executed
 
     # --- what is seen -----------------------------------------------------------------------------
 
@@ -200,3 +253,24 @@ class LiberoEnv(ChunkedEnv):
         self.worlds.close()
         if self._pictures is not None:
             self._pictures.close()
+
+
+def _shape(
+    played: Played,
+    seen: Sequence[tuple[np.ndarray, Sight]],
+    left: Callable[[np.ndarray, Sight], np.ndarray],
+) -> None:
+    """Add what each action took off the way that is left to the rewards of a chunk.
+
+    `seen` has rows and how things stood in them, before the chunk and after each action; all are measured in
+    one go, since what a call costs hardly depends on how many worlds it is about.
+    """
+    rows = np.concatenate([rows for rows, _ in seen])
+    ways = left(rows, Sight(*map(np.concatenate, zip(*(sight for _, sight in seen), strict=True))))
+    parts = np.split(ways, np.cumsum([len(rows) for rows, _ in seen])[:-1])
+    before, reward = parts[0], played.reward.numpy()
+    success, diverged = played.success.numpy(), played.diverged.numpy()
+    for c, ((acted, _), way) in enumerate(zip(seen[1:], parts[1:], strict=True)):
+        now = np.where(success[acted, c], 0.0, np.where(diverged[acted, c], before[acted], way))
+        reward[acted, c] += (before[acted] - now) / FULL_WAY
+        before[acted] = now

@@ -7,18 +7,15 @@ to, and then held another way (`grasps.py`). Goals with several things are done 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
 from rove.envs.libero import package
 from rove.envs.libero.controller import REACH, TURN
-from rove.envs.libero.grasps import Obstacles, grasps, shape
-from rove.envs.libero.predicates import Region
-from rove.envs.libero.scenes import TaskModel
+from rove.envs.libero.targets import Target
 from rove.envs.libero.worlds import Place
 from rove.envs.rotations import axis_angle_between
 from rove.errors import RoveError
@@ -29,8 +26,6 @@ LIFT = 0.20
 """Metres that a thing is carried above the higher of where it was and where it goes."""
 GAIN = 1.5
 """Share of the way that is left which an action asks for."""
-LET_GO = 0.012
-"""Metres over its place at which a thing is let go."""
 CLOSING, OPENING, RISING = 10, 8, 12
 """Actions that the fingers are given, and the hand that leaves."""
 PATIENCE = 30
@@ -50,41 +45,6 @@ class Phase(IntEnum):
     LOWER = 5
     OPEN = 6
     LEAVE = 7
-
-
-class Target:
-    """One predicate: a thing, and where it goes."""
-
-    def __init__(self, task: TaskModel, spec: Mapping[str, Any]) -> None:
-        model = task.model
-        self.body = model.body(spec["body"]).id
-        self.points = shape(model, self.body)
-        self.obstacles = Obstacles(model, self.body)
-        self.region = Region(model, spec["region"]) if "region" in spec else None
-        self.inside = spec["kind"] == "in_region"
-        self.other = -1 if self.region else model.body(spec["other"]).id
-
-    def shape(self, data: Mapping[str, np.ndarray], row: int) -> np.ndarray:
-        """Return the thing's corners [n, 3] from its position, along the world's axes."""
-        return self.points @ data["xmat"][row, self.body].reshape(3, 3).T
-
-    def destination(self, data: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """Return where the thing's position should be when it is let go, [n, 3]."""
-        lowest = -(self.points @ data["xmat"][rows, self.body].reshape(-1, 3, 3).transpose(0, 2, 1))[
-            ..., 2
-        ].min(1)
-        if self.region is None:
-            place = data["xpos"][rows, self.other].copy()
-            place[:, 2] += LET_GO + lowest
-            return place
-        position, rotation = self.region.pose(data, rows)
-        half = np.abs(rotation @ self.region.size)
-        place = position.copy()
-        if self.inside:
-            place[:, 2] += np.minimum(half[:, 2], lowest + LET_GO - half[:, 2])
-        else:
-            place[:, 2] += lowest + LET_GO + half[:, 2]
-        return place
 
 
 @dataclass
@@ -172,12 +132,9 @@ class Expert:
         course = self._courses[slot]
         assert course is not None
         data, target = place.group.data, course.targets[course.target]
-        options = grasps(target.shape(data, place.row))
+        options = target.grasps(data, place.row)
         if not options:
             raise RoveError(f"No way to hold what {place.task.task!r} names was found.")
-        # in order, but rather those that strike nothing else
-        xpos, xmat = data["xpos"][place.row], data["xmat"][place.row]
-        options.sort(key=lambda option: target.obstacles.hits(option, xpos[target.body], xpos, xmat))
         grasp = options[course.attempt % len(options)]
         turn, home = grasp.yaw, place.group.arm.home.rotation[0]
         cos, sin = np.cos(turn), np.sin(turn)

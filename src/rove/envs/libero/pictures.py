@@ -16,6 +16,7 @@ from rove.envs.libero.predicates import COMPARISONS
 from rove.envs.libero.render import LiberoRenderer
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.worlds import Place
+from rove.envs.rotations import matrix
 
 LARGEST = 16
 """Worlds drawn at once at most: what a renderer holds grows with it."""
@@ -35,7 +36,7 @@ class _Scene:
         threads: int,
         gpu: int | None,
     ) -> None:
-        model = task.model
+        model, looks = task.model, task.scene.looks()
         assert config.renderer != "none"
         self.capacity = capacity
         self._task = task  # tasks of a scene have the same burners
@@ -46,12 +47,13 @@ class _Scene:
         self._bound = {
             name: self._batch.bind(name)
             for name in (
-                "geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
-                "site_xpos", "site_xmat",
+                "xpos", "xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir", "site_xpos", "site_xmat",
             )
         }  # fmt: skip
+        self._bodies, self._offset = looks.geom_bodyid.copy(), looks.geom_pos.copy()
+        self._turn = matrix(looks.geom_quat)
         self._renderer = LiberoRenderer(
-            model,
+            looks,
             capacity,
             cameras=cameras,
             size=config.image_size,
@@ -77,10 +79,11 @@ class _Scene:
         self._qpos[rows] = poses
         self._batch.forward(rows, stage=_POSITIONS)
         bound = {name: values[rows] for name, values in self._bound.items()}
+        bodies = _matrices(bound["xmat"])[:, self._bodies]
         return self._renderer.render(
             LiberoFrame(
-                geom_xpos=bound["geom_xpos"],
-                geom_xmat=_matrices(bound["geom_xmat"]),
+                geom_xpos=bound["xpos"][:, self._bodies] + (bodies @ self._offset[..., None])[..., 0],
+                geom_xmat=bodies @ self._turn,
                 cam_xpos=bound["cam_xpos"],
                 cam_xmat=_matrices(bound["cam_xmat"]),
                 light_xpos=bound["light_xpos"],

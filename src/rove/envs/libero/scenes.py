@@ -1,7 +1,7 @@
 """Task models: compiled scenes, initial states and goals, from a cache that stock robosuite fills once.
 
 The cache (`host.cache`) has a folder for each combination of versions, so that another version's is never
-read. A scene is about 100 MB; the 130 tasks have 32 of them.
+read. A scene is about 170 MB; the 130 tasks have 32 of them.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -15,6 +15,7 @@ import os
 import tempfile
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +25,28 @@ import mujoco
 import numpy as np
 
 from rove import host
-from rove.envs.libero import package
+from rove.envs.libero import package, placement
 from rove.envs.libero.controller import Arm
 from rove.errors import RoveError
 from rove.runtime.actor import Lost
 from rove.runtime.local import InChild
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files' format, raised with every change to what they hold."""
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """Cameras of published policies: in front of the robot, and on its hand."""
 
 
 class LiberoScene:
-    """A compiled model, shared by the tasks that take place in it."""
+    """A compiled model, shared by the tasks that take place in it: as it moves, without what is only seen."""
 
-    def __init__(self, key: str, model: mujoco.MjModel) -> None:
-        self.key, self.model = key, model
+    def __init__(self, key: str, model: mujoco.MjModel, looks: Path) -> None:
+        self.key, self.model, self._looks = key, model, looks
+
+    def looks(self) -> mujoco.MjModel:
+        """Load the model as it looks: the same bodies, sites, cameras and lights, other geoms. It is ten
+        times as large, so it is not kept."""
+        return mujoco.MjModel.from_binary_path(str(self._looks))
 
     @functools.cached_property
     def arm(self) -> Arm:
@@ -68,6 +74,16 @@ class TaskModel:
     """Sites that are only seen while a knob is turned: `site`, `joints`, `comparison`, `limit`."""
     bodies: Mapping[str, int]
     """Objects and fixtures by name."""
+    placement: Mapping[str, Any]
+    """What a stock reset draws; see `placement.py`."""
+
+    def start(self, initial_state: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an initial state [1 + nq + nv] and its fixtures' poses [fixtures, 7]: a published one, or
+        from the number after theirs on one that is drawn anew, the same in every process."""
+        if initial_state < len(self.initial_states):
+            return self.initial_states[initial_state], self.fixture_poses[initial_state]
+        generator = np.random.default_rng([zlib.crc32(self.task.encode()), initial_state])
+        return placement.draw(self.model, self.placement, self.fixtures, generator)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -91,6 +107,7 @@ def load_task(task: str) -> TaskModel:
         goal=tuple(about["goal"]),
         burners=tuple(about["burners"]),
         bodies=ids,
+        placement=about["placement"],
     )
 
 
@@ -109,10 +126,11 @@ def _scene(key: str, folder: Path) -> LiberoScene:
     """Load a scene, which is in memory once, for as long as anyone uses it."""
     scene = _scenes.get((key, folder))
     if scene is None:
-        model = mujoco.MjModel.from_binary_path(str(folder / scene_file(key)))
+        physics, looks = (folder / file for file in scene_files(key))
+        model = mujoco.MjModel.from_binary_path(str(physics))
         # Nobody reads the gripper's force sensors, which need the forces between all bodies at each substep.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR.value
-        scene = LiberoScene(key, model)
+        scene = LiberoScene(key, model, looks)
         _scenes[key, folder] = scene
     return scene
 
@@ -131,9 +149,9 @@ def task_file(task: str) -> str:
     return f"{task.replace('/', '__')}.npz"
 
 
-def scene_file(key: str) -> str:
-    """Return the name of a scene's file: a MuJoCo binary model."""
-    return f"scene-{key}.mjb"
+def scene_files(key: str) -> tuple[str, str]:
+    """Return the names of a scene's files, MuJoCo binary models: as it moves, and as it looks."""
+    return f"physics-{key}.mjb", f"looks-{key}.mjb"
 
 
 def write(path: Path, content: bytes) -> None:
@@ -157,10 +175,14 @@ def _complete(path: Path) -> bool:
         about, _, _ = _read(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return False
-    scene = path.parent / scene_file(about["scene"])
-    if scene.is_file() and scene.stat().st_size == about["bytes"]:
+    files = [path.parent / file for file in scene_files(about["scene"])]
+    if all(
+        file.is_file() and file.stat().st_size == size
+        for file, size in zip(files, about["bytes"], strict=True)
+    ):
         return True
-    scene.unlink(missing_ok=True)
+    for file in files:
+        file.unlink(missing_ok=True)
     return False
 
 

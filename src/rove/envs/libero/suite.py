@@ -12,6 +12,8 @@ from rove.types import EpisodeSpec, Split
 
 TRAIN = 0.8
 """Share of a task's initial states, from the first on, that RL may see under protocol "split": 40 of 50."""
+GENERATED = 2**31
+"""Initial states of a task under protocol "generated": those after the published ones are drawn anew."""
 HORIZONS = {"spatial": 240, "object": 240, "goal": 320, "10": 512, "90": 512}
 """Actions of an episode, by the suite's first word; see `LiberoConfig.horizon`."""
 VARIANTS = {"object": "vision", "swap": "execution", "lan": "semantics", "task": "semantics"}
@@ -59,8 +61,7 @@ class LiberoSuite(TaskSuite):
     def __init__(self, config: LiberoConfig) -> None:
         self.name = f"libero:{config.tasks}"
         self.tasks = chosen(config.tasks)
-        self.all_states = config.protocol == "published"
-        """Whether both splits hold all initial states, as in published evaluations."""
+        self._protocol = config.protocol
         self.variants: Mapping[str, str] = {
             name: axis
             for name, axis in VARIANTS.items()
@@ -86,6 +87,8 @@ class LiberoSuite(TaskSuite):
                 f"Unknown variant {episode.variant!r} of {self.name}. {nearest(episode.variant, known)}"
             )
         states = len(package.initial_states(perturbed(episode.task, episode.variant)))
+        if self._protocol == "generated":
+            states = GENERATED
         if not 0 <= episode.initial_state < states:
             raise RoveError(
                 f"{episode.task} has the initial states 0 to {states - 1}, not {episode.initial_state}."
@@ -96,7 +99,9 @@ class LiberoSuite(TaskSuite):
         if task not in self.tasks:
             raise RoveError(f"{self.name} has no task {task!r}. {nearest(task, self.tasks)}")
         states = len(package.initial_states(task))
-        if self.all_states:
+        if self._protocol == "published":
             return range(states)
+        if self._protocol == "generated":
+            return range(states, GENERATED) if split == "train" else range(states)
         train = round(TRAIN * states)
         return range(train) if split == "train" else range(train, states)

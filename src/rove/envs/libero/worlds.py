@@ -8,9 +8,10 @@ side by side. What a world does follows from its task, its initial state and its
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mujoco
@@ -21,6 +22,7 @@ from rove.envs.libero import controller as control
 from rove.envs.libero import predicates
 from rove.envs.libero.controller import SUBSTEPS, Controller
 from rove.envs.libero.predicates import Goal
+from rove.envs.libero.progress import Guide, Sight
 from rove.envs.libero.scenes import LiberoScene, TaskModel, load_task
 from rove.envs.rotations import axis_angle
 
@@ -33,6 +35,10 @@ WAIT_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Action while things settle: none, with the gripper opening."""
 LARGEST_GROUP = 16
 """Worlds in a batch at most: enough that the controller's fixed cost is small beside the physics."""
+TRIED = 64
+"""Worlds at most in which chunks are tried side by side: they come and go, so there may be more of them."""
+SETTLED = 2048
+"""Initial states of which it is remembered how they settle, some 10 KB each."""
 STATE_DIM = 8
 """Size of the robot's own state, see `LiberoWorlds.observed`."""
 
@@ -48,9 +54,17 @@ class Group:
     """Worlds of one scene, stepped together."""
 
     def __init__(
-        self, scene: LiberoScene, size: int, phase: Phase, make: Callable[..., Controller] = Controller
+        self,
+        scene: LiberoScene,
+        size: int,
+        phase: Phase,
+        make: Callable[..., Controller] = Controller,
+        *,
+        guided: bool = False,
     ):
-        self.scene, self.size, self.phase = scene, size, phase
+        """`guided` worlds can tell the way that is `left`."""
+        self.scene, self.size = scene, size
+        self.phase: Phase = phase
         self.arm = scene.arm
         self.batch = Batch(scene.model, size, nthread=1, persistent=True)
         bound = dict.fromkeys((*control.BOUND, *predicates.BOUND))
@@ -66,6 +80,8 @@ class Group:
         self.hand_position, self.hand_quaternion = np.zeros((size, 3)), np.zeros((size, 4))
         self.fingers, self.pose = np.zeros((size, 2)), np.zeros((size, scene.model.nq))
         """The last observation: hand (m; w, x, y, z), finger joints (m), all positions for a picture."""
+        self._guide = Guide(self.arm, size) if guided else None
+        self._spare: Group | None = None
 
     def free(self) -> list[int]:
         """List the rows that run nothing."""
@@ -74,7 +90,7 @@ class Group:
     def start(self, row: int, task: TaskModel, initial_state: int) -> None:
         """Put a world into an initial state, as a stock reset and `set_init_state` leave it."""
         self.place(row, task, initial_state)
-        model, start = self.scene.model, task.initial_states[initial_state]
+        model, start = self.scene.model, task.start(initial_state)[0]
         self.data["qpos"][row] = start[1 : 1 + model.nq]
         self.data["qvel"][row] = start[1 + model.nq :]
         self.controller.reset(row)
@@ -83,16 +99,40 @@ class Group:
         self._see(rows)
         self._feel(rows)
 
+    def begin(self, row: int) -> None:
+        """Begin an episode in a world that has settled: choose the grasps that its potential is measured to,
+        where it has one."""
+        if self._guide is not None:
+            task = self.tasks[row]
+            assert task is not None
+            self._guide.begin(row, task, self.data)
+
+    def sight(self, rows: np.ndarray) -> Sight:
+        """Return how things stand in guided worlds, as of the last forward pass: what `left` reads."""
+        assert self._guide is not None, "these worlds are not guided"
+        return self._guide.sight(rows, self.data, self.controller.gripper)
+
+    def left(self, rows: np.ndarray, sight: Sight) -> np.ndarray:
+        """Measure the way [n] that the hand still has to go in guided worlds, metres, see `progress.py`;
+        `sight` says how things stand in each of `rows`."""
+        assert self._guide is not None, "these worlds are not guided"
+        return self._guide.left(rows, sight)
+
     def place(self, row: int, task: TaskModel, initial_state: int) -> None:
         """Give a row to a task: its fixtures are placed, the rest is reset."""
-        self.tasks[row] = task
-        if task.task not in self._goals:
-            self._goals[task.task] = Goal(self.scene.model, task.goal)
-        poses, bodies = task.fixture_poses[initial_state], list(task.fixtures)
+        self._assign(row, task)
+        poses, bodies = task.start(initial_state)[1], list(task.fixtures)
         self._position[row], self._quaternion[row] = self.scene.model.body_pos, self.scene.model.body_quat
         self._position[row, bodies], self._quaternion[row, bodies] = poses[:, :3], poses[:, 3:]
         self.batch.reset([row], stage=_NONE)
         self.broken[row] = False
+
+    def _assign(self, row: int, task: TaskModel) -> None:
+        self.tasks[row] = task
+        if task.task not in self._goals:
+            self._goals[task.task] = Goal(self.scene.model, task.goal)
+        if self._guide is not None:
+            self._guide.place(row, task)
 
     def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7] in each of `rows`; returns where the goal holds and where the world
@@ -169,10 +209,15 @@ class Group:
 
     # --- saving -----------------------------------------------------------------------------------
 
+    def _fields(self) -> dict[str, np.ndarray]:
+        """List what is known of a world beside its physics, [B, …] each."""
+        fields = {name: getattr(self.controller, name) for name in _CONTROL}
+        fields |= {name: getattr(self, name) for name in _OWN}
+        return fields if self._guide is None else fields | {"grasp": self._guide.grasp}
+
     def save(self, row: int) -> dict[str, np.ndarray]:
         """Return everything about a world that its task and initial state do not say."""
-        saved = {name: getattr(self.controller, name)[row].copy() for name in _CONTROL}
-        saved |= {name: getattr(self, name)[row].copy() for name in _OWN}
+        saved = {name: field[row].copy() for name, field in self._fields().items()}
         return saved | {"physics": self.batch.state[row].copy()}
 
     def restore(self, row: int, task: TaskModel, initial_state: int, saved: dict[str, np.ndarray]) -> None:
@@ -180,10 +225,30 @@ class Group:
         self.place(row, task, initial_state)
         self.batch.state[row] = saved["physics"]
         self.batch.forward([row], stage=_VEL)
-        for name in _CONTROL:
-            getattr(self.controller, name)[row] = saved[name]
-        for name in _OWN:
-            getattr(self, name)[row] = saved[name]
+        for name, field in self._fields().items():
+            field[row] = saved[name]
+
+    def spare(self, wanted: int) -> Group:
+        """Return worlds of the same scene to try things in, as many as are wanted, or `TRIED`."""
+        size = min(wanted, TRIED)
+        if self._spare is None or self._spare.size < size:
+            guided = self._guide is not None
+            self._spare = Group(self.scene, size, self.phase, type(self.controller), guided=guided)
+        return self._spare
+
+    def copy(self, own: np.ndarray, other: Group, rows: np.ndarray) -> None:
+        """Make the worlds in rows `own` those in `rows` of another group of this scene, which may come more
+        than once."""
+        for row, theirs in zip(own.tolist(), rows, strict=True):
+            task = other.tasks[theirs]
+            assert task is not None
+            if self.tasks[row] is not task:
+                self._assign(row, task)
+        self._position[own], self._quaternion[own] = other._position[rows], other._quaternion[rows]
+        self.batch.state[own] = other.batch.state[rows]
+        for field, theirs in zip(self._fields().values(), other._fields().values(), strict=True):
+            field[own] = theirs[rows]
+        self.batch.forward(own, stage=_VEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +272,14 @@ class LiberoWorlds:
         wait: int,
         phase: Phase,
         scenes: int,
+        guided: bool = False,
         on_drop: Callable[[str], None] = lambda scene: None,
     ) -> None:
         """`wait` actions pass before an episode begins. `scenes` scenes stay in memory though nothing runs in
-        them; `on_drop` is called with the key of each that leaves."""
+        them; `on_drop` is called with the key of each that leaves. `guided` worlds can tell the way that is
+        left."""
         self.places: list[Place | None] = [None] * count
-        self._wait, self._kept, self._on_drop = wait, scenes, on_drop
+        self._wait, self._kept, self._on_drop, self._guided = wait, scenes, on_drop, guided
         self._dropped: set[str] = set()
         self._warned = False
         self._phase: Phase = phase
@@ -236,19 +303,32 @@ class LiberoWorlds:
     def start(self, slots: Sequence[int], tasks: Sequence[str], initial_states: Sequence[int]) -> None:
         """Begin episodes: the initial state, then the wait, simulated once for each initial state."""
         self.release(slots)
-        waiting = []
-        for slot, name, state in zip(slots, tasks, initial_states, strict=True):
-            place = self._occupy(slot, name, state)
-            if (saved := self._settled.get((name, state))) is not None:
-                place.group.restore(place.row, place.task, state, saved)
+        scenes = {(task := self.task(name)).scene.key: task for name in tasks}
+        for key, count in Counter(self.task(name).scene.key for name in tasks).items():
+            self._reserve(scenes[key], count, besides=scenes)
+        states = list(zip(tasks, initial_states, strict=True))
+        known = {state: self._settled[state] for state in states if state in self._settled}
+        first: dict[tuple[str, int], int] = {}
+        again = []
+        for slot, state in zip(slots, states, strict=True):
+            place = self._occupy(slot, *state)
+            if state in known or state in first:
+                again.append(place)
             else:
-                place.group.start(place.row, place.task, state)
-                waiting.append(slot)
-        for _ in range(self._wait if waiting else 0):
-            self.run(waiting, self._settle)
-        for slot in waiting:
+                place.group.start(place.row, place.task, place.initial_state)
+                first[state] = slot
+        for _ in range(self._wait if first else 0):
+            self.run(list(first.values()), self._settle)
+        for state, slot in first.items():
             place = self._place(slot)
-            self._settled[place.task.task, place.initial_state] = place.group.save(place.row)
+            place.group.begin(place.row)
+            known[state] = place.group.save(place.row)
+        for place in again:
+            saved = known[place.task.task, place.initial_state]
+            place.group.restore(place.row, place.task, place.initial_state, saved)
+        self._settled |= known
+        for state in list(self._settled)[: max(0, len(self._settled) - SETTLED)]:
+            del self._settled[state]
 
     def _settle(self, group: Group, slots: np.ndarray, rows: np.ndarray) -> None:
         _, diverged = group.act(rows, np.tile(WAIT_ACTION, (len(rows), 1)))
@@ -264,24 +344,46 @@ class LiberoWorlds:
     def _occupy(self, slot: int, name: str, initial_state: int) -> Place:
         """Find a world for a slot, and claim it."""
         task = self.task(name)
-        key = task.scene.key
-        groups = self._groups.pop(key, [])
-        self._groups[key] = groups  # the scene that was used last is dropped last
-        group = next((group for group in groups if group.free()), None)
-        if group is None:
-            self._warn_of_rebuilding(key)
-            self._drop_idle_scenes(besides=key)
-            groups.append(group := Group(task.scene, self._size, self._phase))
+        self._reserve(task, 1, besides=(task.scene.key,))
+        group = next(group for group in self._groups[task.scene.key] if group.free())
         row = group.free()[0]
         group.place(row, task, initial_state)
         place = self.places[slot] = Place(group, row, task, initial_state)
         return place
 
-    def _drop_idle_scenes(self, besides: str) -> None:
+    def _reserve(self, task: TaskModel, wanted: int, besides: Container[str]) -> None:
+        """See to it that so many worlds of a task's scene are free: groups grow before another is made. The
+        scenes `besides` are not dropped for it."""
+        key = task.scene.key
+        groups = self._groups.pop(key, [])
+        self._groups[key] = groups  # the scene that was used last is dropped last
+        missing = wanted - sum(len(group.free()) for group in groups)
+        if missing > 0 and not groups:
+            self._warn_of_rebuilding(key)
+            self._drop_idle_scenes(besides)
+        while missing > 0:
+            small = groups.pop() if groups and groups[-1].size < self._size else None
+            before = small.size if small else 0
+            size = min(self._size, max(before + missing, 2 * before))
+            groups.append(group := Group(task.scene, size, self._phase, guided=self._guided))
+            if small is not None:
+                self._move(small, group)
+            missing -= size - before
+
+    def _move(self, old: Group, new: Group) -> None:
+        """Put the worlds of a group into a larger one, to go on there as they would have."""
+        rows = np.array([row for row, task in enumerate(old.tasks) if task is not None], int)
+        if len(rows):
+            new.copy(rows, old, rows)
+        for slot, place in enumerate(self.places):
+            if place is not None and place.group is old:
+                self.places[slot] = replace(place, group=new)
+
+    def _drop_idle_scenes(self, besides: Container[str]) -> None:
         idle = [
             key
             for key, groups in self._groups.items()
-            if key != besides and all(len(group.free()) == group.size for group in groups)
+            if key not in besides and all(len(group.free()) == group.size for group in groups)
         ]
         for key in idle[: max(0, len(self._groups) - self._kept)]:
             del self._groups[key]
@@ -297,7 +399,7 @@ class LiberoWorlds:
             warnings.warn(
                 f"Scene {key} left memory and is built again, which makes resets slow: the tasks that are "
                 f"played have {played} scenes or more, and env.scenes = "
-                f"{self._kept} stay though nothing runs in them. If there is memory (0.5 GB each), set "
+                f"{self._kept} stay though nothing runs in them. If there is memory (0.1 GB each), set "
                 f"--env.scenes {played}.",
                 stacklevel=2,
             )
