@@ -225,9 +225,9 @@ def test_eval_imports_files_and_hands_on_what_was_given(monkeypatch, capsys, tmp
     words += " --env.horizon 8"
     assert cli.main(words.split()) == 0
     config = EvaluationConfig(episodes=5)
-    options = {"seed": 0, "settings": ["--env.horizon", "8"], "out": Path("a.json")}
+    options = {"seed": 0, "settings": ["--env.horizon", "8"], "execute": None, "out": Path("a.json")}
     [(positional, keywords)] = made
-    assert positional == (Path("runs/x/sft"), "reach", None, "all", config)
+    assert positional == ("runs/x/sft", "reach", None, "all", config)
     assert {name: keywords[name] for name in options} == options
     assert imported == [Path("mine.py")]
     assert capsys.readouterr().out.split("\n\n") == ["tasks of judged", "table of sft\n"]

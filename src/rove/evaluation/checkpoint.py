@@ -74,7 +74,8 @@ def evaluate_checkpoint(
     run = configured(trained, kind, tasks or named or None, settings)
     run = replace(run, seed=seed, evaluation=config)
     # What can be wrong is found out before a large policy is loaded.
-    checkpoint.refuse_damaged(path)
+    if not is_remote(path):
+        checkpoint.refuse_damaged(Path(path))
     listed = envs.suite(run.env)
     specs = episodes(listed, config.episodes, variants=_variants(listed, variants))
     with ExitStack() as stack:

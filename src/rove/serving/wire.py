@@ -23,7 +23,7 @@ def pack(obj: Any) -> bytes:
     Raises ValueError on anything else, and on arrays of objects, of structures or of complex numbers.
     """
     try:
-        return msgpack.packb(obj, default=_encode)
+        return msgpack.Packer(default=_encode).pack(obj)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"A message cannot hold this: {error}.") from error
 
