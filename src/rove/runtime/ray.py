@@ -8,6 +8,7 @@ Ray moves arguments and results through its object store, where every reader on 
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
@@ -89,6 +90,8 @@ def connect(address: str | None) -> None:
             "such as /tmp."
         ) from error
     _head = _Head(address)
+    # Wherever the process ends: a head that is being shut down does not answer either.
+    atexit.register(_head.stop)
 
 
 class _Head:
