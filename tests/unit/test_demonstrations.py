@@ -10,6 +10,7 @@ from rove.config.schema import TabletopConfig
 from rove.envs import registry
 from rove.errors import RoveError
 from rove.evaluation.report import tally
+from rove.policies.openvla import bins
 from rove.training.demonstrations import (
     collect_demonstrations,
     collect_grounding_images,
@@ -146,3 +147,36 @@ def test_an_environment_without_an_expert_says_so(env):
         collect_demonstrations(Bare(), episodes=1, noise=0.0, seed=0)  # type: ignore[arg-type]
     with pytest.raises(RoveError, match=r"sft\.grounding"):
         collect_grounding_images(Bare(), images=1, seed=0, on_image=lambda n: None)  # type: ignore[arg-type]
+
+
+def test_a_dimension_that_is_often_at_rest_has_a_bin_at_zero():
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.rand(64, 8, 3, generator=generator) * torch.tensor([0.3, 0.3, 1.0]) - 0.1
+    actions[..., 0] *= torch.rand(64, 8, generator=generator) > 0.5
+    made = Demonstrations(
+        images=torch.zeros(1, 1, 4, 4, 3, dtype=torch.uint8),
+        frame=torch.zeros(64, dtype=torch.long),
+        instruction=("go",) * 64,
+        actions=actions,
+        mask=torch.ones(64, 8, dtype=torch.bool),
+    )
+    plain, centred = (dataset_statistics(made, zero_centred=flag)["action"] for flag in (False, True))
+    assert plain["q01"][0] != -plain["q99"][0]
+    assert centred["q99"][0] == -centred["q01"][0] == max(abs(plain["q01"][0]), abs(plain["q99"][0]))
+    assert [centred[name][1:] for name in ("q01", "q99")] == [plain[name][1:] for name in ("q01", "q99")]
+    normalizer = bins.Normalizer(centred)
+    assert normalizer.centred.tolist() == [True, False, False]
+    tokens = bins.tokenize(normalizer.normalize(torch.zeros(3)), 1000)
+    back = normalizer.unnormalize(bins.detokenize(tokens, 1000))
+    assert back[0] == 0
+    assert (back[1:] != 0).all()
+    assert tokens[0] - (1000 - bins.BINS) == bins.ZERO
+
+
+def test_a_label_at_rest_is_spread_over_no_neighbour():
+    logp = torch.randn(2, 4, 256, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    column = torch.tensor([bins.ZERO, bins.ZERO, 5, bins.ZERO + 1]).expand(2, -1)[..., None]
+    rests = torch.tensor([True, False, True, True])[:, None] & (column == bins.ZERO)
+    found, spread = bins.smooth(logp, column, 3.0, rests), bins.smooth(logp, column, 3.0)
+    assert torch.equal(found[:, 0], logp.gather(-1, column)[:, 0])
+    assert torch.equal(found[:, 1:], spread[:, 1:])

@@ -20,16 +20,25 @@ from rove.errors import RoveError
 from rove.types import Demonstrations, EpisodeRecord
 
 
+_AT_REST = 0.05
+"""Share of an expert's actions that are exactly zero in a dimension, from which on zero is one of its own."""
+
+
 def dataset_statistics(
-    demonstrations: Demonstrations, chunk: int | None = None
+    demonstrations: Demonstrations, chunk: int | None = None, zero_centred: bool = False
 ) -> dict[str, dict[str, list[float]]]:
     """Compute for each dimension q01, q99, min, max, mean, std: of the actions that count ("action") and,
     where there is one, of the state ("proprio").
 
-    Where rows begin `chunk` actions after each other and show more of them, each action counts once.
+    Where rows begin `chunk` actions after each other and show more of them, each action counts once. With
+    `zero_centred` q01 and q99 of an action's dimension in which the expert is often at rest lie as far from
+    zero, so that zero is the centre of a bin.
     """
     own = slice(chunk)
-    found = {"action": _spread(demonstrations.actions[:, own][demonstrations.mask[:, own]])}
+    actions = demonstrations.actions[:, own][demonstrations.mask[:, own]]
+    found = {"action": _spread(actions)}
+    if zero_centred:
+        _centre(found["action"], (actions == 0).double().mean(dim=0).tolist())
     return found if demonstrations.state is None else found | {"proprio": _spread(demonstrations.state)}
 
 
@@ -44,6 +53,14 @@ def _spread(values: torch.Tensor) -> dict[str, list[float]]:
         "std": x.std(0),
     }
     return {name: numbers.tolist() for name, numbers in found.items()}
+
+
+def _centre(spread: dict[str, list[float]], at_rest: Sequence[float]) -> None:
+    """Make the range from q01 to q99 as wide below zero as above, where the expert is often at rest."""
+    for i, share in enumerate(at_rest):
+        if share >= _AT_REST:
+            reach = max(abs(spread["q01"][i]), abs(spread["q99"][i]))
+            spread["q01"][i], spread["q99"][i] = -reach, reach
 
 
 def save_demonstrations(

@@ -85,7 +85,9 @@ def warm_up(
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={suite.name: dataset_statistics(demonstrations, run.rollout.chunk)},
+            statistics={
+                suite.name: dataset_statistics(demonstrations, run.rollout.chunk, run.sft.zero_centred)
+            },
             seed=run.seed,
             device=device,
         )

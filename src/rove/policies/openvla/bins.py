@@ -43,16 +43,22 @@ def _edges(device: torch.device) -> Tensor:
         return transfer.to(torch.from_numpy(np.linspace(-1.0, 1.0, BINS)), device)
 
 
-def smooth(logp: Tensor, column: Tensor, width: float) -> Tensor:
+ZERO = BINS // 2
+"""The column of normalised zero: among 256 scores, highest value first, that of the bin with centre 0."""
+
+
+def smooth(logp: Tensor, column: Tensor, width: float, alone: Tensor | None = None) -> Tensor:
     """Average `logp` [..., 256] around each of `column` [..., G] to [..., G], under Gaussian weights.
 
-    `width` is the standard deviation in bins. The negative of the result is a cross-entropy that knows the
+    `width` is the standard deviation in bins; of columns that are `alone`, bool [..., G], nothing is spread.
+    The negative of the result is a cross-entropy that knows the
     order of the bins: a histogram loss (Farebrother et al. 2024, "Stop Regressing", section 3.1).
     """
     place = torch.arange(BINS, device=logp.device)
     weight = torch.exp(-0.5 * ((place - column[..., None]) / width) ** 2)
     weight = weight / weight.sum(dim=-1, keepdim=True)
-    return (weight * logp[..., None, :]).sum(dim=-1)
+    spread = (weight * logp[..., None, :]).sum(dim=-1)
+    return spread if alone is None else torch.where(alone, logp.gather(-1, column), spread)
 
 
 def statistics_of_bounds(spec: ActionSpec) -> dict[str, Any]:
@@ -143,6 +149,8 @@ class Normalizer(nn.Module):
     q01: Tensor
     q99: Tensor
     mask: Tensor
+    centred: Tensor
+    """bool [A]: dimensions of which exactly zero is the centre of a bin, `ZERO`."""
 
     def __init__(self, action: Mapping[str, Any]) -> None:
         """Take the statistics `action`: "q01", "q99" and, optionally, "mask", A entries each."""
@@ -153,6 +161,8 @@ class Normalizer(nn.Module):
         self.register_buffer("q01", low, persistent=False)
         self.register_buffer("q99", torch.tensor(action["q99"], dtype=torch.float64), persistent=False)
         self.register_buffer("mask", mask, persistent=False)
+
+        self.register_buffer("centred", mask & (self.q01 == -self.q99), persistent=False)
 
     @property
     def dim(self) -> int:

@@ -294,7 +294,7 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
             column = column[..., None]
         logp = (self.vlm.action_logits(hidden) / (temperature or self.temperature)).log_softmax(dim=-1)
         entropy = -(logp.exp() * logp).sum(dim=-1, keepdim=True).expand_as(column)
-        taken = bins.smooth(logp, column, smoothing) if smoothing else logp.gather(-1, column)
+        taken = self._spread(logp, column, smoothing) if smoothing else logp.gather(-1, column)
         return PolicyOutput(
             logprob=self._sampled(taken, samples),
             entropy=self._sampled(entropy, samples),
@@ -341,6 +341,11 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
         return self._statistics().normalize(transfer.to(actions, self.device)).clamp(-1.0, 1.0).float()
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _spread(self, logp: Tensor, column: Tensor, width: float) -> Tensor:
+        """Average log-probabilities [B, C·A, 256] around columns [B, C·A, G], but not where an action rests."""
+        rests = self._statistics().centred.repeat(self.chunk)[:, None]
+        return bins.smooth(logp, column, width, rests & (column == bins.ZERO))
 
     def _in_units(self, normalized: Tensor) -> Tensor:
         # Percentiles of the data may lie outside of what the environment accepts, by rounding at least.
