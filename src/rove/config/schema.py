@@ -470,7 +470,7 @@ class SFTConfig:
     """Standard deviation, in bins, of the Gaussian that the label of an action token is spread over: what is
     learned of a bin then counts for its neighbours too; 0: the bin alone."""
     zero_centred: bool = False
-    """Give every dimension that the expert often leaves at rest a bin whose centre is exactly zero, by a range
+    """Give every dimension that the expert often leaves at rest a bin whose centre is zero itself, by a range
     that is as wide on both sides, and spread no label over it: a hand then keeps its orientation, where it
     would else turn a little at every action and drift."""
     batch: Pieces = 64

@@ -19,7 +19,6 @@ from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
 from rove.types import Demonstrations, EpisodeRecord
 
-
 _AT_REST = 0.05
 """Share of an expert's actions that are exactly zero in a dimension, from which on zero is one of its own."""
 

@@ -343,7 +343,7 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
     # --- inside -----------------------------------------------------------------------------------
 
     def _spread(self, logp: Tensor, column: Tensor, width: float) -> Tensor:
-        """Average log-probabilities [B, C·A, 256] around columns [B, C·A, G], but not where an action rests."""
+        """Average log-probabilities [B, C·A, 256] around columns [B, C·A, G], but for actions at rest."""
         rests = self._statistics().centred.repeat(self.chunk)[:, None]
         return bins.smooth(logp, column, width, rests & (column == bins.ZERO))
 
