@@ -27,7 +27,9 @@ EVALUATE = (
     str(OUT),
 )
 
-_CLOCKS = {"seconds", "command"}
+_ASIDE = {"seconds", "command", "commit", "slot"}
+"""Keys of what may differ: an evaluation that goes on has its episodes in other slots, and the source may
+change while a sweep runs."""
 _SKIPPED = (".lock", "report.html")
 """Compared by their being there."""
 
@@ -62,7 +64,7 @@ def _plain(value: Any) -> Any:
         return {
             key: _plain(item)
             for key, item in value.items()
-            if not (key in _CLOCKS or str(key).startswith(("time/", "speed/", "minutes")))
+            if not (key in _ASIDE or str(key).startswith(("time/", "speed/", "minutes")))
         }
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

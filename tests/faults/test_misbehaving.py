@@ -103,8 +103,12 @@ def in_an_evaluation_and_a_demonstration() -> Found:
             if strange:  # there are none in either
                 continue
             shutil.rmtree(OUT.parent, ignore_errors=True)
-            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "2")
-            found.judge(f"{fault}, {words[0]}", is_told(fault, told))
+            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "1")
+            if fault == "act: raises keyboard interrupt":  # there it may be the user's
+                problem = None if told.status == 130 else str(told)
+            else:
+                problem = is_told(fault, told)
+            found.judge(f"{fault}, {words[0]}", problem)
     return found
 
 
