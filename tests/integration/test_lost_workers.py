@@ -1,7 +1,7 @@
 """Workers that are killed, or stopped and so hung, before each kind of call: replaced, or the run ends with
 their name and its newest checkpoint.
 
-Each case waits for processes to start and for deadlines to pass: all of them run with ROVE_FAULTS=full, one
+Each case waits for processes to start and for deadlines to pass: all of them run with make test-faults, one
 of them always.
 """
 
@@ -26,7 +26,7 @@ from rove.workers.policy import PolicyWorker
 pytestmark = pytest.mark.slow
 __all__ = ["started"]
 
-full = pytest.mark.skipif(os.environ.get("ROVE_FAULTS") != "full", reason="ROVE_FAULTS=full is not set")
+full = pytest.mark.skipif("FAULTS_FULL" not in os.environ, reason="long: make test-faults runs it")
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 CALLS = ("sync", "collect", "update", "evaluate", "state_dict", "save_policy")
 DEADLINE = 6.0

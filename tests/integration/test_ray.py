@@ -130,7 +130,7 @@ def test_an_actor_that_is_stopped_is_told_from_a_busy_one():
         ray.shutdown()
 
 
-full = pytest.mark.skipif(os.environ.get("ROVE_FAULTS") != "full", reason="ROVE_FAULTS=full is not set")
+full = pytest.mark.skipif("FAULTS_FULL" not in os.environ, reason="long: make test-faults runs it")
 SIZE = {"num_cpus": 2, "object_store_memory": 150 * 2**20}
 """Of a node. The default would take a third of the machine's memory for each."""
 
