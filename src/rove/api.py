@@ -25,6 +25,7 @@ from rove.policies import registry as policies
 from rove.policies.base import Policy, SamplingNoise
 from rove.preflight import before_run
 from rove.rollout.collect import act
+from rove.serving import installed
 from rove.serving.keys import read_keys
 from rove.types import Autoreset, Conventions, EpisodeSpec, EvalReport, Mode, Observation
 
@@ -102,7 +103,8 @@ def serve(
     """
     import asyncio
 
-    from rove.serving.server import PolicyServer, ServerOptions, bind
+    with installed():
+        from rove.serving.server import PolicyServer, ServerOptions, bind
 
     options, entries = options or ServerOptions(), read_keys(keys, images, state, prompt)
     with closing(bind(options.host, options.port)) as taken:

@@ -27,7 +27,7 @@ from rove.config.validate import check_ranges, validate
 from rove.errors import RoveError, nearest
 from rove.interrupt import Interrupt, Interrupted
 from rove.reporting.output import kept
-from rove.serving import is_remote
+from rove.serving import installed, is_remote
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,7 +278,9 @@ def _eval(args: argparse.Namespace, settings: list[str]) -> None:
 
 def _serve(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.api import serve
-    from rove.serving.server import ServerOptions
+
+    with installed():
+        from rove.serving.server import ServerOptions
 
     for file in args.files:
         recipes.import_file(file)

@@ -32,7 +32,8 @@ from rove.runtime import gpus
 from rove.training import parallel
 from rove.workers import environment
 
-RUNS = [recipe.build() for recipe in recipes.all()]
+# Not those that another file of tests, in the same process, has registered.
+RUNS = [each.build() for each in recipes.all() if each.build.__module__.startswith("rove.recipes.")]
 TOO_SMALL = {"libero_multitask_grpo", "libero_object_grpo", "put_on_plate_tiny_grpo"}
 """Recipes for two cores, with fewer groups than eight policies need."""
 

@@ -282,7 +282,7 @@ def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Ob
         seen = one.evaluate(here, tokens).logprob
         torch.testing.assert_close(seen, again.act(here, "sample", noise()).logprob)
         assert (seen - there).abs().max() > 1e-3
-    with pytest.raises(RoveError, match="does not give"):
+    with pytest.raises(RoveError, match="reads 3 numbers of the robot's state"):
         policy.act(observation, "greedy")
     with pytest.raises(RoveError, match=r"policy\.proprio"):
         build(replace(config, proprio=True))

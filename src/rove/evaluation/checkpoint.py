@@ -24,7 +24,7 @@ from rove.policies.base import ActingPolicy, Policy
 from rove.policies.uniform import Uniform
 from rove.preflight import before_run, can_write
 from rove.runtime.guard import guarded
-from rove.serving import is_remote
+from rove.serving import installed, is_remote
 from rove.types import ActionSpec, EpisodeRecord, EvalReport
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def policy_of(
 
 
 def _served(uri: str, connections: int, execute: int | None) -> RemotePolicy:
-    from rove.serving.remote import RemotePolicy
+    with installed():
+        from rove.serving.remote import RemotePolicy
 
     key = os.environ.get("ROVE_API_KEY")
     return RemotePolicy(uri, connections=connections, execute=execute, api_key=key)
