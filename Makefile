@@ -46,9 +46,8 @@ test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the cont
 	MANISKILL_FULL=1 $(BIN)/python -m pytest tests/integration/test_maniskill.py $(PYTEST_ARGS)
 
 test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; a quarter of an hour
-	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py tests/integration/test_ray.py \
-	  tests/integration/test_lost_workers.py tests/unit/test_guard.py \
-	  --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py \
+	  tests/integration/test_lost_workers.py tests/integration/test_ray.py --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)  ## On a machine with a GPU: its tests, then its benchmarks into benchmarks/results
 	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)

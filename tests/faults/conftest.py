@@ -11,6 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 from tests.faults.forks import FULL, Found, Nursery
 
+TABLE = Path(__file__).resolve().parents[2] / "build" / "faults.json"
+TESTS = {
+    "test_ray.py": "Ray's head, a node or an actor is lost",
+    "test_lost_workers.py": "a worker is lost",
+}
+"""Files of which each test counts as a fault."""
+
 
 class Count(NamedTuple):
     """Of faults of one kind."""
@@ -18,9 +25,6 @@ class Count(NamedTuple):
     held: int
     not_held: int
     seconds: float
-
-
-TABLE = Path(__file__).resolve().parents[2] / "build" / "faults.json"
 
 
 @pytest.fixture(scope="session")
@@ -72,5 +76,6 @@ def counts(report: Any) -> Iterator[tuple[str, Count]]:
         from tests.unit.test_config_fuzz import EXAMPLES
 
         yield "absurd settings", Count(EXAMPLES * report.passed, int(report.failed), report.duration)
-    if "test_ray.py::" in report.nodeid:
-        yield "Ray (tests)", Count(int(report.passed), int(report.failed), report.duration)
+    for file, kind in TESTS.items():
+        if f"{file}::" in report.nodeid:
+            yield kind, Count(int(report.passed), int(report.failed), report.duration)

@@ -50,6 +50,13 @@ def left(directory: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     if path.name in _SKIPPED or not path.is_file():
         return None
+    try:
+        return _read(path)
+    except Exception:  # noqa: BLE001 - it is the damaged one, of whatever kind
+        return path.read_bytes()
+
+
+def _read(path: Path) -> Any:
     if path.name == "trainer.pt":
         return _plain(torch.load(path, weights_only=True))
     if path.name == "metrics.jsonl":
