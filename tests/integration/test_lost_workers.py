@@ -1,8 +1,7 @@
 """Workers that are killed, or stopped and so hung, before each kind of call: replaced, or the run ends with
 their name and its newest checkpoint.
 
-Each case waits for processes to start and for deadlines to pass: all of them run with make test-faults, one
-of them always.
+Each case waits for processes to start and for deadlines to pass: `make test-faults` runs them.
 """
 
 from __future__ import annotations
@@ -125,13 +124,13 @@ def test_a_worker_that_can_be_replaced_is_at_every_call(
 
 
 LEARNER_CASES = [
-    pytest.param(call, how, id=f"{'killed' if how == KILL else 'stopped'} before {call}", marks=marks)
+    pytest.param(call, how, id=f"{'killed' if how == KILL else 'stopped'} before {call}")
     for call in CALLS
     for how in (KILL, STOP)
-    for marks in [() if (call, how) == ("update", STOP) else full]
 ]
 
 
+@full
 @pytest.mark.parametrize(("call", "how"), LEARNER_CASES)
 def test_a_learner_that_is_lost_ends_the_run_with_its_name(call, how, started, tmp_path, monkeypatch):
     """One of two, in the second iteration; the checkpoint of the first is there, to go on from."""
