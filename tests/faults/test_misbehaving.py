@@ -19,6 +19,7 @@ RAISED = {
     "act: raises without words": "StopIteration",
 }
 KILLED = {"act: dies": 11, "act: is killed": -11}
+DEADLINE = ("--placement.deadline", "3")
 APART = ("--placement.map", "hybrid", "--placement.env_workers", "1")
 FEW = ("act: exits", "act: is killed", "seen: 0 to 1", "done: one a chunk")
 """What is tried where not all is."""
@@ -29,7 +30,7 @@ def words_of(fault: str, *more: str) -> tuple[str, ...]:
     return (
         *START, *"--sft none --policy.checkpoint policy --training.optim.warmup 0".split(),
         *"--evaluation.episodes 0 --evaluation.every 0 --evaluation.variant_episodes 0".split(),
-        *("--env.fault", fault, "--env.marker", str(STRUCK.absolute()), "--placement.deadline", "3"), *more,
+        *("--env.fault", fault, "--env.marker", str(STRUCK.absolute())), *DEADLINE, *more,
     )  # fmt: skip
 
 
@@ -97,16 +98,11 @@ def in_an_evaluation_and_a_demonstration() -> Found:
     collect = ("collect", "dots", "--out", str(OUT.with_suffix(".npz")))
     for words in (evaluate, collect):
         for fault in dots.FAULTS:
-            strange = fault in ("act: hangs", "done: no final observation", "done: other final slots")
-            if strange:  # there are none in either
+            if fault in ("done: no final observation", "done: other final slots"):  # neither asks for them
                 continue
             shutil.rmtree(OUT.parent, ignore_errors=True)
-            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "1")
-            if fault == "act: raises keyboard interrupt":  # there it may be the user's
-                problem = None if told.status == 130 else str(told)
-            else:
-                problem = is_told(fault, told)
-            found.judge(f"{fault}, {words[0]}", problem)
+            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "1", *DEADLINE)
+            found.judge(f"{fault}, {words[0]}", is_told(fault, told))
     return found
 
 

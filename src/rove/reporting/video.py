@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -120,7 +121,7 @@ def index(run_dir: Path) -> list[Video]:
     folder = (run_dir / "videos").resolve()
 
     def inside(each: Video) -> bool:
-        file = (folder / each.file).resolve()
+        file = Path(os.path.realpath(folder / each.file))  # of a link to itself `resolve` raises
         return folder in file.parents and file.suffix == ".webp" and file.is_file()
 
     return [each for each in _read_index(run_dir / "videos") if inside(each)]
