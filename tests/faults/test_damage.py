@@ -25,7 +25,7 @@ from tests.faults.runs import (
 )
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
-EVERY = 1 if FULL else 41
+EVERY = 1 if FULL else 67
 """Of the ways to damage a file, one in so many is tried."""
 PARTS = 3 if FULL else 1
 """Into which those of a run are dealt, so that several processes can try them."""

@@ -22,7 +22,7 @@ from tests.faults.runs import (
 
 PARTS = 6 if FULL else 1
 """Into which the moments are dealt, so that several processes can try them."""
-FEW = 8
+FEW = 6
 """Moments that are tried where not all are."""
 
 

@@ -66,7 +66,8 @@ def signalled(
 
 def problem_of(ended: Ended, signals: tuple[int, ...], early: bool) -> str | None:
     """What is wrong with how a run ended to which these signals came; `early`: before it handles any."""
-    wanted = STATUS[signals[-1]] + ((-signals[0],) if early else ())
+    # Where the first ends it, the second finds nothing.
+    wanted = STATUS[signals[0]] + STATUS[signals[-1]] + ((-signals[0],) if early else ())
     if ended.status not in wanted or ended.crashed:
         return f"expected {wanted}: {ended}"
     heard = ended.text.rpartition("heard in ")[2]
