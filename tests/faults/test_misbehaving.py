@@ -95,13 +95,13 @@ def in_an_evaluation_and_a_demonstration() -> Found:
     make_a_policy()
     found = Found("an environment misbehaves in an evaluation or a demonstration")
     evaluate = ("eval", str(POLICY), *"--suite dots --episodes 6 --num-envs 2 --out".split(), str(OUT))
-    collect = ("collect", "dots", "--out", str(OUT.with_suffix(".npz")))
+    collect = ("collect", "dots", "--sft.episodes", "24", "--out", str(OUT.with_suffix(".npz")))
     for words in (evaluate, collect):
         for fault in dots.FAULTS:
             if fault in ("done: no final observation", "done: other final slots"):  # neither asks for them
                 continue
             shutil.rmtree(OUT.parent, ignore_errors=True)
-            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "1", *DEADLINE)
+            told = forked(command, *words, "--env.fault", fault, "--env.chunk_number", "2", *DEADLINE)
             found.judge(f"{fault}, {words[0]}", is_told(fault, told))
     return found
 
