@@ -88,6 +88,7 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
 
 def moments_of(folder: Path, halves: bool, *words: str) -> list[str]:
     """Run a command and name the moments at which something below the folder changes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)  # it is there at every later command
     names = Path("moments")
     ended = forked(_counted, folder, halves, names, *words)
     assert ended.status == 0, ended.text
