@@ -228,13 +228,21 @@ def refuse_other_run(path: Path, run: Mapping[str, Any]) -> None:
         refuse_mismatch(made_by, run)
 
 
+_MAY_CHANGE = {"placement.deadline", "placement.max_restarts"}
+"""How long a run waits for a worker, and how often it is replaced, decides nothing of what is learned; and
+who was stopped by it has to be able to change it."""
+
+
 def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise RoveError naming the first field in which two resolved runs differ (`load.to_dict` of each)."""
+    """Raise RoveError naming the first field in which two resolved runs differ (`load.to_dict` of each).
+
+    The deadline of a worker and its number of restarts may differ.
+    """
     for name in sorted(saved.keys() | current.keys()):
         a, b = saved.get(name), current.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             refuse_mismatch(a, b, f"{prefix}{name}.")
-        elif a != b:
+        elif a != b and prefix + name not in _MAY_CHANGE:
             raise RoveError(
                 f"Cannot resume: {prefix}{name} is {b!r}, the run was started with {a!r}. "
                 "Resume without that override, or start a new run."

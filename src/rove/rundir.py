@@ -107,11 +107,6 @@ def settled(run: Run) -> Run:
 def _check_same(run: Run, directory: Path) -> None:
     """Raise RoveError naming the first field in which `run` differs from the run in `directory`."""
     saved = load.load(directory / "run.json")
-    # How long is waited for a worker, and how often it is replaced, decides nothing of what is learned; and
-    # who was stopped by it has to be able to change it.
-    given = run.placement
-    placement = replace(saved.placement, deadline=given.deadline, max_restarts=given.max_restarts)
-    saved = replace(saved, placement=placement)
     checkpoint.refuse_mismatch(load.to_dict(settled(saved)), load.to_dict(settled(run)))
 
 

@@ -239,25 +239,6 @@ def test_prompts() -> None:
         assert made == expected
 
 
-@pytest.mark.parametrize("policy", STYLES)
-def test_token_ids(policy: str) -> None:
-    """Where a tokenizer is at hand: ROVE_TOKENIZERS/smolvla and ROVE_TOKENIZERS/paligemma."""
-    root = os.environ.get("ROVE_TOKENIZERS")
-    folder = Path(root or "/nowhere") / ("smolvla" if policy == "smolvla" else "paligemma")
-    if not (folder / "tokenizer.json").exists():
-        pytest.skip("no tokenizer at hand; ROVE_TOKENIZERS says where they are")
-    tokenizer = prompts.read_tokenizer(folder, 257152)
-    assert tokenizer is not None
-    style, length = STYLES[policy], 200 if policy == "pi05" else 48
-    encoder = prompts.Prompts(
-        tokenizer, style=style, length=length, bos=None if policy == "smolvla" else 2, pad=0
-    )
-    for case in (case for case in cases() if case["policy"] == policy):
-        state = torch.tensor([case["state_normalized"]]) if "state_normalized" in case else None
-        ids, mask = encoder([case["task"]], state)
-        assert ids[0].tolist() == case["ids"] and mask.all()
-
-
 # --- a second oracle ---------------------------------------------------------------------------------------
 
 
