@@ -6,6 +6,7 @@ Each case waits for processes to start and for deadlines to pass: `make test-fau
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from dataclasses import replace
@@ -37,8 +38,8 @@ def strike(monkeypatch: pytest.MonkeyPatch, how: signal.Signals, when: dict[int,
     finds its process. Returns the calls, as they come."""
     struck: list[str] = []
 
-    def wrap(call: str) -> None:
-        asked = getattr(Executor, call)
+    def wrap(owner: type[Executor], call: str) -> None:
+        asked = getattr(owner, call)
 
         def struck_first(self, *args, **kwargs):
             iteration = args[0] if call == "sync" else self.version
@@ -47,10 +48,11 @@ def strike(monkeypatch: pytest.MonkeyPatch, how: signal.Signals, when: dict[int,
                 os.kill(victim(self), how)
             return asked(self, *args, **kwargs)
 
-        monkeypatch.setattr(Executor, call, struck_first)
+        monkeypatch.setattr(owner, call, struck_first)
 
-    for call in when.values():
-        wrap(call)
+    for owner, call in itertools.product((Executor, *Executor.__subclasses__()), when.values()):
+        if call in vars(owner):
+            wrap(owner, call)
     return struck
 
 
@@ -111,7 +113,7 @@ def test_a_worker_that_can_be_replaced_is_at_every_call(
 ):
     """Once in each iteration but the first and the last: what is found at its end is told with the next."""
     if victim is policy_on_ray:
-        pytest.importorskip("ray")
+        pytest.importorskip("rove.cluster.ray")
     when = dict(enumerate(CALLS, start=1))
     struck = strike(monkeypatch, how, when, victim)
     run = watched(run_of(started, deadline=DEADLINE, **placement), len(CALLS) + 2)

@@ -208,8 +208,8 @@ def test_a_head_that_goes_away_ends_the_run_with_a_line(started, tmp_path):
     """Its processes are killed; and it is stopped, as a machine that is frozen."""
     for how in ("killed", "stopped"):
         with cluster_of(2) as (cluster, _):
-            run = run_of(started, map="hybrid", executor="ray", ray_address=cluster.address, nodes=2)
-            head = cluster.head_node
+            address, head = cluster.address, cluster.head_node
+            run = run_of(started, map="hybrid", executor="ray", ray_address=address, nodes=2)
 
             def strike(head=head, how=how) -> None:
                 if how == "killed":
@@ -221,7 +221,7 @@ def test_a_head_that_goes_away_ends_the_run_with_a_line(started, tmp_path):
             if how == "stopped":
                 os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGCONT)
         (line,) = errors(printed)
-        assert code == 2 and "head of the Ray cluster" in line and cluster.address in line, printed
+        assert code == 2 and "head of the Ray cluster" in line and address in line, printed
         assert "has not answered for 30 s" in line and seconds < 60, "Ray's own 60 s were waited for"
         assert checkpoint.load_trainer(checkpoint.latest(tmp_path / how / "checkpoints"))[0] >= 1
 
