@@ -18,6 +18,9 @@ from rove.policies.reading import Table
 
 Family = Literal["smolvla", "pi0", "pi05"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+Freeze = Literal["none", "vision", "vlm"]
+"""What is not trained; see `FlowPolicyConfig.freeze`."""
+FREEZES: tuple[Freeze, ...] = get_args(Freeze)
 
 _NAMES = ("SmolVLM2-500M-Video-Instruct", "SmolVLM2-500M-Instruct", "SmolVLM-500M-Instruct")
 _SMOLVLM = {
@@ -58,7 +61,7 @@ _GEMMAS = {
     "gemma_300m": _GEMMA | {"hidden_size": 1024, "num_hidden_layers": 18, "intermediate_size": 4096},
 }
 """Sizes of PaliGemma's language model and of the experts beside it, by their names in openpi."""
-_COUNT = Annotated[int, Range("from 0 to 64", lambda x: 0 <= x <= 64)]
+COUNT = Annotated[int, Range("from 0 to 64", lambda x: 0 <= x <= 64)]
 _TOKEN = Annotated[int, Range("a token's id", lambda x: 0 <= x < 10**7)]
 HORIZON = Annotated[int, Range("from 1 to 1024", lambda x: 1 <= x <= 1024)]
 
@@ -168,7 +171,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
     shapes, features = _features(config), config.table("input_features")
     visual = [name for name, kind in shapes.items() if kind[0] == "VISUAL"]
     cameras = [name for name in visual if "empty_camera" not in name]
-    empty = config.get("empty_cameras", _COUNT, 1 if openpi else 0)
+    empty = config.get("empty_cameras", COUNT, 1 if openpi else 0)
     size = config.get(_SIZE_KEY[family], tuple[int, ...], (vision.image, vision.image))
     if size != (vision.image, vision.image):
         raise RoveError(
@@ -188,7 +191,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
         max_action=config.get("max_action_dim", WIDTH, config.get("action_dim", WIDTH, 32)),
         state=_size_of(shapes, features, "STATE"),
         actions=_size_of(shapes, features, "ACTION"),
-        cameras=rove.get("cameras", _COUNT | None, len(cameras) or (2 if openpi else None)),
+        cameras=rove.get("cameras", COUNT | None, len(cameras) or (2 if openpi else None)),
         absent=empty,
         prompt_length=config.get("tokenizer_max_length", WIDTH, 200 if family == "pi05" else 48),
         vision=vision,
@@ -197,7 +200,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
         periods=(config.get("min_period", PositiveFloat, 4e-3), config.get("max_period", PositiveFloat, 4.0)),
         resizer=rove.get("resizer", Resizer, "openpi" if openpi else _RESIZERS[family]),
         prompt=rove.get("prompt", Style, _style(family, openpi)),
-        delta=rove.get("delta", _COUNT, 0),
+        delta=rove.get("delta", COUNT, 0),
         content=config.content,
         where=config.where,
         **more,

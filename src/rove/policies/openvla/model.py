@@ -174,6 +174,11 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
         """Check that the policy can do what `run` asks, and that the files of a checkpoint that is here are
         whole; a new one is grounded by its pointers only."""
         super().check(run)
+        if run.policy.flow is not None:
+            raise RoveError(
+                "policy.flow is set, but OpenVLA does not read it: set --policy.flow none, or --policy.kind "
+                "smolvla, pi0 or pi05."
+            )
         if run.policy.checkpoint is not None and Path(run.policy.checkpoint).is_dir():
             loading.check(run.policy.checkpoint)
         grounding = run.sft is not None and run.sft.grounding
