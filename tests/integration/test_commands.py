@@ -42,6 +42,7 @@ SIMULATOR = "needs Vulkan or ManiSkill's assets: tests/integration/test_maniskil
 LARGE = (
     "needs a checkpoint of a published size: tests/integration/test_openvla_rl.py does it with a small one"
 )
+PREFLIGHT = "needs a checkpoint of the suite: tests/unit/test_flow_preflight.py asks small ones"
 
 RULES: tuple[tuple[str, str], ...] = (
     # Left to other tests, with the reason.
@@ -57,6 +58,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"rove train (RECIPE|… --profile)$", SMALL),
     (r"rove (recipes|doctor|show .*|report runs/(mine|demo))$", ""),
     (r"rove doctor --policy openvla/", ""),
+    (r"rove doctor --policy CHECKPOINT", PREFLIGHT),
     (r"rove collect libero:spatial", f"{COLLECT} --env.tasks {TASK}"),
     (r"rove collect libero:", f"{COLLECT} --env.tasks object/{SOUP}"),
     (r"rove train FILE.py:NAME --resume RUN", ""),

@@ -19,6 +19,7 @@ from rove.config.ranges import (
     Chunk,
     Count,
     Delta,
+    Draws,
     Fraction,
     Layers,
     LearningRate,
@@ -575,6 +576,8 @@ class SFTConfig:
     smoothing: NonNegativeFloat = 0.0
     """Standard deviation, in bins, of the Gaussian that the label of an action token is spread over: what is
     learned of a bin then counts for its neighbours too; 0: the bin alone."""
+    draws: Draws = 1
+    """Noisy points at which a step teaches a flow policy each demonstration, from one pass of the VLM."""
     zero_centred: bool = False
     """Give every dimension that the expert often leaves at rest a bin whose centre is zero itself, by a range
     that is as wide on both sides, and spread no label over it: a hand then keeps its orientation, where it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from rove.config.ranges import PositiveFloat, Range
 from rove.errors import RoveError, nearest
@@ -148,6 +148,11 @@ class FlowConfig:
         return (self.vision.image // self.vision.patch // self.scale_factor) ** 2
 
 
+def family_named(kind: str) -> Family | None:
+    """Return the family of that name; None where there is none."""
+    return cast(Family, kind) if kind in FAMILIES else None
+
+
 def family_of(config: Table, keys: Mapping[str, Any]) -> Family:
     """Return the family by config.json's "type", or by the names of the weights where openpi wrote it.
 
@@ -156,9 +161,9 @@ def family_of(config: Table, keys: Mapping[str, Any]) -> Family:
     kind = config.get("type", str, None)
     if kind is None:
         return "pi05" if any(key.endswith("input_layernorm.dense.weight") for key in keys) else "pi0"
-    if kind not in FAMILIES:
+    if (family := family_named(kind)) is None:
         raise RoveError(f"{config.where}: unknown flow policy, type = {kind!r}. {nearest(kind, FAMILIES)}")
-    return kind
+    return family
 
 
 def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:

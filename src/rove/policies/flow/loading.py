@@ -144,7 +144,7 @@ def describe(name: Path | str, kind: str) -> FlowConfig:
     except RoveError:
         if not hub.is_hub_name(name):
             raise
-        family = next((known for known in configs.FAMILIES if known == kind), "smolvla")
+        family = configs.family_named(kind) or "smolvla"
         return configs.read(Table({"type": family}, str(name)), family, openpi=False)
     file = directory / "config.json"
     table = read_json(file) if file.exists() else Table({}, str(file))

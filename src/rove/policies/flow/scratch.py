@@ -92,7 +92,7 @@ def settings(
 ) -> Settings:
     """Return what a new policy is made from; see `FlowVLA.build`. Raises RoveError where sizes do not fit."""
     flow = policy.flow or FlowPolicyConfig()
-    family = next((name for name in FAMILIES if name == policy.kind), None)
+    family = configs.family_named(policy.kind)
     if family is None:
         raise RoveError(f"policy.kind = {policy.kind!r}: a new flow policy is one of {', '.join(FAMILIES)}.")
     tokenizer = word_tokenizer(vocabulary)

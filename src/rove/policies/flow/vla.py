@@ -319,18 +319,21 @@ class FlowVLA(FlowModel, Locator):
 
         `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count. A batch's
         loss is this sum over mask × A, as LeRobot has it. Actions that do not count enter as zeros in
-        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; `config` is not read.
+        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; of `config.draws` noisy
+        points of each row, which one prefix serves, the loss is the mean.
         """
         target = self.normalize_actions(actions, observation.state)
         target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
-        count = self.horizon * self.config.max_action
+        draws, shape = config.draws, (self.horizon, self.config.max_action)
         # The inverse of Beta(1.5, 1)'s distribution function, t^1.5.
-        time = 0.001 + 0.999 * noise.uniform(1)[:, 0] ** (1 / 1.5)
-        at = noise.normal(count).view(-1, self.horizon, self.config.max_action)
+        time = 0.001 + 0.999 * noise.uniform(draws).flatten() ** (1 / 1.5)
+        at = noise.normal(draws * shape[0] * shape[1]).view(-1, *shape)
         time, at, mask = transfer.to((time.float(), at.float(), mask), self.device)
         prefix = self.observe(observation, output=False)
-        elements = self.loss_elements(prefix, target, at, time)
-        loss = (elements[..., : self.action_spec.dim] * mask[..., None]).sum()
+        several = prefix if draws == 1 else prefix.repeat(draws)
+        elements = self.loss_elements(several, target.repeat_interleave(draws, dim=0), at, time)
+        counts = mask[..., None].repeat_interleave(draws, dim=0)
+        loss = (elements[..., : self.action_spec.dim] * counts).sum() / draws
         return Imitation(loss, pointing=prefix.pointing)
 
     def point(self, observation: Observation) -> Tensor:
