@@ -11,6 +11,7 @@ import torch
 from tests.gaussian_policy import GaussianPolicy, H
 from tests.integration.test_resume import NO_EVALUATION, measured
 
+from rove import checkpoint
 from rove.config.schema import (
     GRPO,
     PPO,
@@ -40,6 +41,7 @@ from rove.training.demonstrations import load_demonstrations
 from rove.training.sft import fit
 from rove.training.snapshots import Snapshots
 from rove.types import ActionChunk, ActionSpec, Demonstrations, Observation
+from rove.workers.pipeline import Pipeline
 
 SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-0.1, -1.0), (0.1, 1.0))
 C, ROWS = 4, 5
@@ -159,6 +161,23 @@ def test_it_is_warmed_up_trained_resumed_and_evaluated(name, tmp_path):
     for path in (whole / "checkpoints").glob("iteration_000002"):
         shutil.rmtree(path)
     assert measured(train(run, whole, resume=True)) == expected
+
+
+def test_numbers_that_are_not_finite_end_the_run_by_name(tmp_path, monkeypatch):
+    collect = Pipeline.collect
+
+    def ill(self, version, *args):
+        if version == 1:
+            with torch.no_grad():
+                self.policy.model.action_out_proj.bias[0] = torch.nan
+        return collect(self, version, *args)
+
+    monkeypatch.setattr(Pipeline, "collect", ill)
+    directory = tmp_path / "run"
+    with pytest.raises(RoveError, match="FlowVLA gave actions that are not finite in iteration 2, chunk 1"):
+        train(RUNS["smolvla ppo"], directory)
+    assert [line["step"] for line in measured(directory)] == [1]
+    assert checkpoint.damage(directory / "checkpoints" / "iteration_000001") is None
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):

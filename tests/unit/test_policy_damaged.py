@@ -26,9 +26,10 @@ from tokenizers import Tokenizer
 
 from rove.config.schema import LoraConfig, TowerConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies import hub, registry
-from rove.policies.openvla import OpenVLA, bins, files
-from rove.policies.openvla.tokenizer import unknown_word, word_tokenizer
+from rove.policies import files, hub, registry
+from rove.policies.openvla import OpenVLA, bins
+from rove.policies.openvla.tokenizer import word_tokenizer
+from rove.policies.words import unknown_word
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 LORA = LoraConfig(rank=2, alpha=4.0)

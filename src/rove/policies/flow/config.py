@@ -13,8 +13,7 @@ from rove.config.ranges import PositiveFloat, Range
 from rove.errors import RoveError, nearest
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import Style
-from rove.policies.openvla.towers import DEPTH, WIDTH
-from rove.policies.reading import Table
+from rove.policies.reading import DEPTH, WIDTH, Table
 
 Family = Literal["smolvla", "pi0", "pi05"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rove import transfer
 from rove.config.schema import FlowSampling, LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
+from rove.policies import lora
 from rove.policies.critic import ValueHead
 from rove.policies.flow import chain, images
 from rove.policies.flow.chain import Step
@@ -23,8 +24,7 @@ from rove.policies.flow.pi import Pi
 from rove.policies.flow.prompts import Prompts
 from rove.policies.flow.smolvla import SmolVLA
 from rove.policies.flow.statistics import Statistics
-from rove.policies.openvla import lora
-from rove.policies.openvla.lora import LoraLinear
+from rove.policies.lora import LoraLinear
 from rove.types import ActionSpec
 
 Processors = tuple[list[dict[str, Any]], list[dict[str, Any]]]

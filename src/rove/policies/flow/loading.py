@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rove.config.schema import FlowSampling, LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies import hub
+from rove.policies import files, hub, lora
+from rove.policies.files import Weights, check_weights
 from rove.policies.flow import config as configs
 from rove.policies.flow import prompts, statistics, weights
 from rove.policies.flow.config import Family, FlowConfig, Freeze
@@ -27,9 +28,6 @@ from rove.policies.flow.core import FlowModel, Settings
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import Prompts, Style
 from rove.policies.flow.statistics import Layout, Statistics
-from rove.policies.openvla import files, lora
-from rove.policies.openvla.files import Weights
-from rove.policies.openvla.weights import check_weights
 from rove.policies.reading import Table, read_json
 from rove.types import ActionSpec
 

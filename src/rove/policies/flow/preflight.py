@@ -11,7 +11,7 @@ from rove.policies.flow import loading
 from rove.policies.flow.core import FlowModel
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import NO_TOKENIZER
-from rove.policies.openvla.tokenizer import unknown_word
+from rove.policies.words import unknown_word
 from rove.types import Conventions
 
 _NEWLINES = {49280: 198, 257152: 108}

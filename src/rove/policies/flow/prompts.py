@@ -11,8 +11,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from rove.errors import RoveError
-from rove.policies.openvla.tokenizer import unknown_word
 from rove.policies.reading import read_text
+from rove.policies.words import unknown_word
 
 Style = Literal["newline", "openpi", "state", "padded_state"]
 """The text: the instruction and a newline (SmolVLA, LeRobot's π0); the same, cleaned first, its newline a

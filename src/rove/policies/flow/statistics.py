@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.files import open_tensors
+from rove.policies.files import open_tensors
 from rove.policies.reading import Table, read_json
 
 Method = Literal["MEAN_STD", "QUANTILES", "MIN_MAX", "IDENTITY"]

@@ -22,6 +22,7 @@ from rove.config.schema import (
 )
 from rove.errors import RoveError
 from rove.findings import Finding
+from rove.policies import lora as adapters
 from rove.policies.base import Imitation, Locator, SamplingNoise, Work
 from rove.policies.flow import chain, loading, preflight, scratch
 from rove.policies.flow.chain import Step
@@ -33,8 +34,7 @@ from rove.policies.flow.network import Prefix
 from rove.policies.flow.prompts import NO_TOKENIZER, Style, word_tokenizer
 from rove.policies.flow.statistics import Layout
 from rove.policies.flow.work import count_work
-from rove.policies.openvla import lora as adapters
-from rove.policies.openvla.tokenizer import unknown_word
+from rove.policies.words import unknown_word
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 

@@ -17,8 +17,9 @@ from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
+from rove.policies import lora
 from rove.policies.base import Locator, Regressor, SamplingNoise, TokenPolicy, Work
-from rove.policies.openvla import bins, decoding, loading, lora, preflight
+from rove.policies.openvla import bins, decoding, loading, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.decoding import Decoding
@@ -27,9 +28,10 @@ from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.memory import estimate
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, unknown_word, word_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
 from rove.policies.openvla.work import count_work
+from rove.policies.words import unknown_word
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from rove.config.schema import TowerConfig
-from rove.policies.openvla import lora
+from rove.policies import lora
 from rove.policies.openvla.config import BINS
 from rove.policies.openvla.language import Attention, Cache, Llama
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
