@@ -1,4 +1,4 @@
-"""What a run asks of a flow policy is checked before anything is made, and a checkpoint's kind is found out."""
+"""What a run asks of a flow policy is checked before it begins; a checkpoint's kind is found out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from rove.policies import registry
 from rove.policies.flow import FlowVLA
 from rove.policies.flow.memory import Row, estimate, skeleton
 from rove.policies.memory import GIB
+from rove.types import ActionSpec, Observation
 
 RECIPE = "tabletop_smolvla_ppo"
+
+
+def ends(size: int) -> dict[str, list[float]]:
+    return {"q01": [-1.0] * size, "q99": [1.0] * size}
 
 
 def changed(*words: str, recipe: str = RECIPE) -> Run:
@@ -72,9 +77,7 @@ def test_a_frozen_vlm_may_be_in_lower_precision_and_the_expert_is_not(tmp_path: 
     drawn = policy.act(observe(), "sample", chance())
     close(policy.evaluate(observe(), drawn.sample).logprob, drawn.logprob)
     with pytest.raises(RoveError, match="8 bits"):
-        validate(
-            changed("--policy.dtype", "bfloat16", "--policy.flow.freeze", "vision", recipe="libero_10_pi0")
-        )
+        validate(changed("--policy.flow.freeze", "vision", recipe="libero_10_pi0"))
 
 
 def test_memory_is_counted_before_anything_is_loaded() -> None:
@@ -86,7 +89,8 @@ def test_memory_is_counted_before_anything_is_loaded() -> None:
     )
     assert whole.trained == whole.parameters and whole.total > 1.5 * memory.total
     work = registry.work(run)
-    assert work.forward < work.training and work.passes == 5
+    # A sample is trained on by one pass of the expert, forward and backward; acting takes four.
+    assert 0.9 * work.forward < work.training < 1.1 * work.forward and work.passes == 5
     # All weights of a policy from scratch are there.
     tiny = recipes.build(RECIPE)
     assert sum(p.numel() for p in skeleton(tiny).parameters()) == estimate(tiny).parameters
@@ -103,13 +107,9 @@ def test_kept_activations_are_as_counted(freeze: str) -> None:
         action_spec=skeleton(run).action_spec,
         image_size=64,
         vocabulary=["w"] * 20,
-        statistics={
-            "s": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7}, "proprio": {"q01": [0.0], "q99": [1.0]}}
-        },
+        statistics={"s": {"action": ends(7), "proprio": ends(1)}},
         seed=0,
     )
-    from rove.types import Observation
-
     rows = 4
     seen = Observation(
         torch.zeros(rows, 1, 64, 64, 3, dtype=torch.uint8),
@@ -157,17 +157,12 @@ def test_more_noisy_points_share_a_prefix() -> None:
 def test_a_policy_is_fine_tuned_on_data_of_other_sizes(tmp_path: Path) -> None:
     """Statistics of demonstrations bring the sizes of state and action with them, and are saved so."""
     build().save_pretrained(tmp_path / "start")
-    other = {"q01": [-1.0] * 4, "q99": [1.0] * 4}
-    spec = replace(
-        build().action_spec, names=tuple("abcd"), units=("1",) * 4, low=(-1.0,) * 4, high=(1.0,) * 4
-    )
-    policy = FlowVLA.from_pretrained(
-        tmp_path / "start", statistics={"new": {"action": other, "proprio": other}}, action_spec=spec
-    )
+    spec = ActionSpec(tuple("abcd"), ("1",) * 4, (-1.0,) * 4, (1.0,) * 4)
+    statistics = {"new": {"action": ends(4), "proprio": ends(4)}}
+    policy = FlowVLA.from_pretrained(tmp_path / "start", statistics=statistics, action_spec=spec)
     policy.save_pretrained(tmp_path / "end")
     again = FlowVLA.from_pretrained(tmp_path / "end")
     assert (again.state_size, again.action_spec.dim, again.config.state) == (4, 4, 4)
-    assert STATISTICS["suite"]["action"]["q01"] == [-1.0] * 5
 
 
 def test_points_follow_the_state() -> None:
@@ -178,9 +173,7 @@ def test_points_follow_the_state() -> None:
         action_spec=build().action_spec,
         image_size=64,
         vocabulary=["go"],
-        statistics={
-            "s": {"action": STATISTICS["suite"]["action"], "proprio": STATISTICS["suite"]["proprio"]}
-        },
+        statistics=STATISTICS,
         seed=0,
     )
     assert isinstance(policy, FlowVLA) and policy.pointer is not None

@@ -58,17 +58,17 @@ def make_policy(critic: bool, config: PolicyConfig = TOKENS):
     )
 
 
-def make_batch(policy, *, normalized: bool) -> TrainBatch:
+def make_batch(policy, *, normalized: bool, level: str = "token") -> TrainBatch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (N, 1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     observation = Observation(images, ("go left", "go") * (N // 2))
     chunk = policy.act(
         observation, "sample", SamplingNoise(0, torch.arange(N), torch.zeros(N, dtype=torch.long))
     )
-    mask = torch.ones(N, C, dtype=torch.bool)
+    width = 1 if level == "chunk" else C
+    mask = torch.ones(N, width, dtype=torch.bool)
     mask[::3, 1:] = False
     critic = chunk.value is not None
-    width = C if chunk.value is None else chunk.value.shape[1]
     return TrainBatch(
         observation=observation,
         sample=chunk.sample,
@@ -129,12 +129,12 @@ def test_what_is_frozen_stays_and_all_else_moves():
         (CHUNK_PPO, FLOW),
         (CHUNK_GRPO, FLOW),
     ],
-    ids=str,
+    ids=["ppo", "grpo", "grpo without lengths", "ppo of a flow", "grpo of a flow"],
 )
 def test_the_micro_batch_split_does_not_change_the_gradient(algorithm, config):
     policy = make_policy(isinstance(algorithm, PPO), config)
     normalized = isinstance(algorithm, GRPO) and algorithm.length_normalization
-    batch = make_batch(policy, normalized=normalized)
+    batch = make_batch(policy, normalized=normalized, level=algorithm.ratio_level)
     gradients, metrics = [], []
     for micro_batch in (N, 4, 1):
         learner = make_learner(algorithm, policy, micro_batch)

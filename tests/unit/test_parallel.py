@@ -72,7 +72,8 @@ def learner_of(
 def history(learner: Learner, config: PolicyConfig | None = None) -> list[dict[str, float]]:
     """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank. Its weights
     are the first ones: all iterations but the first are behind."""
-    batch = replace(make_batch(policy_of(config), normalized=False), version=0)
+    level = learner.config.ratio_level
+    batch = replace(make_batch(policy_of(config), normalized=False, level=level), version=0)
     return [learner.update(batch, iteration) for iteration in range(STEPS)]
 
 
