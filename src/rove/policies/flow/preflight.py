@@ -135,9 +135,10 @@ def gripper(policy: FlowModel, conventions: Conventions) -> Finding:
         return Finding("gripper", "warn", "policy or suite names no gripper, so its sign cannot be checked")
     place = spec.names.index("gripper")
     low, high = spec.low[place], spec.high[place]
-    ends = next((e for e in (("q01", "q99"), ("min", "max")) if e[0] in policy.statistics.action), None)
+    known = {name: x for name, x in policy.statistics.action.items() if len(x) > place}
+    ends = next((e for e in (("q01", "q99"), ("min", "max")) if e[0] in known and e[1] in known), None)
     if ends is not None:
-        seen = [float(policy.statistics.action[name][place]) for name in ends]
+        seen = [float(known[name][place]) for name in ends]
         span = max(high - low, 1e-6)
         if abs(seen[0] - low) > 0.25 * span or abs(seen[1] - high) > 0.25 * span:
             detail = f"its data span [{seen[0]:g}, {seen[1]:g}], the policy's convention [{low:g}, {high:g}]"
