@@ -3,13 +3,14 @@
 RL draws one stochastic step of Flow-SDE for each chunk and weighs a chunk by one ratio, with a critic on the
 VLM's prefix, as πRL (Chen et al. 2025) does for π0 and π0.5; its settings are those of the published sizes.
 
-`libero_object_smolvla_24gb` fits a card of 24 GB. Of SmolVLA's 450.0 M weights 349.6 M, vision tower and
-language model, are frozen in bfloat16: 0.65 GiB. The expert and its projections, 99.9 M, stay float32 with
-their gradients and Adam's two moments, 16 bytes each, and with them what LeRobot's layout keeps and nothing
-reads: 1.5 GiB. A row keeps 12.0 MiB for its backward pass: of the prefix (2 x 64 tokens of pictures, 21 of
-text and state) keys and values alone, of the expert one pass over 51 tokens; 64 rows of a micro-batch are
-under 2 GiB. 64 environments take 2.1 GiB while they act. That leaves room for the simulator's pictures.
-`rove show` prints the sum for any settings.
+`libero_object_smolvla_24gb` fits a card of 24 GB. Of the 404 M weights that are computed with, vision tower,
+connector and language model, 302.9 M, are frozen in bfloat16: 0.56 GiB. The expert with its projections and
+the critic, 101.5 M, stay float32, 0.38 GiB, and have a gradient and Adam's two moments beside them: 1.13 GiB.
+A row of a micro-batch keeps 54 MiB for its backward pass: keys and values of the prefix (2 x 64 tokens of
+pictures, 21 of text and state, in 16 layers), and one pass of the expert over 51 tokens; 64 rows are 3.4 GiB.
+64 environments that act at once take 66 MiB each, 4.1 GiB, by turns with training. Together 6.2 GiB, as `rove
+show libero_object_smolvla_24gb` prints: what is left is for larger batches, CUDA's own needs, and the
+simulator's pictures.
 """
 
 from dataclasses import replace
@@ -77,7 +78,18 @@ def _tiny(base: Run, name: str, policy: PolicyConfig, perception: tuple[str, ...
         name=name,
         algorithm=PPO(gamma=0.8, lam=0.9, advantage_level="chunk", ratio_level="chunk", clip_high=0.2),
         policy=replace(policy, value_head=CRITIC),
-        sft=replace(base.sft, smoothing=0.0, steps=3000, freeze=perception),
+        # Pictures and words that see each other point after a few hundred steps. The expert soon knows a few
+        # hundred demonstrations by heart, so there are more of them, each at several noisy points of one pass.
+        sft=replace(
+            base.sft,
+            episodes=3 * base.sft.episodes,
+            smoothing=0.0,
+            steps=1000,
+            draws=8,
+            grounding=min(base.sft.grounding, 10000),
+            grounding_steps=600,
+            freeze=perception,
+        ),
         training=replace(
             base.training,
             freeze=perception,
