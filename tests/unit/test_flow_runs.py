@@ -15,6 +15,7 @@ from rove import recipes
 from rove.config import load
 from rove.config.schema import FlowPolicyConfig, Run, SFTConfig
 from rove.config.validate import validate
+from rove.envs import conventions
 from rove.errors import RoveError
 from rove.policies import registry
 from rove.policies.flow import FlowVLA
@@ -163,6 +164,25 @@ def test_a_policy_is_fine_tuned_on_data_of_other_sizes(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path / "end")
     again = FlowVLA.from_pretrained(tmp_path / "end")
     assert (again.state_size, again.action_spec.dim, again.config.state) == (4, 4, 4)
+
+
+def test_a_published_policy_is_fine_tuned_on_a_suite(published: Path, tmp_path: Path) -> None:
+    """Actions are then relative to nothing; prompts and pictures stay as they were."""
+    parts = {"action": ends(7), "proprio": ends(8)}
+    spec = FlowVLA.from_pretrained(published).action_spec
+    with pytest.raises(RoveError, match="lack mean and std"):
+        FlowVLA.from_pretrained(published, statistics={"libero:object": parts}, action_spec=spec)
+    parts = {
+        name: {"mean": [0.0] * len(x["q01"]), "std": [1.0] * len(x["q01"])} | x for name, x in parts.items()
+    }
+    statistics = {"libero:object": parts}
+    policy = FlowVLA.from_pretrained(published, statistics=statistics, action_spec=spec, chunk=2)
+    assert (policy.config.delta, policy.config.prompt, policy.config.resizer) == (0, "openpi", "openpi")
+    policy.save_pretrained(tmp_path)
+    again = FlowVLA.from_pretrained(tmp_path)
+    assert (again.config.delta, again.config.prompt, again.config.resizer) == (0, "openpi", "openpi")
+    findings = again.preflight(conventions.of("libero:object"), rl=True)
+    assert [f for f in findings if f.status != "pass"] == []
 
 
 def test_points_follow_the_state() -> None:

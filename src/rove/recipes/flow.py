@@ -78,8 +78,8 @@ def _tiny(base: Run, name: str, policy: PolicyConfig, perception: tuple[str, ...
         name=name,
         algorithm=PPO(gamma=0.8, lam=0.9, advantage_level="chunk", ratio_level="chunk", clip_high=0.2),
         policy=replace(policy, value_head=CRITIC),
-        # Pictures and words that see each other point after a few hundred steps. The expert soon knows a few
-        # hundred demonstrations by heart, so there are more of them, each at several noisy points of one pass.
+        # Pictures and words that see each other soon point. The expert knows a few hundred
+        # demonstrations by heart before long: there are more, each at several noisy points of one pass.
         sft=replace(
             base.sft,
             episodes=3 * base.sft.episodes,

@@ -89,9 +89,9 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
     stored = Weights(directory)
     family = configs.family_of(table, stored.shapes)
     about = table.table("rove")
-    found = _statistics(directory, table, family, stored, asked)
+    found, published = _statistics(directory, table, family, stored, asked)
     openpi = found.layout == "openpi"
-    config = _with(configs.read(table, family, openpi=openpi), about, asked, found)
+    config = _with(configs.read(table, family, openpi=openpi), about, asked, found, published)
     head = about.get("value_head", ValueHeadConfig, None) if asked.value_head == "saved" else asked.value_head
     saved_head = about.get("value_head", ValueHeadConfig, None)
     saved_sampling = about.get("sampling", FlowSampling, None)
@@ -246,13 +246,17 @@ def _refuse_pickled(directory: Path) -> None:
         )
 
 
-def _statistics(directory: Path, table: Table, family: Family, stored: Weights, asked: Asked) -> Statistics:
-    """Return the statistics that are asked for, or those of the checkpoint. Raises RoveError without any."""
+def _statistics(
+    directory: Path, table: Table, family: Family, stored: Weights, asked: Asked
+) -> tuple[Statistics, str]:
+    """Return the statistics that are asked for, or those of the checkpoint, and the name of openpi's data set
+    that it was trained on, "" for other layouts. Raises RoveError without any statistics."""
     buffers = {key: stored.place(key) for key in stored.shapes if weights.is_statistic(key)}
     key = None if asked.statistics is not None else asked.unnorm_key
     found = statistics.read(directory, table, buffers, quantiles=family == "pi05", asset=key)
+    published = found.asset if found is not None and found.layout == "openpi" else ""
     if asked.statistics is not None:
-        return statistics.from_suite(asked.statistics, asked.unnorm_key, found)
+        return statistics.from_suite(asked.statistics, asked.unnorm_key, found), published
     if found is None:
         raise RoveError(
             f"{directory} has no statistics, neither in policy_preprocessor.json and the file it names, nor "
@@ -260,19 +264,17 @@ def _statistics(directory: Path, table: Table, family: Family, stored: Weights, 
             "un-normalised: a published base has none. Use a fine-tuned checkpoint, or train this one with "
             "the statistics of demonstrations first."
         )
-    return found
+    return found, published
 
 
-def _with(config: FlowConfig, about: Table, asked: Asked, found: Statistics) -> FlowConfig:
-    """Return a configuration changed as asked, as saved, or as the published data set implies.
+def _with(config: FlowConfig, about: Table, asked: Asked, found: Statistics, published: str) -> FlowConfig:
+    """Return a configuration changed as asked, as saved, or as openpi's data set `published` implies.
 
     Statistics of demonstrations are those of actions as they are, relative to no state.
     """
-    implied: dict[str, Any] = {}
+    implied = implied_by(published, config.family)
     if asked.statistics is not None:
-        implied["delta"] = 0
-    elif found.layout == "openpi":
-        implied = implied_by(found.asset, config.family)
+        implied = implied | {"delta": 0}
     style = config.prompt if "prompt" in about else implied.get("prompt", config.prompt)
     saved = "delta" in about and asked.statistics is None
     delta = config.delta if saved else implied.get("delta", config.delta)
