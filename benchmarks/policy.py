@@ -2,7 +2,8 @@
 
 Prints JSON: chunk inferences and training samples a second, each fast path on and off by turns, and the
 floating-point rate achieved against that of one large matrix product. Weights are random. The 7B needs a GPU
-of 40 GiB; where there is none, this measures a tiny one and says so.
+of 40 GiB; where there is none, this measures a tiny one and says so. Flow policies (SmolVLA, and tiny π0.5)
+follow: one prefix for all denoising steps, and one stochastic step for a training sample instead of all.
 
 With --pretend h100 nothing is measured: launches, floating-point operations, bytes and memory of the 7B are
 counted on a pretended card, and with its rates give the least time that each part can take.
@@ -23,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import _flow
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -390,6 +392,7 @@ def main() -> None:
         "matrix_flop_per_second": matrices,
         "inference": inference(args, clock, dtype, args.compile == "true"),
         "training": training(args, clock, dtype),
+        "flow": _flow.report(args.size, args.batch, clock, dtype, flops),
     }
     card = device.type == "cuda" and args.size == "7b"
     rate, work = "chunks_per_second", "flop_per_chunk"

@@ -533,7 +533,7 @@ COMMANDS: dict[str, Command] = {
             Argument("--seed", "of the sampling noise", {"type": _seed, "default": 0, "metavar": "N"}),
             Argument(
                 "--execute",
-                "actions of a server's answer that are executed (default: Rove's all, another's 5)",
+                "actions executed of a server's answer (default: Rove's all, another's 5) or a flow policy's",
                 {"type": _positive, "metavar": "N"},
             ),
             Argument(

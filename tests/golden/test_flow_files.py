@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import FlowSampling, LoraConfig, ValueHeadConfig
 from rove.policies.flow import FlowVLA, config, prompts, weights
 from rove.policies.flow.core import _NETWORKS
-from rove.policies.flow.settings import FlowSampling
 from rove.policies.reading import Table
 
 GOLDEN = Path(os.environ.get("ROVE_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden")) / "flow"
@@ -121,7 +120,7 @@ def test_heads_adapters_and_settings_are_kept(tmp_path: Path) -> None:
         GOLDEN / "smolvla-tiny",
         lora=LoraConfig(rank=2),
         value_head=ValueHeadConfig(level="chunk", hidden=(8,)),
-        sampling=FlowSampling(steps=3, noise="learned", hidden=(8,)),
+        sampling=FlowSampling(steps=3, sampler="flow_noise", hidden=(8,)),
         chunk=3,
     )
     assert policy.value_head is not None and policy.noise_network is not None

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rove.config.schema import FlowSampling
 from rove.policies.flow import FlowVLA, chain, images
 from rove.policies.flow.chain import Step
 from rove.policies.flow.heads import NoiseNetwork
 from rove.policies.flow.network import Prefix
-from rove.policies.flow.settings import FlowSampling
 from rove.policies.flow.vla import Noise
 
 GOLDEN = Path(os.environ.get("ROVE_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden")) / "flow"
@@ -149,7 +149,7 @@ def test_every_step_stochastic(name: str, arrays: dict[str, Tensor]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
 def test_learned_noise(name: str, arrays: dict[str, Tensor]) -> None:
-    case = Case(name, arrays, FlowSampling(steps=K, noise="learned", hidden=(16, 8)))
+    case = Case(name, arrays, FlowSampling(steps=K, sampler="flow_noise", hidden=(16, 8)))
     network = case.policy.noise_network
     assert isinstance(network, NoiseNetwork)
     for i, layer in enumerate(network.layers):

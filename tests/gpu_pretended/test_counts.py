@@ -7,7 +7,8 @@ import pytest
 from tests.gpu_pretended import pretend, seven
 
 from rove import recipes  # isort: skip
-from rove.policies.openvla.memory import GIB, estimate
+from rove.policies.memory import GIB
+from rove.policies.openvla.memory import estimate
 
 ACTING, STEP = 0.75, 0.60
 """Shares of the rate of matrix products that have to be within reach, with adapters."""

@@ -42,12 +42,14 @@ SIMULATOR = "needs Vulkan or ManiSkill's assets: tests/integration/test_maniskil
 LARGE = (
     "needs a checkpoint of a published size: tests/integration/test_openvla_rl.py does it with a small one"
 )
+PREFLIGHT = "needs a checkpoint of the suite: tests/unit/test_flow_preflight.py asks small ones"
 
 RULES: tuple[tuple[str, str], ...] = (
     # Left to other tests, with the reason.
     (r"maniskill_tiny|maniskill:|CHECKPOINT --suite maniskill|put_on_plate_tiny|rove assets", SIMULATOR),
     (r"train openvla_oft_", LARGE),
     (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole"),
+    (r"sft tabletop_smolvla_ppo", "tests/integration/test_float_samples.py does it with a smaller policy"),
     (r"plan RECIPE --profile", "needs a profile that was measured on a GPU"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"rove (serve|eval ws:)", "tests/integration/test_serve.py serves and asks"),
@@ -57,6 +59,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"rove train (RECIPE|… --profile)$", SMALL),
     (r"rove (recipes|doctor|show .*|report runs/(mine|demo))$", ""),
     (r"rove doctor --policy openvla/", ""),
+    (r"rove doctor --policy CHECKPOINT", PREFLIGHT),
     (r"rove collect libero:spatial", f"{COLLECT} --env.tasks {TASK}"),
     (r"rove collect libero:", f"{COLLECT} --env.tasks object/{SOUP}"),
     (r"rove train FILE.py:NAME --resume RUN", ""),

@@ -1,5 +1,5 @@
-"""A policy that draws points instead of tokens goes through everything: rollouts, every algorithm, warm-up,
-resume and evaluation know nothing of what it draws."""
+"""Policies that draw points instead of tokens go through everything: rollouts, every algorithm, warm-up,
+resume and evaluation know nothing of what they draw."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 from tests.gaussian_policy import GaussianPolicy, H
 from tests.integration.test_resume import NO_EVALUATION, measured
 
+from rove import checkpoint
 from rove.config.schema import (
     GRPO,
     PPO,
     EvaluationConfig,
+    FlowPolicyConfig,
+    FlowSampling,
+    FlowSizes,
     LoggingConfig,
     OptimConfig,
     PolicyConfig,
@@ -37,6 +41,7 @@ from rove.training.demonstrations import load_demonstrations
 from rove.training.sft import fit
 from rove.training.snapshots import Snapshots
 from rove.types import ActionChunk, ActionSpec, Demonstrations, Observation
+from rove.workers.pipeline import Pipeline
 
 SPEC = ActionSpec(("x", "gripper"), ("m", "1"), (-0.1, -1.0), (0.1, 1.0))
 C, ROWS = 4, 5
@@ -51,15 +56,37 @@ RUN = Run(
     evaluation=EvaluationConfig(episodes=4, variant_episodes=0, num_envs=4),
     logging=LoggingConfig(tensorboard=False, save_every=1, keep=10),
 )
-WITHOUT_CRITIC = PolicyConfig(kind="gaussian")
+ALGORITHMS = {
+    "ppo": RUN.algorithm,
+    "grpo": GRPO(group_size=4, ratio_level="chunk", keep_high=1.0, kl_coef=0.1),
+    "vine": Vine(branches=3, ratio_level="chunk"),
+}
+SIZES = FlowSizes(
+    vision_width=16, vision_layers=1, vision_mlp=32, patch=16, width=32, layers=2, mlp=48, expert_mlp=48
+)
+FLOW = FlowPolicyConfig(horizon=H, sizes=SIZES)
+
+
+def run_of(algorithm: str, kind: str = "gaussian", flow: FlowPolicyConfig | None = None, **policy) -> Run:
+    """RUN by another algorithm, with another policy."""
+    head = RUN.policy.value_head if algorithm == "ppo" else None
+    config = PolicyConfig(kind=kind, flow=flow, value_head=head, **policy)
+    return replace(RUN, algorithm=ALGORITHMS[algorithm], policy=config)
+
+
+POINTING = run_of("vine", "smolvla", FLOW, pointers=3)
+assert POINTING.sft is not None
 RUNS = {
-    "ppo": RUN,
-    "grpo": replace(
-        RUN,
-        algorithm=GRPO(group_size=4, ratio_level="chunk", keep_high=1.0, kl_coef=0.1),
-        policy=WITHOUT_CRITIC,
+    **{algorithm: run_of(algorithm) for algorithm in ALGORITHMS},
+    "smolvla ppo": run_of("ppo", "smolvla", FLOW),
+    "smolvla vine, pointing": replace(
+        POINTING,
+        sft=replace(POINTING.sft, grounding=16, grounding_steps=2, freeze=("model.vlm_with_expert.vlm",)),
     ),
-    "vine": replace(RUN, algorithm=Vine(branches=3, ratio_level="chunk"), policy=WITHOUT_CRITIC),
+    "pi0 ppo, every step": run_of(
+        "ppo", "pi0", replace(FLOW, sampling=FlowSampling(steps=2, sampler="flow_noise", hidden=(8,)))
+    ),
+    "pi05 grpo, frozen": run_of("grpo", "pi05", replace(FLOW, freeze="vlm")),
 }
 
 
@@ -134,6 +161,23 @@ def test_it_is_warmed_up_trained_resumed_and_evaluated(name, tmp_path):
     for path in (whole / "checkpoints").glob("iteration_000002"):
         shutil.rmtree(path)
     assert measured(train(run, whole, resume=True)) == expected
+
+
+def test_numbers_that_are_not_finite_end_the_run_by_name(tmp_path, monkeypatch):
+    collect = Pipeline.collect
+
+    def ill(self, version, *args):
+        if version == 1:
+            with torch.no_grad():
+                self.policy.model.action_out_proj.bias[0] = torch.nan
+        return collect(self, version, *args)
+
+    monkeypatch.setattr(Pipeline, "collect", ill)
+    directory = tmp_path / "run"
+    with pytest.raises(RoveError, match="FlowVLA gave actions that are not finite in iteration 2, chunk 1"):
+        train(RUNS["smolvla ppo"], directory)
+    assert [line["step"] for line in measured(directory)] == [1]
+    assert checkpoint.damage(directory / "checkpoints" / "iteration_000001") is None
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):

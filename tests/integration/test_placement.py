@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests import shared_memory
+from tests.integration.test_float_samples import RUNS as flow_runs
 from tests.integration.test_resume import GRPO_RUN, NO_EVALUATION, PPO_RUN, measured
 
-from rove.config.schema import PlacementConfig
+from rove.config.schema import OptimConfig, PlacementConfig
 from rove.errors import RoveError
 from rove.policies import registry as policies
 from rove.train import train
@@ -23,6 +24,12 @@ from rove.train import train
 SHORT = replace(PPO_RUN, training=replace(PPO_RUN.training, iterations=3), evaluation=NO_EVALUATION)
 
 
+FLOW_SHORT = replace(
+    SHORT,
+    algorithm=flow_runs["smolvla ppo"].algorithm,
+    policy=flow_runs["smolvla ppo"].policy,
+    training=replace(SHORT.training, iterations=2, optim=OptimConfig(lr=1e-3)),
+)
 APART = "learner: 0, env: 1, policy: 1"
 """Policy and learner in processes of their own."""
 
@@ -49,10 +56,24 @@ def same(a: list[dict], b: list[dict]) -> bool:
     )
 
 
-def test_hybrid_and_disaggregated_train_as_colocated_does(started, tmp_path):
-    here = measured(train(run_of(started, stages=2), tmp_path / "colocated"))
-    for name in ("hybrid", "disaggregated"):
-        directory = train(run_of(started, map=name, deterministic=True), tmp_path / name, profile=True)
+@pytest.fixture(scope="module")
+def started_flow(tmp_path_factory) -> Path:
+    """A flow policy to start from, made once."""
+    run = replace(FLOW_SHORT, training=replace(FLOW_SHORT.training, iterations=1))
+    return train(run, tmp_path_factory.mktemp("start") / "run") / "sft"
+
+
+@pytest.mark.parametrize(
+    ("short", "start", "names"),
+    [(SHORT, "started", ("hybrid", "disaggregated")), (FLOW_SHORT, "started_flow", ("hybrid",))],
+    ids=["tokens", "flow"],
+)
+def test_hybrid_and_disaggregated_train_as_colocated_does(short, start, names, tmp_path, request):
+    started = request.getfixturevalue(start)
+    here = measured(train(run_of(started, short, stages=2), tmp_path / "colocated"))
+    for name in names:
+        run = run_of(started, short, map=name, deterministic=True)
+        directory = train(run, tmp_path / name, profile=True)
         assert same(here, measured(directory)), name
         assert (directory / "trace.json").stat().st_size > 1000
 

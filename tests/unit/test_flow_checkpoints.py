@@ -13,10 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_flow_policy import STATISTICS, build, chance, observe
 
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import (
+    FlowPolicyConfig,
+    FlowSampling,
+    LoraConfig,
+    PolicyConfig,
+    Run,
+    ValueHeadConfig,
+    Vine,
+)
+from rove.config.validate import validate
 from rove.errors import RoveError
 from rove.policies.flow import FlowVLA
-from rove.policies.flow.settings import FlowSampling
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +208,20 @@ def test_settings_that_do_not_fit(saved: Path, settings: dict[str, Any]) -> None
     refused(saved, next(iter(settings)).split(".")[0], **settings)
 
 
-def test_chains_without_a_density() -> None:
-    with pytest.raises(RoveError, match="Flow-CPS"):
-        FlowSampling(noise="cps", steps=1)
-    with pytest.raises(RoveError, match="Flow-CPS"):
-        FlowSampling(noise="cps", stochastic="all")
-    with pytest.raises(RoveError, match="low < high"):
-        FlowSampling(noise="learned", low=0.3)
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (FlowSampling(sampler="flow_cps", steps=1), "no noise in its last step"),
+        (FlowSampling(sampler="flow_cps", stochastic="all"), "no density in its last step"),
+        (FlowSampling(sampler="flow_noise", low=0.3), "low = 0.3 and high = 0.16"),
+    ],
+)
+def test_chains_without_a_density(sampling: FlowSampling, words: str) -> None:
+    with pytest.raises(RoveError, match=words):
+        build(sampling=sampling)
+    run = Run(name="x", algorithm=Vine(), policy=PolicyConfig(flow=FlowPolicyConfig(sampling=sampling)))
+    with pytest.raises(RoveError, match=words):
+        validate(run)
 
 
 def test_an_adapter_of_others(checkpoint: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rove.config.schema import LoraConfig, SFTConfig, ValueHeadConfig
+from rove.config.schema import (
+    FlowPolicyConfig,
+    FlowSampling,
+    FlowSizes,
+    LoraConfig,
+    PolicyConfig,
+    SFTConfig,
+    ValueHeadConfig,
+)
 from rove.errors import RoveError
 from rove.policies.base import SamplingNoise
 from rove.policies.flow import FlowVLA
 from rove.policies.flow.config import FAMILIES, Family
-from rove.policies.flow.scratch import FlowSizes
-from rove.policies.flow.settings import FlowSampling
 from rove.types import ActionSpec, Observation
 
 C, H, A, P = 3, 4, 5, 6
@@ -27,13 +32,23 @@ STATISTICS = {
         "proprio": {"q01": [-1.0] * P, "q99": [1.0] * P},
     }
 }
-SIZES = FlowSizes(vision_width=16, vision_layers=2, vision_mlp=32, width=32, mlp=48, expert_mlp=48, max_dim=8)
+SIZES = FlowSizes(
+    layers=2,
+    shuffle=2,
+    vision_width=16,
+    vision_layers=2,
+    vision_mlp=32,
+    width=32,
+    mlp=48,
+    expert_mlp=48,
+    max_dim=8,
+)
 ONE = FlowSampling(steps=3)
 SAMPLINGS = {
     "sde": ONE,
-    "cps": FlowSampling(steps=3, noise="cps"),
+    "cps": FlowSampling(steps=3, sampler="flow_cps"),
     "all": FlowSampling(steps=3, stochastic="all"),
-    "learned": FlowSampling(steps=3, noise="learned", hidden=(8,)),
+    "learned": FlowSampling(steps=3, sampler="flow_noise", hidden=(8,)),
 }
 CRITIC = ValueHeadConfig(level="chunk", hidden=(8,))
 
@@ -41,18 +56,15 @@ CRITIC = ValueHeadConfig(level="chunk", hidden=(8,))
 def build(
     family: Family = "smolvla", sampling: FlowSampling = ONE, critic: bool = True, seed: int = 0
 ) -> FlowVLA:
+    flow = FlowPolicyConfig(sampling=sampling, horizon=H, cameras=2, sizes=SIZES)
+    config = PolicyConfig(kind=family, flow=flow, value_head=CRITIC if critic else None)
     return FlowVLA.build(
-        replace(SIZES, family=family),
+        config,
         chunk=C,
-        horizon=H,
         action_spec=SPEC,
         image_size=32,
-        cameras=2,
-        state=P,
         vocabulary=WORDS,
         statistics=STATISTICS,
-        sampling=sampling,
-        value_head=CRITIC if critic else None,
         seed=seed,
     )
 

@@ -11,6 +11,8 @@ from rove import algorithms
 from rove.config.schema import (
     GRPO,
     PPO,
+    FlowPolicyConfig,
+    FlowSizes,
     LlamaConfig,
     LoraConfig,
     OptimConfig,
@@ -33,34 +35,47 @@ N, C = 12, 3
 CPU = torch.device("cpu")
 
 
-def make_policy(critic: bool):
-    config = PolicyConfig(
-        towers=(TowerConfig(width=16, depth=2, heads=2, patch=8, mlp=32),),
-        llama=LlamaConfig(width=16, depth=2, heads=2, mlp=32),
-        value_head=ValueHeadConfig(hidden=(16,)) if critic else None,
-    )
+TOKENS = PolicyConfig(
+    towers=(TowerConfig(width=16, depth=2, heads=2, patch=8, mlp=32),),
+    llama=LlamaConfig(width=16, depth=2, heads=2, mlp=32),
+    value_head=ValueHeadConfig(hidden=(16,)),
+)
+SIZES = FlowSizes(vision_width=16, vision_layers=1, vision_mlp=32, width=16, layers=2, heads=2, mlp=32)
+FLOW = PolicyConfig(
+    kind="pi05",
+    value_head=ValueHeadConfig(level="chunk", hidden=(16,)),
+    flow=FlowPolicyConfig(horizon=C + 1, prompt="openpi", sizes=SIZES),
+)
+"""A flow policy that reads no state."""
+CHUNK_PPO = PPO(advantage_level="chunk", ratio_level="chunk")
+CHUNK_GRPO = GRPO(ratio_level="chunk", length_normalization=False)
+
+
+def make_policy(critic: bool, config: PolicyConfig = TOKENS):
+    config = config if critic else replace(config, value_head=None)
     return policies.build(
         config, chunk=C, action_spec=SPEC, image_size=16, vocabulary=("go", "left"), statistics=None, seed=0
     )
 
 
-def make_batch(policy, *, normalized: bool) -> TrainBatch:
+def make_batch(policy, *, normalized: bool, level: str = "token") -> TrainBatch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (N, 1, 16, 16, 3), dtype=torch.uint8, generator=generator)
     observation = Observation(images, ("go left", "go") * (N // 2))
     chunk = policy.act(
         observation, "sample", SamplingNoise(0, torch.arange(N), torch.zeros(N, dtype=torch.long))
     )
-    mask = torch.ones(N, C, dtype=torch.bool)
+    width = 1 if level == "chunk" else C
+    mask = torch.ones(N, width, dtype=torch.bool)
     mask[::3, 1:] = False
     critic = chunk.value is not None
     return TrainBatch(
         observation=observation,
         sample=chunk.sample,
         logprob=chunk.logprob + 0.1 * torch.randn(chunk.logprob.shape, generator=generator),
-        advantage=torch.randn(N, C, generator=generator),
+        advantage=torch.randn(N, width, generator=generator),
         mask=mask,
-        returns=torch.randn(N, C, generator=generator) if critic else None,
+        returns=torch.randn(N, width, generator=generator) if critic else None,
         value=chunk.value,
         episode_length=mask.sum(1, keepdim=True) if normalized else None,
         horizon=2 * C if normalized else None,
@@ -107,11 +122,19 @@ def test_what_is_frozen_stays_and_all_else_moves():
         freeze(policy, ("vlm.tower.",), "training.freeze")
 
 
-@pytest.mark.parametrize("algorithm", [PPO(), GRPO(), GRPO(length_normalization=False)], ids=str)
-def test_the_micro_batch_split_does_not_change_the_gradient(algorithm):
-    policy = make_policy(critic=isinstance(algorithm, PPO))
+@pytest.mark.parametrize(
+    ("algorithm", "config"),
+    [
+        *((algorithm, TOKENS) for algorithm in (PPO(), GRPO(), GRPO(length_normalization=False))),
+        (CHUNK_PPO, FLOW),
+        (CHUNK_GRPO, FLOW),
+    ],
+    ids=["ppo", "grpo", "grpo without lengths", "ppo of a flow", "grpo of a flow"],
+)
+def test_the_micro_batch_split_does_not_change_the_gradient(algorithm, config):
+    policy = make_policy(isinstance(algorithm, PPO), config)
     normalized = isinstance(algorithm, GRPO) and algorithm.length_normalization
-    batch = make_batch(policy, normalized=normalized)
+    batch = make_batch(policy, normalized=normalized, level=algorithm.ratio_level)
     gradients, metrics = [], []
     for micro_batch in (N, 4, 1):
         learner = make_learner(algorithm, policy, micro_batch)
@@ -183,8 +206,9 @@ def test_critic_warm_up_trains_the_head_alone():
     assert not torch.equal(policy.vlm.lm_head.weight, before["vlm.lm_head.weight"])
 
 
-def test_one_batch_is_overfitted_towards_its_good_actions():
-    policy = make_policy(critic=False)
+@pytest.mark.parametrize("config", [TOKENS, FLOW], ids=["tokens", "flow"])
+def test_one_batch_is_overfitted_towards_its_good_actions(config):
+    policy = make_policy(False, config)
     batch = make_batch(policy, normalized=False)
     batch = replace(batch, logprob=policy.evaluate(batch.observation, batch.sample).logprob.detach())
     good = (batch.advantage > 0) & batch.mask

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rove.policies.openvla import lora
-from rove.policies.openvla.lora import LoraLinear
+from rove.policies import lora
+from rove.policies.lora import LoraLinear
 
 ROWS, IN, RANK = 5, 12, 3
 OUT = (8, 12, 6)

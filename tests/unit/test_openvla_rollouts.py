@@ -14,8 +14,9 @@ from tests.unit.test_policy_openvla import build as build_one
 
 from rove import cli, recipes
 from rove.config.schema import GRPO, LlamaConfig, LoraConfig, PolicyConfig, TowerConfig
+from rove.policies.memory import GIB
 from rove.policies.openvla import OpenVLA
-from rove.policies.openvla.memory import GIB, ChunkMemory, estimate
+from rove.policies.openvla.memory import ChunkMemory, estimate
 from rove.rollout.collect import act_rows
 from rove.types import ActionSpec, Observation
 

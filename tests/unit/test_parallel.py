@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.test_learner import SPEC, C, make_batch, make_policy
+from tests.unit.test_learner import CHUNK_PPO, FLOW, SPEC, C, make_batch, make_policy
 from torch import distributed
 
 from rove import algorithms
@@ -72,7 +72,8 @@ def learner_of(
 def history(learner: Learner, config: PolicyConfig | None = None) -> list[dict[str, float]]:
     """Metrics of some iterations on one batch, of 12 rows: an odd number of micro-batches a rank. Its weights
     are the first ones: all iterations but the first are behind."""
-    batch = replace(make_batch(policy_of(config), normalized=False), version=0)
+    level = learner.config.ratio_level
+    batch = replace(make_batch(policy_of(config), normalized=False, level=level), version=0)
     return [learner.update(batch, iteration) for iteration in range(STEPS)]
 
 
@@ -175,6 +176,12 @@ def test_a_policy_as_published_is_sharded(how: str, two_learners, tmp_path: Path
     expected = history(alone, config)
     answers = two_learners(replace(FSDP, gradient_checkpointing=True), config)
     compare(expected, alone, answers, 1e-5 if how == "whole" else 5e-2)
+
+
+@pytest.mark.parametrize("training", [BASE, FSDP], ids=["ddp", "fsdp"])
+def test_two_learners_train_a_flow_policy_as_one_does(training: TrainingConfig, two_learners):
+    alone = learner_of(BASE, Ranks(), FLOW, CHUNK_PPO)
+    compare(history(alone, FLOW), alone, two_learners(training, FLOW, CHUNK_PPO), 1e-5)
 
 
 @pytest.mark.parametrize("training", [BASE, FSDP], ids=["ddp", "fsdp"])

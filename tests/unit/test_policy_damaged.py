@@ -26,9 +26,10 @@ from tokenizers import Tokenizer
 
 from rove.config.schema import LoraConfig, TowerConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies import hub, registry
-from rove.policies.openvla import OpenVLA, bins, files
-from rove.policies.openvla.tokenizer import unknown_word, word_tokenizer
+from rove.policies import files, hub, registry
+from rove.policies.openvla import OpenVLA, bins
+from rove.policies.openvla.tokenizer import word_tokenizer
+from rove.policies.words import unknown_word
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 LORA = LoraConfig(rank=2, alpha=4.0)
@@ -105,7 +106,7 @@ def test_a_byte_order_mark_and_null_for_an_absent_key_are_read(base: Path, copy:
     ("key", "value", "message"),
     [
         ("model_type", None, "no model_type"),
-        ("model_type", "pi0", "unknown policy, model_type = 'pi0'.*openvla"),
+        ("model_type", "gr00t", "unknown policy, model_type = 'gr00t'.*openvla"),
         ("image_sizes", 56, "image_sizes = 56: expected any number of values"),
         ("image_sizes", [16, 24], "one positive size for all towers"),
         ("image_sizes", [20, 20], "patch 8 does not divide the image size 20"),

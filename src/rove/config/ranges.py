@@ -65,6 +65,15 @@ Temperature = Annotated[float, Range("at least 0.001 and at most 1000", lambda x
 Ratio = Annotated[float, above(0, 1000)]
 """A bound on the ratio of two probabilities: float32 has to hold its powers."""
 
+Steps = Annotated[int, at_least(1, 1000)]
+"""Denoising steps of a flow: published policies take 3 to 10."""
+Level = Annotated[float, Range("above 0 and at most 1", lambda x: 0 < x <= 1)]
+"""Noise level of a flow's stochastic steps."""
+Draws = Annotated[int, at_least(1, 1024)]
+Cameras = Annotated[int, at_least(1, 64)]
+Delta = Annotated[int, at_least(0, 64)]
+"""Numbers of a robot's state."""
+
 LearningRate = Annotated[float, above(0, 1000)]
 """More moves every weight of AdamW further in a step than it may ever be."""
 

@@ -15,11 +15,15 @@ from typing import Annotated, ClassVar, Literal
 from rove.config.ranges import (
     MOST,
     Actions,
+    Cameras,
     Chunk,
     Count,
+    Delta,
+    Draws,
     Fraction,
     Layers,
     LearningRate,
+    Level,
     Nodes,
     NonNegativeFloat,
     NonNegativeInt,
@@ -32,6 +36,7 @@ from rove.config.ranges import (
     Size,
     Slots,
     SomePieces,
+    Steps,
     Temperature,
     above,
     at_least,
@@ -247,11 +252,111 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowSampling:
+    """How a flow-matching policy draws actions: the steps of its chain, and their noise."""
+
+    steps: Steps = 4
+    """Denoising steps, K."""
+    sampler: Literal["flow_sde", "flow_cps", "flow_noise"] = "flow_sde"
+    """Flow-SDE, Flow-CPS, or Flow-Noise, whose deviation is a small network's and is trained too."""
+    level: Level = 0.5
+    """Noise level a of Flow-SDE and Flow-CPS."""
+    stochastic: Literal["one", "all"] = "one"
+    """"one": a single step, drawn for each chunk, so that training needs one pass of the expert; the others
+    follow the flow. "all": every step, as Flow-Noise always has it; training needs K passes."""
+    low: PositiveFloat = 0.08
+    high: PositiveFloat = 0.16
+    """Bounds of Flow-Noise's standard deviation."""
+    hidden: tuple[Size, ...] = (128, 64)
+    """Widths of the hidden layers of Flow-Noise's network."""
+
+    @property
+    def joint(self) -> bool:
+        """True where every step is stochastic."""
+        return self.stochastic == "all" or self.sampler == "flow_noise"
+
+    @property
+    def choices(self) -> int:
+        """Number of steps that may be the stochastic one."""
+        return self.steps - 1 if self.sampler == "flow_cps" else self.steps
+
+    @property
+    def points(self) -> int:
+        """Number of points of the chain that a sample holds, S."""
+        return self.steps + 1 if self.joint else 2
+
+    def problems(self) -> Iterator[str]:
+        """Find settings that contradict each other: a sentence each, with the fix."""
+        if self.sampler == "flow_cps" and self.steps < 2:
+            yield "flow_cps has no noise in its last step: set --policy.flow.sampling.steps to 2 or more."
+        if self.sampler == "flow_cps" and self.stochastic == "all":
+            yield (
+                "flow_cps has no density in its last step: draw one step "
+                "(--policy.flow.sampling.stochastic one)."
+            )
+        if self.low >= self.high:
+            yield (
+                f"The deviation of flow_noise is to lie between low = {self.low} and high = {self.high}: set "
+                "--policy.flow.sampling.low below high."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSizes:
+    """Sizes of a flow-matching policy from scratch."""
+
+    vision_width: Size = 64
+    vision_layers: Layers = 3
+    vision_heads: Size = 2
+    vision_mlp: Size = 256
+    patch: Pixels = 8
+    """Pixels along an edge of a patch."""
+    shuffle: Size = 1
+    """SmolVLA: edge of a square of patches that become one token."""
+    width: Size = 128
+    layers: Layers = 3
+    heads: Size = 4
+    kv_heads: Size = 2
+    """Heads of keys and values; π has one."""
+    mlp: Size = 256
+    expert_width: PositiveFloat = 0.75
+    """Width of the expert, as a part of the language model's."""
+    expert_mlp: Size = 256
+    """π: width of the expert's MLP; SmolVLA's follows from its width."""
+    max_dim: Size = 32
+    """Size to which states and actions are padded, D."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPolicyConfig:
+    """What flow-matching policies (`policies/flow`: SmolVLA, π0, π0.5) have of their own.
+
+    Settings that may be None are then those of the checkpoint, or of the layout that it is published in.
+    """
+
+    sampling: FlowSampling = FlowSampling()
+    horizon: Chunk | None = None
+    """H, actions predicted at once, of which `rollout.chunk` are executed; None, from scratch: as many."""
+    freeze: Literal["none", "vision", "vlm"] | None = None
+    """What neither demonstrations nor RL train: nothing, the vision tower, or all that the prefix is made by
+    (the VLM, and in SmolVLA the projection of the state). None, from scratch: nothing."""
+    cameras: Cameras | None = None
+    """Pictures that are read; None, from scratch: one."""
+    resizer: Literal["smolvla", "lerobot", "openpi"] | None = None
+    """How pictures are resized; see `rove.policies.flow.images`."""
+    prompt: Literal["newline", "openpi", "state", "padded_state"] | None = None
+    """Format of the prompt; see `rove.policies.flow.prompts`."""
+    delta: Delta | None = None
+    """First numbers of the state that actions are relative to, as in openpi's π0 for LIBERO; 0: none."""
+    sizes: FlowSizes = FlowSizes()
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """A Prismatic VLA: `policies/openvla`."""
+    """A policy: a Prismatic VLA (`policies/openvla`) or a flow-matching one (`policies/flow`)."""
 
     kind: str = "openvla"
-    """A name in `policies/registry.py`."""
+    """A name in `policies/registry.py`: openvla, smolvla, pi0 or pi05."""
     checkpoint: str | None = None
     """A checkpoint directory, or a name on the Hugging Face hub ("openvla/openvla-7b"). Set, it decides the
     architecture; the sizes below are then not read."""
@@ -286,6 +391,8 @@ class PolicyConfig:
     value_head: ValueHeadConfig | None = None
     temperature: Temperature = 1.0
     """Sampling temperature; log-probabilities are taken under it too."""
+    flow: FlowPolicyConfig | None = None
+    """Settings of flow-matching policies, which read those of decoding, sizes and heads above not."""
 
 
 # --- algorithms ---------------------------------------------------------------------------------
@@ -469,6 +576,8 @@ class SFTConfig:
     smoothing: NonNegativeFloat = 0.0
     """Standard deviation, in bins, of the Gaussian that the label of an action token is spread over: what is
     learned of a bin then counts for its neighbours too; 0: the bin alone."""
+    draws: Draws = 1
+    """Noisy points at which a step teaches a flow policy each demonstration, from one pass of the VLM."""
     zero_centred: bool = False
     """Give every dimension that the expert often leaves at rest a bin whose centre is zero itself, by a range
     that is as wide on both sides, and spread no label over it: a hand then keeps its orientation, where it

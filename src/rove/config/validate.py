@@ -112,8 +112,8 @@ def _divisibility(run: Run) -> Problems:
 
 
 def _model_sizes(run: Run) -> Problems:
-    if run.policy.checkpoint is not None:
-        return  # the checkpoint decides the architecture
+    if run.policy.checkpoint is not None or run.policy.flow is not None:
+        return  # the checkpoint decides the architecture, or sizes of another kind
     if not run.policy.towers:
         yield "policy.towers is empty: the policy needs at least one vision tower."
     parts = [(f"policy.towers.{i}", tower) for i, tower in enumerate(run.policy.towers)]
@@ -228,6 +228,12 @@ def _decoding(run: Run) -> Problems:
         )
 
 
+def _flow(run: Run) -> Problems:
+    flow = run.policy.flow
+    if flow is not None:
+        yield from flow.sampling.problems()
+
+
 def _start(run: Run) -> Problems:
     if run.sft is None and run.policy.checkpoint is None:
         yield (
@@ -265,7 +271,8 @@ def _checkpoint(run: Run) -> Problems:
             "policy.unnorm_key is set, but sft replaces a checkpoint's statistics by those of the "
             "demonstrations: set --policy.unnorm_key none, or --sft none."
         )
-    if policy.dtype == "bfloat16" and policy.lora is None:
+    frozen = policy.flow is not None and policy.flow.freeze == "vlm"  # what is trained stays float32
+    if policy.dtype == "bfloat16" and policy.lora is None and not frozen:
         yield (
             "policy.dtype = 'bfloat16' without policy.lora trains weights of 8 bits, which lose most steps: "
             "set --policy.lora.rank 32, or --policy.dtype float32 --training.precision bfloat16."
@@ -355,6 +362,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _branches,
     _critic,
     _decoding,
+    _flow,
     _start,
     _checkpoint,
     _evaluation,

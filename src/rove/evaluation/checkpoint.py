@@ -83,7 +83,7 @@ def evaluate_checkpoint(
             served = stack.enter_context(closing(_served(str(path), config.num_envs, execute)))
             chunk, placed = served.chunk, served.placed
         else:
-            chunk, placed = policy_of(Path(path), run, trained is not None, settings)
+            chunk, placed = policy_of(Path(path), run, trained is not None, settings, execute)
         stack.enter_context(guarded(run.placement.deadline))
         env = stack.enter_context(closing(make_env(run, chunk=chunk)))
         policy = placed(env.action_spec)
@@ -161,12 +161,12 @@ def configured(run: Run | None, kind: str, tasks: str | None, settings: Sequence
 
 
 def policy_of(
-    path: Path, run: Run, trained: bool, settings: Sequence[str]
+    path: Path, run: Run, trained: bool, settings: Sequence[str], execute: int | None = None
 ) -> tuple[int, Callable[[ActionSpec], ActingPolicy]]:
     """Return the policy's chunk C, and a function that builds the policy for an action spec.
 
     A run's checkpoint is read with the run's settings, any other as it was saved, except for `settings`
-    ("--policy.").
+    ("--policy."), and for `execute`: how many of more predicted actions are executed.
     """
     if str(path) == RANDOM:
         return RANDOM_CHUNK, lambda spec: Uniform(spec, RANDOM_CHUNK)
@@ -174,6 +174,10 @@ def policy_of(
     if trained:
         return run.rollout.chunk, lambda spec: policies.restore(run, path, spec, device)
     policy = policies.load(path, device=device, **_asked(run, settings))
+    if execute is not None and type(policy).horizon is not Policy.horizon:
+        if execute > policy.horizon:
+            raise RoveError(f"--execute {execute}: the policy predicts {policy.horizon}: set at most that.")
+        policy.chunk = execute
     return policy.chunk, lambda spec: policy
 
 
@@ -190,12 +194,15 @@ def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:
     words = [word.partition("=")[0] for word in settings]
     names = [word.removeprefix("--policy.") for word in words if word.startswith("--policy.")]
     known = ("unnorm_key", "center_crop", "dtype", "decoding", "attention", "temperature", "head")
+    known += ("flow.resizer", "flow.prompt", "flow.delta", "flow.sampling.steps")
     if wrong := [name for name in names if name not in known]:
         raise RoveError(
             f"--policy.{wrong[0]} is decided by the checkpoint; an evaluation can set "
             f"{', '.join(f'--policy.{name}' for name in known)}."
         )
-    return {name: getattr(run.policy, name) for name in names}
+    asked = {name: getattr(run.policy, name) for name in names if not name.startswith("flow.")}
+    below = {name.split(".")[1] for name in names if name.startswith("flow.")}
+    return asked | {name: getattr(run.policy.flow, name) for name in below}
 
 
 def _variants(suite: TaskSuite, names: str) -> tuple[str, ...]:

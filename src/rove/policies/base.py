@@ -320,6 +320,8 @@ class Policy(nn.Module, ABC):
             )
         if run.sft is not None and run.sft.smoothing and not issubclass(cls, TokenPolicy):
             raise RoveError(f"{cls.__name__} has no bins to spread a label over: set --sft.smoothing 0.")
+        if run.sft is not None and run.sft.draws != 1 and issubclass(cls, TokenPolicy):
+            raise RoveError(f"{cls.__name__} has no noisy points to draw: set --sft.draws 1.")
         if run.sft is not None and run.sft.grounding and not issubclass(cls, Locator):
             raise RoveError(
                 f"{cls.__name__} cannot be taught to point: set --sft.grounding 0 --sft.grounding_steps 0, "

@@ -11,10 +11,20 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from rove.config import load
-from rove.config.ranges import range_of
+from rove.config.ranges import Range, range_of
 from rove.errors import RoveError, nearest
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def from_one_to(most: int) -> Range:
+    """Return the range of a size that is at most `most`."""
+    return Range(f"from 1 to {most:,}", lambda x: 1 <= x <= most)
+
+
+# What is larger is a damaged file, and would take a machine down before it is found not to fit.
+WIDTH = Annotated[int, from_one_to(100_000)]
+DEPTH = Annotated[int, from_one_to(1000)]
 _DIGITS = 18
 """Most digits of a whole number; more would not fit into 64 bits."""
 

@@ -19,14 +19,19 @@ from rove.policies.reading import read_json
 from rove.runtime.setup import repeat
 from rove.types import ActionSpec
 
-_ENTRY_POINTS = {"openvla": "rove.policies.openvla:OpenVLA"}
+_ENTRY_POINTS = {
+    "openvla": "rove.policies.openvla:OpenVLA",
+    **dict.fromkeys(("smolvla", "pi0", "pi05"), "rove.policies.flow:FlowVLA"),
+}
+_OPENPI = "pi0"
+"""Kind of a checkpoint in openpi's layout, which names none: its class tells its families apart."""
 
 
 def register(kind: str, entry_point: str) -> None:
     """Make "module:Class" the policy `kind`, imported when it is first used.
 
-    The class derives from `policies.base.Policy`; its checkpoints need a config.json whose "model_type" is
-    `kind`. Raises RoveError where the name is taken.
+    The class derives from `policies.base.Policy`; its checkpoints need a config.json whose "model_type", or
+    "type", is `kind`. Raises RoveError where the name is taken.
     """
     if _ENTRY_POINTS.get(kind, entry_point) != entry_point:
         raise RoveError(f"The policy {kind!r} is already registered as {_ENTRY_POINTS[kind]}.")
@@ -132,7 +137,13 @@ def _class_of(run: Run) -> type[Policy]:
 
 
 def _kind(checkpoint: Path | str) -> str:
-    """Return the kind of a checkpoint's policy, by its config.json or that of the base of its adapter."""
+    """Return the kind of a checkpoint's policy, by its config.json or that of the base of its adapter.
+
+    openpi's checkpoints are known by their statistics, in norm_stats.json.
+    """
+    local = Path(checkpoint)
+    if local.is_dir() and not (local / "config.json").exists() and any(local.glob("**/norm_stats.json")):
+        return _OPENPI
     path = hub.locate(checkpoint) / "config.json"
     if not path.exists():
         adapter = path.with_name("adapter_config.json")
@@ -142,9 +153,13 @@ def _kind(checkpoint: Path | str) -> str:
             raise RoveError(
                 f"{adapter} names {base} as its base, which has no config.json: give a whole model."
             )
-    kind = read_json(path).need("model_type", str)
+    about = read_json(path)
+    key = "type" if "type" in about else "model_type"  # LeRobot's name of it, and everybody else's
+    if key not in about and any(path.parent.glob("**/norm_stats.json")):
+        return _OPENPI
+    kind = about.need(key, str)
     if kind not in _ENTRY_POINTS:
-        raise RoveError(f"{path}: unknown policy, model_type = {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
+        raise RoveError(f"{path}: unknown policy, {key} = {kind!r}. {nearest(kind, _ENTRY_POINTS)}")
     return kind
 
 

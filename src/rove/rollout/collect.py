@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rove import transfer
 from rove.envs.base import VectorEnv
+from rove.errors import RoveError
 from rove.policies.actions import ActionConverter
 from rove.policies.base import ActingPolicy, SamplingNoise
 from rove.types import ActionChunk, ActionSpec, Mode, Observation
@@ -28,7 +29,9 @@ def act_rows(
     specs = env.specs
     episode = torch.tensor([spec.seed for b in rows.tolist() if (spec := specs[b]) is not None])
     noise = SamplingNoise(seed, episode, env.elapsed[rows] // env.chunk)
-    return act(policy, env.action_spec, seen, noise, mode=mode)
+    chunk = act(policy, env.action_spec, seen, noise, mode=mode)
+    refuse_not_finite(chunk, policy, "in an evaluation")
+    return chunk
 
 
 def act(
@@ -52,6 +55,17 @@ def act(
     if policy.action_spec == action_spec:
         return chunk
     return replace(chunk, actions=_converter(policy.action_spec, action_spec)(chunk.actions))
+
+
+def refuse_not_finite(chunk: ActionChunk, policy: ActingPolicy, when: str) -> None:
+    """Raise RoveError, naming the policy and saying `when`, where a chunk on the host is not finite."""
+    for what, numbers in (("actions", chunk.actions), ("log-probabilities", chunk.logprob)):
+        if not bool(numbers.isfinite().all()):
+            raise RoveError(
+                f"The policy {type(policy).__name__} gave {what} that are not finite {when}: its weights "
+                "have diverged, or its number format is too small. Go on from an earlier checkpoint with a "
+                "lower training.optim.lr, or with --policy.dtype float32; what was saved until now is whole."
+            )
 
 
 @cache

@@ -44,7 +44,7 @@ from torch import Tensor
 from rove import transfer
 from rove.policies.base import Policy, SamplingNoise
 from rove.rollout.buffer import Layout, Memory, RolloutBuffer
-from rove.rollout.collect import act
+from rove.rollout.collect import act, refuse_not_finite
 from rove.rollout.stage import Position, Report
 from rove.runtime import memory
 from rove.runtime.actor import Future, Lost, Supervisor, wait
@@ -134,7 +134,7 @@ class Pipeline:
     ) -> Trajectory:
         """One rollout; `version` numbers the weights that act. RoveError where a worker goes on failing."""
         began, before = time.perf_counter(), dict(watch.seconds)
-        self._watch = watch
+        self._watch, self._version = watch, version
         self._tracks = [
             _Track(worker, number, *slots)
             for worker in self.workers
@@ -294,6 +294,8 @@ class Pipeline:
             observation = seen[0] if len(seen) == 1 else Observation.cat(seen)
             samples = self.branches if self.branches > 1 else None
             chunk = act(self.policy, self._action_spec, observation, noise, samples)
+            at = max(track.report.t for track in tracks if track.report)
+            refuse_not_finite(chunk, self.policy, f"in iteration {self._version + 1}, chunk {at + 1}")
             parts = _split(chunk, counts)
             for track, part in zip(tracks, parts, strict=True):
                 assert track.report is not None

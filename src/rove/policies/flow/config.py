@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from rove.config.ranges import PositiveFloat, Range
 from rove.errors import RoveError, nearest
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import Style
-from rove.policies.openvla.towers import DEPTH, WIDTH
-from rove.policies.reading import Table
+from rove.policies.reading import DEPTH, WIDTH, Table
 
 Family = Literal["smolvla", "pi0", "pi05"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+Freeze = Literal["none", "vision", "vlm"]
+"""What is not trained; see `FlowPolicyConfig.freeze`."""
+FREEZES: tuple[Freeze, ...] = get_args(Freeze)
 
 _NAMES = ("SmolVLM2-500M-Video-Instruct", "SmolVLM2-500M-Instruct", "SmolVLM-500M-Instruct")
 _SMOLVLM = {
@@ -58,7 +60,7 @@ _GEMMAS = {
     "gemma_300m": _GEMMA | {"hidden_size": 1024, "num_hidden_layers": 18, "intermediate_size": 4096},
 }
 """Sizes of PaliGemma's language model and of the experts beside it, by their names in openpi."""
-_COUNT = Annotated[int, Range("from 0 to 64", lambda x: 0 <= x <= 64)]
+COUNT = Annotated[int, Range("from 0 to 64", lambda x: 0 <= x <= 64)]
 _TOKEN = Annotated[int, Range("a token's id", lambda x: 0 <= x < 10**7)]
 HORIZON = Annotated[int, Range("from 1 to 1024", lambda x: 1 <= x <= 1024)]
 
@@ -145,6 +147,11 @@ class FlowConfig:
         return (self.vision.image // self.vision.patch // self.scale_factor) ** 2
 
 
+def family_named(kind: str) -> Family | None:
+    """Return the family of that name; None where there is none."""
+    return cast(Family, kind) if kind in FAMILIES else None
+
+
 def family_of(config: Table, keys: Mapping[str, Any]) -> Family:
     """Return the family by config.json's "type", or by the names of the weights where openpi wrote it.
 
@@ -153,9 +160,9 @@ def family_of(config: Table, keys: Mapping[str, Any]) -> Family:
     kind = config.get("type", str, None)
     if kind is None:
         return "pi05" if any(key.endswith("input_layernorm.dense.weight") for key in keys) else "pi0"
-    if kind not in FAMILIES:
+    if (family := family_named(kind)) is None:
         raise RoveError(f"{config.where}: unknown flow policy, type = {kind!r}. {nearest(kind, FAMILIES)}")
-    return kind
+    return family
 
 
 def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
@@ -168,7 +175,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
     shapes, features = _features(config), config.table("input_features")
     visual = [name for name, kind in shapes.items() if kind[0] == "VISUAL"]
     cameras = [name for name in visual if "empty_camera" not in name]
-    empty = config.get("empty_cameras", _COUNT, 1 if openpi else 0)
+    empty = config.get("empty_cameras", COUNT, 1 if openpi else 0)
     size = config.get(_SIZE_KEY[family], tuple[int, ...], (vision.image, vision.image))
     if size != (vision.image, vision.image):
         raise RoveError(
@@ -188,7 +195,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
         max_action=config.get("max_action_dim", WIDTH, config.get("action_dim", WIDTH, 32)),
         state=_size_of(shapes, features, "STATE"),
         actions=_size_of(shapes, features, "ACTION"),
-        cameras=rove.get("cameras", _COUNT | None, len(cameras) or (2 if openpi else None)),
+        cameras=rove.get("cameras", COUNT | None, len(cameras) or (2 if openpi else None)),
         absent=empty,
         prompt_length=config.get("tokenizer_max_length", WIDTH, 200 if family == "pi05" else 48),
         vision=vision,
@@ -197,7 +204,7 @@ def read(config: Table, family: Family, *, openpi: bool) -> FlowConfig:
         periods=(config.get("min_period", PositiveFloat, 4e-3), config.get("max_period", PositiveFloat, 4.0)),
         resizer=rove.get("resizer", Resizer, "openpi" if openpi else _RESIZERS[family]),
         prompt=rove.get("prompt", Style, _style(family, openpi)),
-        delta=rove.get("delta", _COUNT, 0),
+        delta=rove.get("delta", COUNT, 0),
         content=config.content,
         where=config.where,
         **more,

@@ -11,21 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rove import transfer
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import FlowSampling, LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
+from rove.policies import lora
 from rove.policies.critic import ValueHead
 from rove.policies.flow import chain, images
 from rove.policies.flow.chain import Step
-from rove.policies.flow.config import FlowConfig
-from rove.policies.flow.heads import NoiseNetwork
+from rove.policies.flow.config import FREEZES, FlowConfig, Freeze
+from rove.policies.flow.heads import NoiseNetwork, Pointer
 from rove.policies.flow.network import FlowNetwork, Prefix
 from rove.policies.flow.pi import Pi
 from rove.policies.flow.prompts import Prompts
-from rove.policies.flow.settings import FREEZES, FlowSampling, Freeze
 from rove.policies.flow.smolvla import SmolVLA
 from rove.policies.flow.statistics import Statistics
-from rove.policies.openvla import lora
-from rove.policies.openvla.lora import LoraLinear
+from rove.policies.lora import LoraLinear
 from rove.types import ActionSpec
 
 Processors = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -45,12 +44,20 @@ class Settings:
     sampling: FlowSampling = FlowSampling()
     freeze: Freeze = "none"
     value_head: ValueHeadConfig | None = None
+    pointers: int = 0
+    """Points that a policy from scratch picks out in the first picture."""
     prompts: Prompts | None = None
     """None: the policy reads token ids only."""
     prefixed: bool = True
     """True where the names of weights begin with "model." when they are saved, as LeRobot has them."""
     processors: Processors | None = None
     """Steps of LeRobot's processors before and after the policy, as read; None where there were none."""
+
+    @property
+    def reads_state(self) -> bool:
+        """True where the state is read, by the network or in the prompt."""
+        in_prompt = self.config.prompt in ("state", "padded_state")
+        return self.config.family != "pi05" or in_prompt
 
     def __post_init__(self) -> None:
         config = self.config
@@ -68,6 +75,14 @@ class Settings:
                 "The critic of a flow policy reads the prefix, before there are actions: set "
                 "policy.value_head.level to chunk."
             )
+        read = (config.state or 0) + 2 * self.pointers
+        if self.pointers and config.family != "pi05" and read > config.max_state:
+            raise RoveError(
+                f"{self.pointers} pointers and a state of {config.state or 0} are {read} numbers, more than "
+                f"the {config.max_state} that the policy reads: raise --policy.flow.sizes.max_dim."
+            )
+        for problem in self.sampling.problems():
+            raise RoveError(problem)
         if self.freeze not in FREEZES:
             raise RoveError(f"freeze = {self.freeze!r}: choose one of {', '.join(FREEZES)}.")
 
@@ -78,6 +93,7 @@ class FlowModel(nn.Module):
     model: FlowNetwork
     value_head: ValueHead | None
     noise_network: NoiseNetwork | None
+    pointer: Pointer | None
     low: Tensor
     high: Tensor
 
@@ -88,6 +104,7 @@ class FlowModel(nn.Module):
         self.config = config
         self.sampling = settings.sampling
         self.chunk, self.action_spec = settings.chunk, spec
+        self.num_images = config.cameras
         self.statistics = settings.statistics
         self.prompts = settings.prompts
         self.prefixed = settings.prefixed
@@ -98,14 +115,17 @@ class FlowModel(nn.Module):
         self.lora: LoraConfig | None = None
         self.adapters: tuple[LoraLinear, ...] = ()
         self.state_normalizer, self.action_normalizer = settings.statistics.normalizers(config.where)
+        self.reads_state = settings.reads_state
+        self.state_size = (config.state or self.state_normalizer.dim) if settings.reads_state else 0
         head, sampling = settings.value_head, settings.sampling
         with torch.device("meta"):
             self.model = _NETWORKS[config.family](config)
             width = config.text.width
             self.value_head = None if head is None else ValueHead(head, width=width, chunk=settings.chunk)
-            learned = sampling.noise == "learned"
+            learned = sampling.sampler == "flow_noise"
             dims = (config.expert.width, config.max_action)
             self.noise_network = NoiseNetwork(*dims, sampling) if learned else None
+            self.pointer = Pointer(settings.pointers, width) if settings.pointers else None
         for name, values in (("low", spec.low), ("high", spec.high)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
         self.thaw()
@@ -119,12 +139,6 @@ class FlowModel(nn.Module):
     def device(self) -> torch.device:
         """The device that holds the weights."""
         return self.model.action_out_proj.weight.device
-
-    @property
-    def reads_state(self) -> bool:
-        """True where the state is read, by the network or in the prompt."""
-        in_prompt = self.config.prompt in ("state", "padded_state")
-        return self.config.family != "pi05" or in_prompt
 
     # --- what is trained ----------------------------------------------------------------------------
 
@@ -250,7 +264,8 @@ class FlowModel(nn.Module):
         inputs = transfer.to(inputs, self.device)
         if self.config.family != "pi05" and state_normalized is None:
             raise RoveError("The policy reads the robot's state, which this suite does not give.")
-        return self.model.prefix(self.model.embed_prefix(*inputs), inputs[-1], output=output)
+        embedded = self.model.embed_prefix(*inputs)
+        return self.model.prefix(embedded, inputs[-1], output=output, pointer=self.pointer)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, time: Tensor) -> Tensor:
         """Compute velocities, float32 [B, H, 32], of points `x_t` [B, H, 32] at times [B]; 1 is noise."""
@@ -279,7 +294,7 @@ class FlowModel(nn.Module):
         plain = chain.ode(x, v, sampling.steps)
         if self.noise_network is not None:
             return Step(plain, plain, self.noise_network(hidden))
-        stochastic = chain.sde if sampling.noise == "sde" else chain.cps
+        stochastic = chain.sde if sampling.sampler == "flow_sde" else chain.cps
         return Step(plain, *stochastic(x, v, k, sampling.steps, sampling.level))
 
     def features(self, prefix: Prefix) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network of Flow-Noise, which is dropped after training."""
+"""What Rove adds to published networks: the pointer of policies from scratch, and Flow-Noise's deviations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,32 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rove.policies.flow.settings import FlowSampling
+from rove.config.schema import FlowSampling
+
+
+class Pointer(nn.Module):
+    """Points at what an instruction names, by the hidden states of a picture's tokens.
+
+    A published VLA starts from a vision-language model that finds what a sentence names; a policy from
+    scratch learns it from pictures to point in.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(count, width))
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw normal queries of variance 1 / width."""
+        self.queries.normal_(0.0, self.queries.shape[1] ** -0.5, generator=generator)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute logits, float32 [B, K, P], from the directions of hidden states [B, P, D]."""
+        unit = F.rms_norm(hidden, hidden.shape[-1:])
+        return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
 
 
 class NoiseNetwork(nn.Module):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from rove.policies import lora
 from rove.policies.base import maybe_checkpoint
 from rove.policies.flow.config import TextSizes, VisionSizes
-from rove.policies.openvla import lora
 
 ROPE_THETA = 10000.0
 """Base of the rotary embedding's wavelengths, in SmolVLA too, whose VLM alone has 100000."""

@@ -17,23 +17,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rove.config.schema import LoraConfig, ValueHeadConfig
+from rove.config.schema import FlowSampling, LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies import hub
+from rove.policies import files, hub, lora
+from rove.policies.files import Weights, check_weights
 from rove.policies.flow import config as configs
 from rove.policies.flow import prompts, statistics, weights
-from rove.policies.flow.config import Family, FlowConfig
+from rove.policies.flow.config import Family, FlowConfig, Freeze
 from rove.policies.flow.core import FlowModel, Settings
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import Prompts, Style
-from rove.policies.flow.settings import FlowSampling, Freeze
 from rove.policies.flow.statistics import Layout, Statistics
-from rove.policies.openvla import files, lora
-from rove.policies.openvla.files import Weights
-from rove.policies.openvla.weights import check_weights
 from rove.policies.reading import Table, read_json
 from rove.types import ActionSpec
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "**/full_weights.pt")
 _ARM = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _BOS: dict[Family, int | None] = {"smolvla": None, "pi0": 2, "pi05": 2}
@@ -91,9 +89,9 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
     stored = Weights(directory)
     family = configs.family_of(table, stored.shapes)
     about = table.table("rove")
-    found = _statistics(directory, table, family, stored, asked)
+    found, published = _statistics(directory, table, family, stored, asked)
     openpi = found.layout == "openpi"
-    config = _with(configs.read(table, family, openpi=openpi), about, asked, found)
+    config = _with(configs.read(table, family, openpi=openpi), about, asked, found, published)
     head = about.get("value_head", ValueHeadConfig, None) if asked.value_head == "saved" else asked.value_head
     saved_head = about.get("value_head", ValueHeadConfig, None)
     saved_sampling = about.get("sampling", FlowSampling, None)
@@ -107,7 +105,7 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
     spec = asked.action_spec or _action_spec(about, config, found)
     names = {key: weights.module_name(key, family) for key in stored.shapes if not weights.is_statistic(key)}
     new = () if head == saved_head else ("value_head.",)
-    learned = saved_sampling is not None and saved_sampling.noise == "learned"
+    learned = saved_sampling is not None and saved_sampling.sampler == "flow_noise"
     new += () if learned and sampling == saved_sampling else ("noise_network.",)
     settings = Settings(
         config=config,
@@ -117,6 +115,7 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
         sampling=sampling,
         freeze=asked.freeze or about.get("freeze", Freeze, "none"),
         value_head=head,
+        pointers=about.get("pointers", configs.COUNT, 0),
         prompts=make_prompts(directory, config),
         prefixed=any(key.startswith("model.") for key in stored.shapes),
         processors=_processors(directory),
@@ -131,6 +130,60 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
         saved,
         saved if asked.lora == "saved" else asked.lora,
     )
+
+
+def describe(name: Path | str, kind: str) -> FlowConfig:
+    """Read what a checkpoint that is here says of itself, without its statistics and its weights.
+
+    One of the hub that is not here yet is assumed to be a published one of that `kind`.
+    """
+    try:
+        directory = _locate(name, download=False)
+    except RoveError:
+        if not hub.is_hub_name(name):
+            raise
+        family = configs.family_named(kind) or "smolvla"
+        return configs.read(Table({"type": family}, str(name)), family, openpi=False)
+    file = directory / "config.json"
+    table = read_json(file) if file.exists() else Table({}, str(file))
+    typed = "type" in table
+    family = configs.family_of(table, {} if typed else Weights(directory).shapes)
+    return configs.read(table, family, openpi=not typed)
+
+
+def horizon(name: Path | str, published: int) -> int:
+    """Return how many actions a checkpoint predicts; `published` where it is not here yet."""
+    if hub.is_hub_name(name) and not Path(name).is_dir():
+        try:
+            hub.locate(name, download=False)
+        except RoveError:
+            return published
+    return describe(name, "").horizon
+
+
+def check(path: Path | str, *, statistics: bool, unnorm_key: str | None) -> None:
+    """Look at the files of a checkpoint without reading its weights. Raises RoveError naming one that is
+    absent, damaged, or cannot be read, or a key that does not fit; without `statistics` none are needed."""
+    some = {"some": {"action": {"q01": [-1.0], "q99": [1.0]}}}
+    asked = Asked(
+        lora="saved",
+        value_head="saved",
+        sampling=None,
+        freeze=None,
+        chunk=1,
+        horizon=None,
+        cameras=None,
+        action_spec=None,
+        statistics=None if statistics else some,
+        unnorm_key=unnorm_key if statistics else None,
+        resizer=None,
+        prompt=None,
+        delta=None,
+    )
+    parts = read(path, asked)
+    _refuse_misfit(FlowModel(parts.settings), parts)
+    if parts.settings.prompts is None:
+        raise RoveError(f"{parts.directory} {prompts.NO_TOKENIZER}")
 
 
 def make_prompts(directory: Path, config: FlowConfig) -> Prompts | None:
@@ -166,14 +219,14 @@ def complete(
         policy.adapt(wanted, generator)
 
 
-def _locate(path: Path | str) -> Path:
+def _locate(path: Path | str, *, download: bool = True) -> Path:
     """Return the directory of a checkpoint; one that RLinf wrote need not have a config.json."""
     directory = Path(path)
     if directory.is_dir() and not (directory / "config.json").exists():
         _refuse_pickled(directory)
         if files.has_weights(directory) and statistics.find_assets(directory):
             return directory
-    return hub.locate(path)
+    return hub.locate(path, download=download)
 
 
 def _refuse_pickled(directory: Path) -> None:
@@ -193,13 +246,17 @@ def _refuse_pickled(directory: Path) -> None:
         )
 
 
-def _statistics(directory: Path, table: Table, family: Family, stored: Weights, asked: Asked) -> Statistics:
-    """Return the statistics that are asked for, or those of the checkpoint. Raises RoveError without any."""
+def _statistics(
+    directory: Path, table: Table, family: Family, stored: Weights, asked: Asked
+) -> tuple[Statistics, str]:
+    """Return the statistics that are asked for, or those of the checkpoint, and the name of openpi's data set
+    that it was trained on, "" for other layouts. Raises RoveError without any statistics."""
     buffers = {key: stored.place(key) for key in stored.shapes if weights.is_statistic(key)}
     key = None if asked.statistics is not None else asked.unnorm_key
     found = statistics.read(directory, table, buffers, quantiles=family == "pi05", asset=key)
+    published = found.asset if found is not None and found.layout == "openpi" else ""
     if asked.statistics is not None:
-        return statistics.from_suite(asked.statistics, asked.unnorm_key, found)
+        return statistics.from_suite(asked.statistics, asked.unnorm_key, found), published
     if found is None:
         raise RoveError(
             f"{directory} has no statistics, neither in policy_preprocessor.json and the file it names, nor "
@@ -207,28 +264,44 @@ def _statistics(directory: Path, table: Table, family: Family, stored: Weights, 
             "un-normalised: a published base has none. Use a fine-tuned checkpoint, or train this one with "
             "the statistics of demonstrations first."
         )
-    return found
+    return found, published
 
 
-def _with(config: FlowConfig, about: Table, asked: Asked, found: Statistics) -> FlowConfig:
-    """Return a configuration changed as asked, as saved, or as the published data set implies."""
-    implied: dict[str, Any] = {}
-    if found.layout == "openpi":
-        known = (by for pattern, by in _OPENPI_DATA.items() if fnmatch(found.asset.lower(), pattern))
-        implied = next(known, {}).get(config.family, {})
-    style, delta = (
-        getattr(config, key) if key in about else implied.get(key, getattr(config, key))
-        for key in ("prompt", "delta")
-    )
+def _with(config: FlowConfig, about: Table, asked: Asked, found: Statistics, published: str) -> FlowConfig:
+    """Return a configuration changed as asked, as saved, or as openpi's data set `published` implies.
+
+    Statistics of demonstrations are those of actions as they are, relative to no state.
+    """
+    implied = implied_by(published, config.family)
+    if asked.statistics is not None:
+        implied = implied | {"delta": 0}
+    style = config.prompt if "prompt" in about else implied.get("prompt", config.prompt)
+    saved = "delta" in about and asked.statistics is None
+    delta = config.delta if saved else implied.get("delta", config.delta)
     return replace(
         config,
         horizon=asked.horizon or config.horizon,
         executed=min(config.executed, asked.horizon or config.horizon),
         cameras=asked.cameras or config.cameras,
+        **_sizes(asked, found),
         resizer=asked.resizer or config.resizer,
         prompt=asked.prompt or style,
         delta=delta if asked.delta is None else asked.delta,
     )
+
+
+def _sizes(asked: Asked, found: Statistics) -> dict[str, int]:
+    """Return the sizes of state and action of the data that a checkpoint is to be trained on."""
+    if asked.statistics is None or asked.action_spec is None:
+        return {}
+    state = max((len(numbers) for numbers in found.state.values()), default=None)
+    return {"actions": asked.action_spec.dim} | ({} if state is None else {"state": state})
+
+
+def implied_by(asset: str, family: Family) -> dict[str, Any]:
+    """Return what openpi's data set of that name means for a policy of a family: "delta" or "prompt"."""
+    known = (by for pattern, by in _OPENPI_DATA.items() if fnmatch(asset.lower(), pattern))
+    return next(known, {}).get(family, {})
 
 
 def _action_spec(about: Table, config: FlowConfig, found: Statistics) -> ActionSpec:
@@ -261,6 +334,24 @@ def _processors(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
 
 def _fill(policy: FlowModel, parts: CheckpointParts, dtype: torch.dtype, device: torch.device) -> None:
     """Copy the weights into the policy, one by one. Raises RoveError naming the keys that do not fit."""
+    low = low_names(policy, adapted=parts.lora is not None)
+    for name in _refuse_misfit(policy, parts):
+        value = parts.weights.read(parts.stored[name])
+        wanted = dtype if name in low else torch.float32
+        _assign(policy, name, value.to(device, wanted, copy=True))
+
+
+def low_names(policy: FlowModel, *, adapted: bool) -> set[str]:
+    """Return the names of the weights that may be in lower precision: VLM and expert, but an expert that is
+    trained beside a frozen VLM stays float32, since steps on weights of 8 bits are mostly lost."""
+    towers = {id(p) for p in policy.model.towers.parameters()}
+    named = {name: p for name, p in policy.named_parameters() if id(p) in towers}
+    trains = policy.freeze == "vlm" and not adapted
+    return {name for name, p in named.items() if not (trains and p.requires_grad)}
+
+
+def _refuse_misfit(policy: FlowModel, parts: CheckpointParts) -> list[str]:
+    """Return the names of the weights to read. Raises RoveError naming the keys that do not fit."""
     prefix = policy.prefixed
     shapes = {
         name: value.shape for name, value in policy.state_dict().items() if not name.startswith(parts.new)
@@ -269,11 +360,7 @@ def _fill(policy: FlowModel, parts: CheckpointParts, dtype: torch.dtype, device:
     public = [{weights.stored_name(n, prefix=prefix): s for n, s in each.items()} for each in (there, shapes)]
     whole = parts.directory / "model.safetensors"
     check_weights(public[0], public[1], str(whole if whole.exists() else parts.directory / files.INDEX))
-    low = ("model.vlm_with_expert.", "model.paligemma_with_expert.")
-    for name in shapes:
-        value = parts.weights.read(parts.stored[name])
-        wanted = dtype if name.startswith(low) else torch.float32
-        _assign(policy, name, value.to(device, wanted, copy=True))
+    return list(shapes)
 
 
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:
@@ -328,6 +415,13 @@ def _content(policy: FlowModel) -> dict[str, Any]:
     if "type" in content:
         content["n_action_steps"] = policy.chunk
     head, spec = policy.value_head, policy.action_spec
+    sizes = {"STATE": config.state, "ACTION": spec.dim}
+    for group in ("input_features", "output_features"):
+        if group in content:
+            content[group] = {
+                name: {**one, "shape": [sizes[one["type"]]]} if sizes.get(one["type"]) else one
+                for name, one in content[group].items()
+            }
     content["rove"] = {
         "chunk": policy.chunk,
         "cameras": config.cameras,
@@ -339,6 +433,7 @@ def _content(policy: FlowModel) -> dict[str, Any]:
         "freeze": policy.freeze,
         "value_head": None if head is None else asdict(head.config),
         "lora": None if policy.lora is None else asdict(policy.lora),
+        "pointers": 0 if policy.pointer is None else len(policy.pointer.queries),
     }
     return content
 

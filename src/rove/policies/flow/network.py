@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rove.policies.base import maybe_checkpoint
 from rove.policies.flow.config import FlowConfig
 from rove.policies.flow.layers import rotary
+from rove.policies.pointers import read_points
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,8 @@ class Prefix:
     values: tuple[Tensor, ...]
     state: Tensor | None
     """The normalised state, [B, 32], where the expert reads it itself, as π0's does."""
+    pointing: Tensor | None = None
+    """Pointing logits; see `PolicyOutput.pointing`."""
 
     def repeat(self, times: int) -> Prefix:
         """Return every row `times` times, one after the other."""
@@ -53,6 +56,7 @@ class Prefix:
             keys=tuple(map(again, self.keys)),
             values=tuple(map(again, self.values)),
             state=None if self.state is None else again(self.state),
+            pointing=None if self.pointing is None else again(self.pointing),
         )
 
 
@@ -123,30 +127,88 @@ class FlowNetwork(nn.Module, ABC):
         """True where the expert reads the state itself."""
         return False
 
+    def embed_state(self, state: Tensor) -> Tensor | None:
+        """Embed a normalised state [B, 32] as the prefix's last token, [B, 1, D]; None where it has none."""
+        return None
+
     # --- what they share ----------------------------------------------------------------------------
 
-    def prefix(self, embedded: Embedded, state: Tensor | None, *, output: bool = True) -> Prefix:
-        """Run the language model over the prefix; `output` False leaves out what only a critic reads."""
-        _, blocks, norm = self.language
+    def prefix(
+        self,
+        embedded: Embedded,
+        state: Tensor | None,
+        *,
+        output: bool = True,
+        pointer: Callable[[Tensor], Tensor] | None = None,
+    ) -> Prefix:
+        """Run the language model over the prefix; `output` False leaves out what only a critic reads.
+
+        With a `pointer`, which gives logits over the first picture's tokens, the points that it reads follow
+        the numbers of the state. It looks at what enters the last block: of that the expert's last layer sees
+        keys and values.
+        """
         positions = embedded.pad_mask.cumsum(1) - 1
-        angles = rotary(positions, self.config.text.head_dim)
         mask = _visible(embedded.starts)[None, None] & embedded.pad_mask[:, None, None]
-        x, keys, values = embedded.embeddings, [], []
+        whole = embedded.embeddings.shape[1]
+        late = pointer is not None and state is not None and self.embed_state(state) is not None
+        n = whole - 1 if late else whole
+        first = embedded.embeddings[:, :n]
+        x, entered, keys, values = self._read(first, positions[:, :n], mask[..., :n, :n], None, output)
+        pointing = None
+        if pointer is not None:
+            pointing = pointer(entered[:, : self.config.image_tokens])
+            state = self._with_points(state, pointing)
+        if late:
+            assert state is not None
+            token, past = self.embed_state(state), list(zip(keys, values, strict=True))
+            assert token is not None
+            parts = self._read(token.to(first.dtype), positions[:, n:], mask[..., n:, :], past, output)
+            x = torch.cat((x, parts[0]), dim=1)
+            keys = [torch.cat(both, dim=2) for both in zip(keys, parts[2], strict=True)]
+            values = [torch.cat(both, dim=2) for both in zip(values, parts[3], strict=True)]
+        hidden = self.language[2](x)[0] if output else None
+        kept = state if self.suffix_state else None
+        return Prefix(hidden, embedded.pad_mask, tuple(keys), tuple(values), kept, pointing)
+
+    def _read(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        past: Sequence[tuple[Tensor, Tensor]] | None,
+        output: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Run the language model's blocks over tokens [B, L, D] after those with keys and values `past`.
+
+        Returns the hidden states, what entered the last block, and the keys and values of each block.
+        """
+        blocks = self.language[1]
+        angles = rotary(positions, self.config.text.head_dim)
+        entered, keys, values = x, [], []
         for index, block in enumerate(blocks):
-            last = index == len(blocks) - 1 and not output
-            x, k, v = maybe_checkpoint(block, x, angles, mask, None, None, last)
+            entered, last = x, index == len(blocks) - 1 and not output
+            before = None if past is None else past[index]
+            x, k, v = maybe_checkpoint(block, x, angles, mask, before, None, last)
             keys.append(k)
             values.append(v)
-        hidden = norm(x)[0] if output else None
-        kept = state if self.suffix_state else None
-        return Prefix(hidden, embedded.pad_mask, tuple(keys), tuple(values), kept)
+        return x, entered, keys, values
+
+    def _with_points(self, state: Tensor | None, pointing: Tensor) -> Tensor | None:
+        """Put the points that logits [B, K, P] read behind the real numbers of a state [B, 32]."""
+        size = self.config.state
+        if state is None or size is None or not (self.suffix_state or self.embed_state(state) is not None):
+            return state
+        points = read_points(pointing).flatten(1).to(state.dtype)
+        return torch.cat((state[:, :size], points, state[:, size + points.shape[1] :]), dim=1)
 
     def suffix(self, prefix: Prefix, x_t: Tensor, time: Tensor) -> Tensor:
         """Compute the expert's hidden states of the H actions after its norm, float32 [B, H, W]."""
         embedded, condition, starts = self.embed_suffix(prefix.state, x_t, time)
         blocks, norm = self.expert
         rows, length = embedded.shape[:2]
-        x = embedded.to(prefix.keys[0].dtype)
+        # The VLM may be in lower precision than an expert that is trained.
+        dtype = next(blocks[0].parameters()).dtype
+        x = embedded.to(dtype)
         place = torch.arange(length, device=x.device)
         before = prefix.pad_mask.sum(1, keepdim=True)
         angles = rotary(before + place, self.config.expert.head_dim)
@@ -157,7 +219,7 @@ class FlowNetwork(nn.Module, ABC):
         cross = rotary(place[None], self.config.expert.head_dim)
         for block, *past in zip(blocks, prefix.keys, prefix.values, strict=True):
             seen = (cross, past_mask) if block.cross else (angles, mask)
-            x = maybe_checkpoint(block, x, *seen, tuple(past), condition)[0]
+            x = maybe_checkpoint(block, x, *seen, tuple(part.to(dtype) for part in past), condition)[0]
         return norm(x, condition)[0][:, -self.config.horizon :].float()
 
     def velocity_of(self, hidden: Tensor) -> Tensor:

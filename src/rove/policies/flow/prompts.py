@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rove.errors import RoveError
 from rove.policies.reading import read_text
+from rove.policies.words import unknown_word
 
 Style = Literal["newline", "openpi", "state", "padded_state"]
 """The text: the instruction and a newline (SmolVLA, LeRobot's π0); the same, cleaned first, its newline a
@@ -42,6 +43,13 @@ def discretize(state: Tensor, style: Style = "state") -> list[list[int]]:
         state = torch.nn.functional.pad(state, (0, _PADDED - state.shape[-1]))
     edges = torch.linspace(-1, 1, STATE_STEPS + 1, dtype=torch.float64)[:-1]
     return (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
+
+
+NO_TOKENIZER = (
+    "has no tokenizer.json, so the policy cannot read instructions. Copy it there from the model that it was "
+    "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 "
+    "and π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
+)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
@@ -81,6 +89,10 @@ class Prompts:
             if self.style in ("newline", "openpi"):  # prompts with a state hardly ever come again
                 self._cache[prompt] = ids
         return ids
+
+    def unknown(self, instruction: str) -> str | None:
+        """Return the first word of an instruction that is not in the vocabulary; None where all are."""
+        return unknown_word(self.tokenizer, instruction)
 
     def _ids(self, part: str) -> list[int]:
         return self.tokenizer.encode(part, add_special_tokens=False).ids

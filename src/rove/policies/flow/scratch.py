@@ -3,72 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from rove.config.ranges import Layers, Pixels, PositiveFloat, Size
-from rove.config.schema import ValueHeadConfig
+from rove.config.schema import FlowPolicyConfig, FlowSizes, PolicyConfig
+from rove.errors import RoveError
 from rove.policies.flow import config as configs
 from rove.policies.flow import statistics as stats
-from rove.policies.flow.config import Family
+from rove.policies.flow.config import FAMILIES, Family
 from rove.policies.flow.core import FlowModel, Settings
 from rove.policies.flow.layers import AdaptiveNorm, RMSNorm, Tower
 from rove.policies.flow.loading import prompts_of
 from rove.policies.flow.prompts import word_tokenizer
-from rove.policies.flow.settings import FlowSampling
-from rove.policies.openvla.vlm import place_evenly
+from rove.policies.pointers import place_evenly
 from rove.policies.reading import Table
 from rove.types import ActionSpec
 
 
-@dataclass(frozen=True, slots=True)
-class FlowSizes:
-    """Sizes of a flow policy from scratch."""
-
-    family: Family = "smolvla"
-    vision_width: Size = 64
-    vision_layers: Layers = 3
-    vision_heads: Size = 2
-    vision_mlp: Size = 256
-    patch: Pixels = 8
-    """Pixels along an edge of a patch."""
-    shuffle: Size = 2
-    """SmolVLA: edge of a square of patches that become one token."""
-    width: Size = 128
-    layers: Layers = 2
-    heads: Size = 4
-    kv_heads: Size = 2
-    """Heads of keys and values; π has one."""
-    mlp: Size = 256
-    expert_width: PositiveFloat = 0.75
-    """Width of the expert, as a part of the language model's."""
-    expert_mlp: Size = 256
-    """π: width of the expert's MLP; SmolVLA's follows from its width."""
-    max_dim: Size = 32
-    """Size to which states and actions are padded, D."""
-
-
-TINY = {family: FlowSizes(family=family) for family in configs.FAMILIES}
-"""Tiny policies of each family, of about half a million weights."""
-
-
 def describe(
     sizes: FlowSizes,
+    family: Family,
     *,
     words: int,
     image_size: int,
     cameras: int,
-    state: int,
+    state: int | None,
     actions: int,
     horizon: int,
     chunk: int,
     methods: tuple[stats.Method, stats.Method],
 ) -> dict[str, Any]:
     """Make config.json of a new policy, in LeRobot's layout; `words` is the size of its tokenizer."""
-    family = sizes.family
     names = ["observation.images.image", *(f"observation.images.image{i}" for i in range(2, cameras + 1))]
     visual = {"type": "VISUAL", "shape": [3, image_size, image_size]}
     text = {
@@ -91,7 +59,7 @@ def describe(
     content: dict[str, Any] = {
         "type": family,
         "input_features": dict.fromkeys(names, visual)
-        | {"observation.state": {"type": "STATE", "shape": [state]}},
+        | ({"observation.state": {"type": "STATE", "shape": [state]}} if state else {}),
         "output_features": {"action": {"type": "ACTION", "shape": [actions]}},
         "chunk_size": horizon,
         "n_action_steps": chunk,
@@ -114,44 +82,59 @@ def describe(
 
 
 def settings(
-    sizes: FlowSizes,
+    policy: PolicyConfig,
     *,
     chunk: int,
-    horizon: int,
     action_spec: ActionSpec,
     image_size: int,
-    cameras: int,
-    state: int,
     vocabulary: Sequence[str],
     statistics: Mapping[str, Any] | None,
-    sampling: FlowSampling,
-    value_head: ValueHeadConfig | None,
 ) -> Settings:
-    """Return what a new policy is made from; see `FlowVLA.build`."""
+    """Return what a new policy is made from; see `FlowVLA.build`. Raises RoveError where sizes do not fit."""
+    flow = policy.flow or FlowPolicyConfig()
+    family = configs.family_named(policy.kind)
+    if family is None:
+        raise RoveError(f"policy.kind = {policy.kind!r}: a new flow policy is one of {', '.join(FAMILIES)}.")
     tokenizer = word_tokenizer(vocabulary)
     bounds = {"bounds": {"action": {"q01": list(action_spec.low), "q99": list(action_spec.high)}}}
     found = stats.from_suite(bounds if statistics is None else statistics, None, None)
+    state = max((len(numbers) for numbers in found.state.values()), default=None)
     content = describe(
-        sizes,
+        flow.sizes,
+        family,
         words=tokenizer.get_vocab_size(),
         image_size=image_size,
-        cameras=cameras,
+        cameras=flow.cameras or 1,
         state=state,
         actions=action_spec.dim,
-        horizon=horizon,
+        horizon=flow.horizon or chunk,
         chunk=chunk,
         methods=found.methods,
     )
-    config = configs.read(Table(content, "policy.sizes"), sizes.family, openpi=False)
-    return Settings(
+    config = configs.read(Table(content, "policy.flow.sizes"), family, openpi=False)
+    config = replace(
+        config,
+        resizer=flow.resizer or config.resizer,
+        prompt=flow.prompt or config.prompt,
+        delta=flow.delta or 0,
+    )
+    made = Settings(
         config=config,
         statistics=found,
         chunk=chunk,
         action_spec=action_spec,
-        sampling=sampling,
-        value_head=value_head,
+        sampling=flow.sampling,
+        freeze=flow.freeze or "none",
+        value_head=policy.value_head,
+        pointers=policy.pointers,
         prompts=prompts_of(tokenizer, config),
     )
+    if statistics is not None and state is None and made.reads_state:
+        raise RoveError(
+            f"A {family} reads the robot's state, which the suite or its demonstrations lack: use pi05 with "
+            "--policy.flow.prompt openpi, or another suite."
+        )
+    return made
 
 
 @torch.no_grad()
@@ -186,6 +169,9 @@ def initialize(policy: FlowModel, generator: torch.Generator) -> None:
     if policy.config.family == "smolvla":
         connector = model.get_submodule("vlm_with_expert.vlm.model.connector.modality_projection.proj")
         connector.weight.mul_(policy.config.text.width**-0.5)  # pyright: ignore
-    for head in (policy.value_head, policy.noise_network):
+    state = getattr(model, "state_proj", None)
+    if state is not None:  # norms take away its length: without a constant a state would lose its size
+        state.bias.normal_(generator=generator)
+    for head in (policy.value_head, policy.noise_network, policy.pointer):
         if head is not None:
             head.to_empty(device="cpu").initialize(generator)

@@ -109,11 +109,15 @@ class SmolVLA(FlowNetwork):
             if after is not None:
                 put(embed(after).expand(rows, -1, -1), always)
         put(embed(lang_tokens) * scale, lang_masks)
-        put(self.state_proj(state.float())[:, None].to(parts[0].dtype), always)
+        put(self.embed_state(state).to(parts[0].dtype), always)
         embeddings, pad_mask = torch.cat(parts, dim=1), torch.cat(there, dim=1)
         starts = torch.zeros(pad_mask.shape[1], dtype=torch.bool, device=pad_mask.device)
         starts[-1] = True
         return Embedded(embeddings, pad_mask, starts)
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """Embed the state as the prefix's last token."""
+        return self.state_proj(state.float())[:, None]
 
     def embed_suffix(
         self, state: Tensor | None, x_t: Tensor, time: Tensor

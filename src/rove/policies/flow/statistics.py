@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.files import open_tensors
+from rove.policies.files import open_tensors
 from rove.policies.reading import Table, read_json
 
 Method = Literal["MEAN_STD", "QUANTILES", "MIN_MAX", "IDENTITY"]
@@ -177,8 +177,9 @@ def find_assets(directory: Path) -> dict[str, Path]:
 def from_suite(statistics: Mapping[str, Any], key: str | None, previous: Statistics | None) -> Statistics:
     """Take the statistics of demonstrations, `{key: {"action": {"q01", "q99", …}, "proprio": {…}}}`.
 
-    The methods stay those of the `previous` statistics where the numbers that they need are there; otherwise
-    quantiles are used. Raises RoveError where `key` is unknown, or None and there are several.
+    The methods stay those of the `previous` statistics where the numbers that they need are there, and always
+    in openpi's layout, which does not say them; otherwise quantiles are used. Raises RoveError where `key` is
+    unknown, or None and there are several.
     """
     if key is None and len(statistics) != 1:
         raise RoveError(
@@ -190,8 +191,9 @@ def from_suite(statistics: Mapping[str, Any], key: str | None, previous: Statist
     chosen = Table(statistics, "statistics").table(name, needed=True)
     parts = [_masked(chosen.table(part)) for part in ("proprio", "action")]
     wanted: tuple[Method, Method] = previous.methods if previous else ("QUANTILES", "QUANTILES")
+    fixed = previous is not None and previous.layout == "openpi"
     methods: list[Method] = [
-        method if parts[i] and all(n in parts[i] for n in NEEDS[method]) else _any_method(parts[i])
+        method if fixed or (parts[i] and all(n in parts[i] for n in NEEDS[method])) else _any_method(parts[i])
         for i, method in enumerate(wanted)
     ]
     layout = "lerobot" if previous is None else previous.layout

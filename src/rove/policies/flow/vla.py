@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -10,25 +11,31 @@ import torch
 from torch import Tensor
 
 from rove import transfer
-from rove.config.schema import LoraConfig, SFTConfig, ValueHeadConfig
+from rove.config.schema import (
+    FlowPolicyConfig,
+    FlowSampling,
+    LoraConfig,
+    PolicyConfig,
+    Run,
+    SFTConfig,
+    ValueHeadConfig,
+)
 from rove.errors import RoveError
-from rove.policies.base import Imitation, SamplingNoise
-from rove.policies.flow import chain, loading, scratch
+from rove.findings import Finding
+from rove.policies import lora as adapters
+from rove.policies.base import Imitation, Locator, SamplingNoise, Work
+from rove.policies.flow import chain, loading, preflight, scratch
 from rove.policies.flow.chain import Step
+from rove.policies.flow.config import Freeze
 from rove.policies.flow.core import FlowModel
 from rove.policies.flow.images import Resizer
+from rove.policies.flow.memory import estimate, skeleton
 from rove.policies.flow.network import Prefix
-from rove.policies.flow.prompts import Style
-from rove.policies.flow.settings import FlowSampling, Freeze
+from rove.policies.flow.prompts import NO_TOKENIZER, Style, word_tokenizer
 from rove.policies.flow.statistics import Layout
-from rove.policies.openvla import lora as adapters
-from rove.types import ActionChunk, ActionSpec, Mode, Observation, PolicyOutput
-
-NO_TOKENIZER = (
-    "has no tokenizer.json, so the policy cannot read instructions. Copy it there from the model that it was "
-    "trained from: HuggingFaceTB/SmolVLM2-500M-Video-Instruct for SmolVLA, google/paligemma-3b-pt-224 for π0 "
-    "and π0.5 (transformers.AutoTokenizer.from_pretrained(NAME).save_pretrained(DIRECTORY))."
-)
+from rove.policies.flow.work import count_work
+from rove.policies.words import unknown_word
+from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
 class Noise(NamedTuple):
@@ -42,45 +49,73 @@ class Noise(NamedTuple):
     """Number of the stochastic step, int64 [B]; not read where all are."""
 
 
-class FlowVLA(FlowModel):
+_UNREAD = (
+    "center_crop",
+    "compile",
+    "head",
+    "decoding",
+    "attention",
+    "film",
+    "proprio",
+    "placeholders",
+    "temperature",
+)
+"""Settings of `PolicyConfig` that are of token policies alone."""
+_NO_POINTERS = "This policy does not point; set policy.pointers, or sft.grounding to 0."
+_PUBLISHED_HORIZON = 50
+"""Actions that the published checkpoints predict, but for openpi's π0.5 for LIBERO."""
+
+
+class FlowVLA(FlowModel, Locator):
     """A flow-matching policy, made by `build` or `from_pretrained`."""
 
     @classmethod
     def build(
         cls,
-        sizes: scratch.FlowSizes,
+        config: PolicyConfig,
         *,
         chunk: int,
-        horizon: int | None = None,
         action_spec: ActionSpec,
         image_size: int,
-        cameras: int,
-        state: int,
-        vocabulary: tuple[str, ...] | list[str],
+        vocabulary: Sequence[str],
         statistics: Mapping[str, Any] | None,
-        sampling: FlowSampling | None = None,
-        value_head: ValueHeadConfig | None = None,
-        seed: int = 0,
+        seed: int,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Make a new policy of `sizes` with random float32 weights; the same seed gives the same weights.
+        """Make a policy as `config` says: read from its checkpoint, or new, with random float32 weights.
 
-        `chunk` of the `horizon` predicted actions are executed (None: all of them); `cameras` pictures of
-        `image_size` pixels and a `state` of that many numbers are read; `vocabulary` lists the words of the
-        instructions; `statistics` are those of demonstrations, None stands for the bounds of `action_spec`.
+        The same seed gives the same weights. `chunk` of the predicted actions are executed; `vocabulary`
+        lists the words of instructions; `statistics` are those of demonstrations, and None stands for the
+        bounds of `action_spec`, or for what the checkpoint has. Raises RoveError where sizes do not fit.
         """
+        flow = config.flow or FlowPolicyConfig()
+        if config.checkpoint is not None:
+            return cls.from_pretrained(
+                config.checkpoint,
+                dtype=loading.DTYPES[config.dtype],
+                device=device,
+                lora=config.lora,
+                value_head=config.value_head,
+                sampling=None if config.flow is None else flow.sampling,
+                freeze=flow.freeze,
+                chunk=chunk,
+                horizon=flow.horizon,
+                cameras=flow.cameras,
+                action_spec=None if statistics is None else action_spec,
+                statistics=statistics,
+                unnorm_key=config.unnorm_key if statistics is None else None,
+                resizer=flow.resizer,
+                prompt=flow.prompt,
+                delta=flow.delta,
+                seed=seed,
+            )
         settings = scratch.settings(
-            sizes,
+            config,
             chunk=chunk,
-            horizon=horizon or chunk,
             action_spec=action_spec,
             image_size=image_size,
-            cameras=cameras,
-            state=state,
             vocabulary=vocabulary,
             statistics=statistics,
-            sampling=sampling or FlowSampling(),
-            value_head=value_head,
         )
         policy = cls(settings)
         scratch.initialize(policy, torch.Generator().manual_seed(seed))
@@ -150,12 +185,69 @@ class FlowVLA(FlowModel):
         """
         loading.save(self, Path(directory), layout, max_shard_bytes)
 
+    @classmethod
+    def check(cls, run: Run) -> None:
+        """Check that the policy can do what `run` asks, and that the files of a checkpoint that is here are
+        whole; a new one is grounded by its pointers only."""
+        super().check(run)
+        policy, default = run.policy, PolicyConfig()
+        for name in _UNREAD:
+            if (value := getattr(policy, name)) != getattr(default, name):
+                usual = str(getattr(default, name)).lower()
+                raise RoveError(
+                    f"policy.{name} = {value!r}: a flow policy does not read it: set --policy.{name} {usual}."
+                )
+        if policy.value_head is not None and policy.value_head.level != "chunk":
+            raise RoveError(
+                "The critic of a flow policy reads the prefix, before there are actions: set "
+                "--policy.value_head.level chunk and --algorithm.advantage_level chunk."
+            )
+        if run.sft is not None and run.sft.grounding and not policy.pointers and policy.checkpoint is None:
+            raise RoveError(_NO_POINTERS)
+        if policy.checkpoint is None:
+            skeleton(run)
+        elif Path(policy.checkpoint).is_dir():
+            loading.check(policy.checkpoint, statistics=run.sft is None, unnorm_key=policy.unnorm_key)
+
+    @staticmethod
+    def horizon_of(run: Run) -> int:
+        """Return H: as set, as the checkpoint says, or from scratch the actions that are executed."""
+        flow, name = run.policy.flow, run.policy.checkpoint
+        if flow is not None and flow.horizon is not None:
+            return flow.horizon
+        return run.rollout.chunk if name is None else loading.horizon(name, _PUBLISHED_HORIZON)
+
+    def unreadable(self, instruction: str, /) -> str | None:
+        """Return the first word that is not in the vocabulary; see `Policy.unreadable`."""
+        return None if self.prompts is None else self.prompts.unknown(instruction)
+
+    @staticmethod
+    def unknown_word(vocabulary: Sequence[str], instructions: Sequence[str]) -> str | None:
+        """Return the first word that a new policy's tokenizer lacks; see `Policy.unknown_word`."""
+        tokenizer = word_tokenizer(vocabulary)
+        words = (unknown_word(tokenizer, text) for text in instructions)
+        return next((word for word in words if word is not None), None)
+
+    @staticmethod
+    def memory(run: Run) -> str:
+        """Describe what a run needs on the device that holds its policy, before anything is loaded."""
+        return str(estimate(run))
+
+    @staticmethod
+    def work(run: Run) -> Work:
+        """Count what acting and training cost a device, before anything is loaded."""
+        return count_work(run)
+
+    def preflight(self, conventions: Conventions, *, rl: bool) -> list[Finding]:
+        """Check whether this policy fits a suite; see `Policy.preflight`."""
+        return preflight.examine(self, conventions)
+
     # --- acting and training ------------------------------------------------------------------------
 
     sample_dtype = torch.float32
 
     @property
-    def sample_shape(self) -> tuple[int]:
+    def sample_shape(self) -> tuple[int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Shape of a row's sample: the points of the chain that its density needs, and a step's number."""
         return (self.sampling.points * self.horizon * self.config.max_action + 1,)
 
@@ -188,7 +280,7 @@ class FlowVLA(FlowModel):
         value = None if value is None else value.clone()
         return ActionChunk(actions.clone(), sample.clone(), logprob.clone(), value)
 
-    def evaluate(self, observation: Observation, sample: Tensor) -> PolicyOutput:
+    def evaluate(self, observation: Observation, sample: Tensor, /) -> PolicyOutput:
         """Compute log-probability, entropy and value of samples, differentiable, by one pass of the expert.
 
         `sample` is that of `act`, [B, *sample_shape], or [B, G, *sample_shape] with G for each row; it is
@@ -205,7 +297,7 @@ class FlowVLA(FlowModel):
         logprob, entropy = self.density(prefix.repeat(groups) if groups else prefix, rows)
         if groups:
             logprob, entropy = (x.unflatten(0, (-1, groups)) for x in (logprob, entropy))
-        return PolicyOutput(logprob=logprob, entropy=entropy, value=self.value_of(prefix))
+        return PolicyOutput(logprob, entropy, self.value_of(prefix), prefix.pointing)
 
     def value(self, observation: Observation) -> Tensor:
         """Compute values alone, float32 [B, 1]. Raises RoveError without a critic."""
@@ -227,17 +319,30 @@ class FlowVLA(FlowModel):
 
         `actions` [B, H, A] are in the units of `action_spec`, `mask` bool [B, H] says which count. A batch's
         loss is this sum over mask × A, as LeRobot has it. Actions that do not count enter as zeros in
-        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; `config` is not read.
+        normalised units. Times are 0.001 + 0.999·Beta(1.5, 1), drawn from `noise`; of `config.draws` noisy
+        points of each row, which one prefix serves, the loss is the mean.
         """
         target = self.normalize_actions(actions, observation.state)
         target = torch.where(transfer.to(mask, self.device)[..., None], target, 0.0)
-        count = self.horizon * self.config.max_action
+        draws, shape = config.draws, (self.horizon, self.config.max_action)
         # The inverse of Beta(1.5, 1)'s distribution function, t^1.5.
-        time = 0.001 + 0.999 * noise.uniform(1)[:, 0] ** (1 / 1.5)
-        at = noise.normal(count).view(-1, self.horizon, self.config.max_action)
+        time = 0.001 + 0.999 * noise.uniform(draws).flatten() ** (1 / 1.5)
+        at = noise.normal(draws * shape[0] * shape[1]).view(-1, *shape)
         time, at, mask = transfer.to((time.float(), at.float(), mask), self.device)
-        elements = self.loss_elements(self.observe(observation, output=False), target, at, time)
-        return Imitation((elements[..., : self.action_spec.dim] * mask[..., None]).sum())
+        prefix = self.observe(observation, output=False)
+        several = prefix if draws == 1 else prefix.repeat(draws)
+        elements = self.loss_elements(several, target.repeat_interleave(draws, dim=0), at, time)
+        counts = mask[..., None].repeat_interleave(draws, dim=0)
+        loss = (elements[..., : self.action_spec.dim] * counts).sum() / draws
+        return Imitation(loss, pointing=prefix.pointing)
+
+    def point(self, observation: Observation) -> Tensor:
+        """Compute pointing logits alone; see `Locator.point`. They do not depend on the state."""
+        nothing = torch.zeros(len(observation), self.state_size)
+        pointing = self.observe(replace(observation, state=nothing), output=False).pointing
+        if pointing is None:
+            raise RoveError(_NO_POINTERS)
+        return pointing
 
     # --- their parts --------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ _UNUSED = {
         "model.state_proj.bias",
     ),
 }
-OWN = ("value_head.", "noise_network.")
+OWN = ("value_head.", "noise_network.", "pointer.")
 """Beginnings of the names of Rove's own parameters, which no published checkpoint has."""
 
 

@@ -18,17 +18,8 @@ from rove.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, 
 from rove.config.schema import LoraConfig, PolicyConfig, TowerConfig, ValueHeadConfig
 from rove.errors import RoveError
 from rove.policies.openvla import computed, datasets
-from rove.policies.openvla.towers import (
-    DEPTH,
-    TIMM_SIZES,
-    WIDTH,
-    check_heads,
-    check_sizes,
-    colours,
-    from_one_to,
-    read_tower,
-)
-from rove.policies.reading import Table, read_json
+from rove.policies.openvla.towers import TIMM_SIZES, check_heads, check_sizes, colours, read_tower
+from rove.policies.reading import DEPTH, WIDTH, Table, from_one_to, read_json
 from rove.types import ActionSpec
 
 BINS = 256

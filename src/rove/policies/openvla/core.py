@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from rove import transfer
 from rove.config.schema import LoraConfig
 from rove.errors import RoveError
+from rove.policies import lora
 from rove.policies.critic import ValueHead
-from rove.policies.openvla import bins, decoding, lora
+from rove.policies.lora import LoraLinear
+from rove.policies.openvla import bins, decoding
 from rove.policies.openvla.bins import Normalizer
 from rove.policies.openvla.decoding import Decoding
 from rove.policies.openvla.graphs import Graphs
 from rove.policies.openvla.heads import L1Head
 from rove.policies.openvla.images import process
 from rove.policies.openvla.language import Attention
-from rove.policies.openvla.lora import LoraLinear
 from rove.policies.openvla.settings import Settings
 from rove.policies.openvla.vlm import Prefix, PrismaticVLM
 

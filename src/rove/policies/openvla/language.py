@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rove.policies import lora
 from rove.policies.base import maybe_checkpoint
-from rove.policies.openvla import lora
 
 Attention = Literal["causal", "bidirectional"]
 Rope = tuple[Tensor, Tensor]

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from rove.config.schema import LoraConfig, ValueHeadConfig
 from rove.errors import RoveError
-from rove.policies import hub
-from rove.policies.openvla import bins, files, lora
+from rove.policies import files, hub, lora
+from rove.policies.files import Weights, check_weights
+from rove.policies.openvla import bins
 from rove.policies.openvla.config import Checkpoint
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.decoding import Decoding
-from rove.policies.openvla.files import Weights
 from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.settings import Head, Settings
 from rove.policies.openvla.tokenizer import NO_TOKENIZER, read_tokenizer
-from rove.policies.openvla.weights import check_weights, from_reference, key_groups, to_reference
+from rove.policies.openvla.weights import from_reference, key_groups, to_reference
 from rove.policies.reading import Table
 from rove.types import ActionSpec
 

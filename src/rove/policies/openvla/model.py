@@ -17,8 +17,9 @@ from rove import transfer
 from rove.config.schema import LoraConfig, PolicyConfig, Run, ValueHeadConfig
 from rove.errors import RoveError
 from rove.findings import Finding
+from rove.policies import lora
 from rove.policies.base import Locator, Regressor, SamplingNoise, TokenPolicy, Work
-from rove.policies.openvla import bins, decoding, loading, lora, preflight
+from rove.policies.openvla import bins, decoding, loading, preflight
 from rove.policies.openvla.config import BINS, describe
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.decoding import Decoding
@@ -27,9 +28,10 @@ from rove.policies.openvla.heads import refuse_rl
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.memory import estimate
 from rove.policies.openvla.settings import Head, Settings
-from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, unknown_word, word_tokenizer
+from rove.policies.openvla.tokenizer import NO_TOKENIZER, PromptTokenizer, word_tokenizer
 from rove.policies.openvla.vlm import Prefix, initialize
 from rove.policies.openvla.work import count_work
+from rove.policies.words import unknown_word
 from rove.types import ActionChunk, ActionSpec, Conventions, Mode, Observation, PolicyOutput
 
 
@@ -174,6 +176,11 @@ class OpenVLA(ActionModel, Locator, Regressor, TokenPolicy):
         """Check that the policy can do what `run` asks, and that the files of a checkpoint that is here are
         whole; a new one is grounded by its pointers only."""
         super().check(run)
+        if run.policy.flow is not None:
+            raise RoveError(
+                "policy.flow is set, but OpenVLA does not read it: set --policy.flow none, or --policy.kind "
+                "smolvla, pi0 or pi05."
+            )
         if run.policy.checkpoint is not None and Path(run.policy.checkpoint).is_dir():
             loading.check(run.policy.checkpoint)
         grounding = run.sft is not None and run.sft.grounding

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rove.errors import RoveError
 from rove.findings import Finding
+from rove.policies import lora
 from rove.policies.actions import ActionConverter
-from rove.policies.openvla import decoding, lora
+from rove.policies.openvla import decoding
 from rove.policies.openvla.config import BINS
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.heads import NO_LIKELIHOOD

@@ -12,6 +12,7 @@ from torch import Tensor
 from rove.errors import RoveError
 from rove.policies.openvla.config import BINS, Checkpoint
 from rove.policies.reading import read_text
+from rove.policies.words import unknown_word
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 """Special tokens of a word-level vocabulary, ids 0 to 3; <s> and </s> have Llama's own ids."""
@@ -36,13 +37,6 @@ def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, cut
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
-
-
-def unknown_word(tokenizer: Tokenizer, text: str) -> str | None:
-    """Return the first word of a text that a tokenizer does not know; None where it knows all."""
-    encoded, nothing = tokenizer.encode(text), tokenizer.token_to_id("<unk>")
-    places = zip(encoded.ids, encoded.offsets, strict=True)
-    return next((text[start:end] for token, (start, end) in places if token == nothing), None)
 
 
 _CACHED = 4096

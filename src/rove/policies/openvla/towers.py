@@ -8,7 +8,7 @@ from typing import Annotated
 from rove.config.ranges import Range
 from rove.config.schema import TowerConfig
 from rove.errors import RoveError
-from rove.policies.reading import Table
+from rove.policies.reading import DEPTH, WIDTH, Table
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -20,14 +20,6 @@ TIMM_SIZES = {
 _MLP_RATIO = {"dinov2": 4.0, "siglip": 3.7362}
 
 
-def from_one_to(most: int) -> Range:
-    """Return the range of a size that is at most `most`."""
-    return Range(f"from 1 to {most:,}", lambda x: 1 <= x <= most)
-
-
-# What is larger is a damaged file, and would take a machine down before it is found not to fit.
-WIDTH = Annotated[int, from_one_to(100_000)]
-DEPTH = Annotated[int, from_one_to(1000)]
 _RATIO = Annotated[float, Range("between 0 and 100", lambda x: 0 < x < 100)]
 
 

@@ -21,8 +21,8 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from rove.config.schema import TowerConfig
+from rove.policies import lora
 from rove.policies.base import maybe_checkpoint
-from rove.policies.openvla import lora
 
 
 class FiLM(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from rove.config.schema import TowerConfig
-from rove.policies.openvla import lora
+from rove.policies import lora
 from rove.policies.openvla.config import BINS
 from rove.policies.openvla.language import Attention, Cache, Llama
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
+from rove.policies.pointers import place_evenly, read_points
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
@@ -58,9 +58,8 @@ class Prefix(NamedTuple):
 class Pointer(nn.Module):
     """A module that points at K patches of an image, and makes one token of the points and the robot's state.
 
-    A point is the mean of patch centres under softmax weights, over the 3 x 3 patches around the likeliest:
-    with two candidates it is on one of them, not between. In one token, the offsets from the hand to the
-    points are one layer away; with a token for each point attention would have to combine them.
+    See `pointers.read_points`. In one token, the offsets from the hand to the points are one layer away; with
+    a token for each point attention would have to combine them.
     """
 
     def __init__(self, count: int, side: int, proprio: int, width: int) -> None:
@@ -76,11 +75,7 @@ class Pointer(nn.Module):
 
     def forward(self, logits: Tensor, state: Tensor | None) -> Tensor:
         """Make a token [B, 1, D] of the points, from -1 (left, upper border) to 1, and of `state` [B, P]."""
-        line = (torch.arange(self.side, device=logits.device) + 0.5) * 2 / self.side - 1
-        centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1)
-        near = (centres[logits.argmax(-1)][:, :, None] - centres).abs().amax(-1) < 3 / self.side
-        weight = logits.masked_fill(~near, -torch.inf).softmax(-1)
-        read = (weight @ centres).flatten(1).to(self.queries.dtype)
+        read = read_points(logits).flatten(1).to(self.queries.dtype)
         seen = read if state is None else torch.cat((read, state.to(read.dtype)), dim=1)
         return self.projector(seen)[:, None]
 
@@ -253,21 +248,6 @@ def initialize(vlm: PrismaticVLM, generator: torch.Generator) -> None:
         place_evenly(tower.positions)
     actions = slice(vlm.vocab_size - BINS, vlm.vocab_size)
     vlm.lm_head.weight[actions] = _smooth_rows(vlm.lm_head.in_features, generator)
-
-
-def place_evenly(positions: Tensor) -> None:
-    """Fill [patches, D] with waves over the image's height and width, standard deviation near 1.
-
-    A position can then be read off linearly, instead of being learned patch by patch.
-    """
-    side = math.isqrt(len(positions))
-    frequency = torch.arange(1, positions.shape[1] // 4 + 1) / 2
-    angle = torch.pi * torch.linspace(0, 1, side)[:, None] * frequency
-    waves = torch.cat((angle.sin(), angle.cos()), dim=1)
-    rows = waves[:, None].expand(-1, side, -1)
-    columns = waves[None].expand(side, -1, -1)
-    both = torch.cat((rows, columns), dim=-1).flatten(0, 1)
-    positions[:, : both.shape[1]] = math.sqrt(2) * both
 
 
 def _smooth_rows(width: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rove.config.schema import TowerConfig
-from rove.errors import RoveError
 
 State = dict[str, Tensor]
 
@@ -149,18 +148,3 @@ def key_groups(keys: Iterable[str]) -> Iterator[list[str]]:
             yield [key, key.replace(".q.", ".kv.")]
         elif ".attn_pool.kv." not in key:
             yield [key]
-
-
-def check_weights(state: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: str) -> None:
-    """Raise RoveError naming keys of `source` that are missing, unexpected or misshapen."""
-    problems = [f"missing {name}" for name in expected.keys() - state.keys()]
-    problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {list(state[name])}, expected {list(expected[name])}"
-        for name in expected.keys() & state.keys()
-        if state[name] != expected[name]
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:8])
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise RoveError(f"The weights in {source} do not fit its config.json: {shown}{more}.")

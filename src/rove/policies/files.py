@@ -100,6 +100,21 @@ class Weights:
             return read_tensor(file, path, name)
 
 
+def check_weights(state: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: str) -> None:
+    """Raise RoveError naming keys of `source` that are missing, unexpected or misshapen."""
+    problems = [f"missing {name}" for name in expected.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {list(state[name])}, expected {list(expected[name])}"
+        for name in expected.keys() & state.keys()
+        if state[name] != expected[name]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise RoveError(f"The weights in {source} do not fit its config.json: {shown}{more}.")
+
+
 def open_tensors(path: Path) -> Any:
     """Open a safetensors file. Raises RoveError where it is absent or damaged."""
     if not path.exists():

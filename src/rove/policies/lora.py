@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rove.config.ranges import PositiveFloat, PositiveInt
 from rove.config.schema import LoraConfig
 from rove.errors import RoveError, nearest
-from rove.policies.openvla.files import Weights, open_tensors, read_tensor, write_safetensors
+from rove.policies.files import Weights, open_tensors, read_tensor, write_safetensors
 from rove.policies.reading import read_json
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
