@@ -46,7 +46,7 @@ def info(size: tuple[int, int], fps: int) -> dict[str, Any]:
         "video.width": size[1],
         "video.codec": CODEC,
         "video.pix_fmt": PIXELS,
-        "video.is_depth_map": False,
+        "is_depth_map": False,
         "video.fps": fps,
         "video.channels": 3,
         "has_audio": False,
