@@ -8,8 +8,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from frames import CAMERAS, FEATURES, FPS, LENGTHS, TASKS, frame  # noqa: E402
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
+from frames import CAMERAS, FEATURES, FPS, LENGTHS, TASKS, frame
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 
 def write(folder: str) -> None:

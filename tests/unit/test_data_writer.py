@@ -69,9 +69,13 @@ def test_an_episode_without_frames_is_nothing(tmp_path: Path) -> None:
 
 
 def test_closing_keeps_the_episode_that_is_under_way(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Writer(tmp_path / "set", fps=10, features=FEATURES) as writer:
-        writer.add(frame(0), TASK)
-        raise ZeroDivisionError
+    def fails() -> None:
+        with Writer(tmp_path / "set", fps=10, features=FEATURES) as writer:
+            writer.add(frame(0), TASK)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert held(tmp_path / "set") == [([0], None)]
 
 

@@ -46,7 +46,7 @@ def describe(recording: Recording) -> Iterator[str]:
     for task in dict.fromkeys(told):
         yield f"  {told.count(task):>5} episodes  {task}"
     yield "\nstatistics"
-    yield f"  {'':<{width + 5}}{'min':>10}{'q01':>10}{'mean':>10}{'std':>10}{'q99':>10}{'max':>10}"
+    yield f"  {'':<{width + 5}}{'min':>11}{'q01':>11}{'mean':>11}{'std':>11}{'q99':>11}{'max':>11}"
     for name, found in recording.features.items():
         if name in read[0].columns and name not in _COUNTERS and np.issubdtype(found.dtype, np.number):
             values = np.concatenate(
@@ -57,7 +57,7 @@ def describe(recording: Recording) -> Iterator[str]:
 
 def _rows(name: str, found: Mapping[str, Any], width: int) -> Iterator[str]:
     for i in range(min(_SHOWN, len(found["mean"]))):
-        numbers = "".join(f"{found[key][i]:>10.4g}" for key in ("min", "q01", "mean", "std", "q99", "max"))
+        numbers = "".join(f"{found[key][i]:>11.4g}" for key in ("min", "q01", "mean", "std", "q99", "max"))
         yield f"  {name:<{width}} {i:>3} {numbers}"
     if len(found["mean"]) > _SHOWN:
         yield f"  {name:<{width}}   … {len(found['mean']) - _SHOWN} more"

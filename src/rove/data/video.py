@@ -15,8 +15,9 @@ from av.video.stream import VideoStream
 from rove.errors import RoveError
 
 CODEC = "h264"
-"""As FFmpeg calls it. LeRobot reads any codec; its own default, AV1 at quality 30, loses more of the
-picture."""
+"""As FFmpeg calls it. LeRobot reads any codec. This keeps small pictures as well as its default, AV1 at
+quality 30 (mean error 5.0 and 5.5 of 255 on the tabletop's 64 × 64), and every player and browser shows
+it."""
 PIXELS = "yuv420p"
 _OPTIONS = {"crf": "18", "g": "2", "bf": "0", "preset": "veryfast"}
 """A key frame at every other frame, as LeRobot has it: frames are read at random."""
