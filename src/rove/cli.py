@@ -244,20 +244,17 @@ def _run_of_suite(name: str, settings: list[str]) -> Run | None:
 
 
 def _eval(args: argparse.Namespace, settings: list[str]) -> None:
-    from rich.console import Console
-
     from rove.evaluation import report
     from rove.evaluation.checkpoint import evaluate_checkpoint
-    from rove.reporting.progress import Progress
+    from rove.reporting.progress import beside_output
 
     for file in args.files:
         recipes.import_file(file)
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     check_ranges(config, "evaluation.")
-    # The table is what goes to standard output; how far it is goes where it does not mix with it.
-    console = Console(stderr=True, highlight=False)
-    with Interrupt(), Progress("evaluation", 0, console=console) as progress:
+    # The table is what goes to standard output.
+    with Interrupt(), beside_output("evaluation") as progress:
         judged = evaluate_checkpoint(
             args.checkpoint,
             args.suite,

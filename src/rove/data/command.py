@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from rove.data import lerobot
 from rove.data import show as showing
 from rove.data.exporting import export as write_data_set
@@ -16,7 +14,7 @@ from rove.envs import conventions
 from rove.envs import registry as envs
 from rove.errors import RoveError
 from rove.preflight import can_write
-from rove.reporting.progress import Progress
+from rove.reporting.progress import beside_output
 from rove.training.demonstrations import described, load_demonstrations, save_demonstrations
 from rove.types import ActionSpec, Conventions
 
@@ -53,8 +51,7 @@ def import_(
     recording = open_recording(source)
     for line in lerobot.unfinished(source):
         print(line)
-    console = Console(stderr=True, highlight=False)
-    with Progress("import", 0, console=console) as progress:
+    with beside_output("import") as progress:
         made, about = import_recording(
             recording,
             known,
@@ -85,7 +82,7 @@ def export(source: Path, suite: str | None, out: Path | None, fps: int | None) -
         raise RoveError(f"How many actions a second {known.suite} has is not on record: say it with --fps N.")
     out = out or Path(source.stem)
     demonstrations = load_demonstrations(source)
-    with Progress("export", 0, console=Console(stderr=True, highlight=False)) as progress:
+    with beside_output("export") as progress:
         count = 0 if demonstrations.episode is None else len(demonstrations.episode.unique())
         progress.phase("write", count)
         write_data_set(
