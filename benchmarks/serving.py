@@ -122,7 +122,7 @@ def ask(address: str, clients: int, seconds: float, state: int) -> dict[str, Any
 
 
 def visit(address: str, clients: int, requests: int, state: int) -> None:
-    """Ask so often in all from `clients` threads, each in visits of its own; in the process of the clients."""
+    """Ask so often in all from `clients` threads, in visits; in the process of the clients."""
     message = request(state)
 
     def once(_: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,12 @@ from rove import cli
 from rove.config import load
 from rove.envs import conventions
 from rove.policies import registry as policies
-from rove.training.demonstrations import dataset_statistics, described, load_demonstrations
+from rove.training.demonstrations import (
+    dataset_statistics,
+    described,
+    load_demonstrations,
+    save_demonstrations,
+)
 from rove.training.sft import _made_from
 
 SMALL = (
@@ -117,6 +123,8 @@ def test_sft_from_an_imported_data_set_and_then_rl(
             f"sft tabletop_ppo {SMALL} --sft.data stateless.npz --policy.proprio true",
             "set --policy.proprio false",
         ),
+        (f"sft tabletop_ppo {SMALL} --sft.data made.npz", "shows 1 actions from each picture on"),
+        (f"sft tabletop_ppo {SMALL} --sft.data odd.npz", "lacks 'zorgle', which the instructions in"),
         ("data import set", "For which suite?"),
         ("data import set --suite tabletpo", "Did you mean 'tabletop'"),
         (
@@ -147,6 +155,10 @@ def test_mistakes_are_said_in_a_line(
     ):
         if name in command and not Path(f"{name}.npz").exists():
             assert rove(f"data import set --suite tabletop --out {name}.npz {options}") == 0
+    if "odd" in command:
+        brought = load_demonstrations(Path("brought.npz"))
+        odd = replace(brought, instruction=("zorgle the red cube",) * len(brought))
+        save_demonstrations(odd, Path("odd.npz"), described(Path("brought.npz"))[0])
     capsys.readouterr()
     assert rove(command) == 2
     said = capsys.readouterr().err.splitlines()[-1]

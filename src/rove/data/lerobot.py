@@ -132,9 +132,8 @@ class Writer:
 
     def _end_journal(self) -> None:
         for file in self._files.values():
-            with suppress(
-                OSError
-            ):  # The disk is full: what it did not take is of a frame that does not count.
+            # Of a full disk: what it did not take is of a frame that does not count.
+            with suppress(OSError):
                 file.close()
         self._files = {}
 
@@ -197,9 +196,9 @@ class Writer:
         layout.write_table(self.folder / layout.DATA.format(**at), table)
         found = {name: statistics.of_numbers(value) for name, value in numbers.items()}
         row: dict[str, Any] = {
-            "episode_index": number, "tasks": [*dict.fromkeys(tasks)], "length": count, layout.SUCCESS:
-            success, "data/chunk_index": at["chunk_index"], "data/file_index": at["file_index"],
-            "dataset_from_index": before, "dataset_to_index": before + count,
+            "episode_index": number, "tasks": [*dict.fromkeys(tasks)], "length": count,
+            "data/chunk_index": at["chunk_index"], "data/file_index": at["file_index"],
+            "dataset_from_index": before, "dataset_to_index": before + count, layout.SUCCESS: success,
             "meta/episodes/chunk_index": at["chunk_index"], "meta/episodes/file_index": at["file_index"],
         }  # fmt: skip
         for name, frames in values.items():
