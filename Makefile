@@ -71,9 +71,11 @@ $(LEROBOT):
 test-openpi: $(INSTALLED) $(OPENPI)  ## Let openpi's own client ask a served policy
 	OPENPI_PYTHON=$(CURDIR)/$(OPENPI) $(BIN)/python -m pytest tests/clients/test_openpi.py $(PYTEST_ARGS)
 
+# The package imports typing_extensions, and does not say that it needs it.
 $(OPENPI):
 	$(PYTHON) -m venv --clear build/openpi
-	$@ -m pip install --disable-pip-version-check --no-compile --quiet openpi-client==0.1.2 || \
+	$@ -m pip install --disable-pip-version-check --no-compile --quiet openpi-client==0.1.2 \
+	  typing_extensions || \
 	  { rm -rf build/openpi; exit 1; }
 
 test-gpu: $(INSTALLED)  ## On a machine with a GPU: its tests, then its benchmarks into benchmarks/results

@@ -20,6 +20,7 @@ from rove.data import layout, video
 from rove.data.importing import ImportOptions, import_recording
 from rove.data.lerobot import Writer
 from rove.data.recording import Recording, open_recording
+from rove.data.show import describe
 from rove.envs import conventions
 from rove.errors import RoveError
 from rove.training.demonstrations import dataset_statistics, lengthened
@@ -209,7 +210,7 @@ def changed(recording: Recording, episode_action: Any) -> Recording:
         ({"images": CAMERAS[:1] * 3}, r"gives 3 pictures a frame, libero:object 1 or 2: name those to take"),
         ({"images": ("action",)}, "'action' of .* is no picture"),
         ({"state": ("action",)}, r"has 7 numbers of the robot's state \(action 7\), libero:object 8"),
-        ({"state": CAMERAS[:1]}, "is pictures: name numbers with --state"),
+        ({"state": CAMERAS[:1]}, "is pictures: name one that is numbers"),
         (
             {"action": "observation.state"},
             r"'observation.state' of .* is float32 \[8\], and the convention has 7",
@@ -250,6 +251,22 @@ def test_another_rate_is_refused_unless_it_is_said(tmp_path: Path) -> None:
     ):
         import_recording(recording, LIBERO, OPTIONS)
     assert len(import_recording(recording, LIBERO, replace(OPTIONS, fps=10.0))[0]) == 8
+
+
+def test_features_of_a_kind_that_is_not_read_are_listed_and_left(
+    sets: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sets["LeRobot v2.1"], tmp_path / "set")
+    described = json.loads((folder / INFO).read_text())["features"]
+    described["action"]["names"] = {"motors": [["x", "y", "z"], "roll", "pitch", "yaw", "gripper"]}
+    described["caption"] = {"dtype": "language", "shape": [1], "names": None}
+    edit(folder / INFO, features=described)
+    recording = open_recording(folder)
+    assert recording.features["action"].names == LIBERO.action_spec.names
+    assert any("caption" in line and "language" in line for line in describe(recording))
+    assert len(import_recording(recording, LIBERO, OPTIONS)[0]) == LENGTHS[0]
+    with pytest.raises(RoveError, match="'caption' of .* is of a kind that Rove does not read, 'language'"):
+        import_recording(recording, LIBERO, replace(OPTIONS, state=("caption",)))
 
 
 def edit(path: Path, **changes: Any) -> None:

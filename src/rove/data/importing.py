@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rove.config import load
-from rove.data.recording import Episode, Recording, feature
+from rove.data.recording import Episode, Recording, feature, numbers
 from rove.errors import RoveError
 from rove.policies.actions import ActionConverter
 from rove.runtime import memory
@@ -90,7 +90,7 @@ def import_recording(
         torch.zeros(rows * options.every, dim),
         torch.zeros(rows * options.every, dtype=torch.bool),
     )
-    states, texts, numbers = [], [], []
+    states, texts, of_episode = [], [], []
     at = 0
     for number, (index, episode) in enumerate(chosen.items()):
         length = len(episode.tasks)
@@ -106,7 +106,7 @@ def import_recording(
             parts = [episode.columns[name].reshape(length, -1) for name in state]
             states.append(np.concatenate(parts, axis=1)[:: options.every])
         texts += episode.tasks[:: options.every]
-        numbers += [number] * here
+        of_episode += [number] * here
         at += here
         on_episode()
     demonstrations = Demonstrations(
@@ -116,7 +116,7 @@ def import_recording(
         actions.reshape(rows, options.every, dim),
         mask.reshape(rows, options.every),
         state=torch.from_numpy(np.concatenate(states).astype(np.float32)) if state else None,
-        episode=torch.tensor(numbers),
+        episode=torch.tensor(of_episode),
     )
     about = {
         "source": str(recording.where.resolve()),
@@ -171,10 +171,7 @@ def _state(
     not make up the suite's state."""
     if conventions.state == 0 and not told:
         return ()
-    sizes = {name: int(np.prod(feature(recording, name).shape)) for name in names}
-    for name in names:
-        if feature(recording, name).camera:
-            raise RoveError(f"{name!r} of {recording.where} is pictures: name numbers with --state.")
+    sizes = {name: int(np.prod(numbers(recording, name).shape)) for name in names}
     total = sum(sizes.values())
     if names and conventions.state is not None and total != conventions.state:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -190,13 +187,13 @@ def _source_spec(
 ) -> ActionSpec:
     """The convention of the recorded actions. Raises RoveError where it cannot be the one of the
     recording."""
-    found = feature(recording, action)
+    found = numbers(recording, action)
     spec = told
     if spec is None and (kept := recording.about.get("action_spec")) is not None:
         spec = read_spec(kept, f"{recording.where}/meta/rove.json")
     if spec is None:
         spec = conventions.action_spec
-    if found.camera or found.shape != (spec.dim,):
+    if found.shape != (spec.dim,):
         raise RoveError(
             f"{action!r} of {recording.where} is {found.dtype} {list(found.shape)}, and the convention has "
             f"{spec.dim} dimensions ({', '.join(spec.names)}): name another feature with --action, or "

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from rove.data import layout, video
-from rove.data.recording import Episode, Feature, Roles, feature
+from rove.data.recording import NUMBERS, Episode, Feature, Roles, feature
 from rove.errors import RoveError
 
 _SUCCESS = "next.success"
@@ -87,7 +87,7 @@ class LeRobotRecording:
         table, path = self._table(index)
         columns = {}
         for name, found in self.features.items():
-            if not found.camera and name in table.column_names and found.dtype != "string":
+            if found.dtype in NUMBERS:
                 columns[name] = _numbers(table[name], found, path, name)
         tasks = [self._files.tasks.get(number) for number in columns["task_index"].reshape(-1).tolist()]
         if None in tasks:
@@ -112,7 +112,7 @@ class LeRobotRecording:
         """The rows of an episode, and the file that they are from."""
         path = self._files.data(index)
         if self._kept is None or self._kept[0] != path:
-            needed = [name for name, found in self.features.items() if found.dtype != "video"]
+            needed = [name for name, found in self.features.items() if found.dtype in (*NUMBERS, "image")]
             self._kept = path, layout.read_table(path, needed)
         table = self._kept[1]
         rows = np.flatnonzero(table["episode_index"].to_numpy() == index)
@@ -199,14 +199,22 @@ def _other(version: Any) -> str:
 
 
 def _feature(found: Mapping[str, Any]) -> Feature:
-    """A feature as info.json describes it; of names that are a dict, the values."""
-    names = found.get("names") or ()
-    if isinstance(names, Mapping):
-        names = [name for value in names.values() for name in (value if isinstance(value, list) else [value])]
+    """A feature as info.json describes it; names that are in dicts or lists of lists come one after the
+    other."""
     shape, dtype = tuple(found["shape"]), found["dtype"]
     if dtype in ("video", "image") and len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
         shape = (*shape[1:], 3)
-    return Feature(dtype, shape, tuple(map(str, names)))
+    return Feature(dtype, shape, tuple(_flat(found.get("names"))))
+
+
+def _flat(names: Any) -> Iterator[str]:
+    if isinstance(names, Mapping):
+        names = list(names.values())
+    if isinstance(names, list):
+        for name in names:
+            yield from _flat(name)
+    elif names is not None:
+        yield str(names)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

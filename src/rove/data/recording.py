@@ -14,6 +14,11 @@ from rove.errors import RoveError, nearest
 
 CAMERA = ("video", "image")
 """Kinds of features that are pictures."""
+NUMBERS = (
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "bool",
+)  # fmt: skip
+"""Kinds of features that are numbers; others are listed, and not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +117,12 @@ def feature(recording: Recording, name: str) -> Feature:
             "lists what it has."
         )
     return recording.features[name]
+
+
+def numbers(recording: Recording, name: str) -> Feature:
+    """The feature of that name, which is numbers. Raises RoveError where it is none, or not there."""
+    found = feature(recording, name)
+    if found.dtype not in NUMBERS:
+        kind = "pictures" if found.camera else f"of a kind that Rove does not read, {found.dtype!r}"
+        raise RoveError(f"{name!r} of {recording.where} is {kind}: name one that is numbers.")
+    return found

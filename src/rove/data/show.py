@@ -48,7 +48,7 @@ def describe(recording: Recording) -> Iterator[str]:
     yield "\nstatistics"
     yield f"  {'':<{width + 5}}{'min':>11}{'q01':>11}{'mean':>11}{'std':>11}{'q99':>11}{'max':>11}"
     for name, found in recording.features.items():
-        if name in read[0].columns and name not in _COUNTERS and np.issubdtype(found.dtype, np.number):
+        if name in read[0].columns and name not in _COUNTERS and found.dtype != "bool":
             values = np.concatenate(
                 [episode.columns[name].reshape(len(episode.tasks), -1) for episode in read]
             )
