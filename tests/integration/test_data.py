@@ -27,8 +27,8 @@ from rove.training.sft import _made_from
 SMALL = (
     "--rollout.num_envs 4 --rollout.chunks 2 --training.iterations 1 --training.batch 8 "
     "--training.micro_batch 8 --training.optim.warmup 0 --sft.steps 2 --sft.batch 8 --sft.micro_batch 8 "
-    "--sft.optim.warmup 0 --sft.grounding 4 --sft.grounding_steps 1 --evaluation.episodes 2 "
-    "--evaluation.variant_episodes 0 --evaluation.num_envs 2 --logging.tensorboard false"
+    "--sft.optim.warmup 0 --sft.grounding 4 --sft.grounding_steps 1 --evaluation.episodes 0 "
+    "--evaluation.every 0 --evaluation.variant_episodes 0 --evaluation.num_envs 2 --logging.tensorboard false"
 )
 
 
