@@ -1,4 +1,4 @@
-"""How many clients a served policy answers: python benchmarks/serving.py [--seconds 5] [--clients 1 8 32]
+"""How many clients a served policy answers: python benchmarks/serving.py [--seconds 5] [--clients 1 8]
 
 Prints JSON: requests a second and latency percentiles against the number of clients, with forward passes that
 they share (and how many observations those hold) and one at a time, by turns. The policy is the tiny one of
@@ -46,8 +46,6 @@ from rove.types import Observation
 TEXT = "put the red cube on the blue plate"
 SIDE = 64
 KEYS = Keys(("observation/image",), ("observation/state",))
-SOAK = 10_000
-"""Requests of the soak."""
 VISIT = 50
 """Requests after which a client of the soak leaves, and another comes."""
 GROWTH = 16 << 20
@@ -146,11 +144,11 @@ def held() -> dict[str, int]:
     }
 
 
-def soak(policy: Policy, clients: int) -> dict[str, Any]:
+def soak(policy: Policy, clients: int, requests: int) -> dict[str, Any]:
     """Let clients come and go: what the server holds after a fifth of the requests, and after all."""
     with server(policy, 32) as (address, serving):
         before = None
-        for part in (SOAK // 5, SOAK - SOAK // 5):
+        for part in (requests // 5, requests - requests // 5):
             command = [sys.executable, __file__, "--visit", address, "--clients", str(clients)]
             subprocess.check_call([*command, "--requests", str(part), "--state", str(policy.state_size)])
             gc.collect()
@@ -161,7 +159,7 @@ def soak(policy: Policy, clients: int) -> dict[str, Any]:
     return {
         "requests": int(answered), "clients_at_once": clients, "requests_a_client": VISIT,
         "after_a_fifth": before, "after_all": after, "grown": grown,
-        "passed": kept and answered == SOAK,
+        "passed": kept and answered == requests,
     }  # fmt: skip
 
 
@@ -189,6 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--soak", type=int, default=10_000, help="requests of the soak (10,000)")
     parser.add_argument("--ask", help=argparse.SUPPRESS)
     parser.add_argument("--visit", help=argparse.SUPPRESS)
     parser.add_argument("--requests", type=int, default=0, help=argparse.SUPPRESS)
@@ -224,7 +223,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
         "rows": rows,
-        "soak": soak(policy, 8),
+        "soak": soak(policy, 8, args.soak),
         "bar": BAR,
     }
     report["passed"] = max(row["ratio"] for row in rows) >= BAR and report["soak"]["passed"]
