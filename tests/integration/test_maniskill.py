@@ -56,8 +56,8 @@ def world(env: ManiSkillEnv, slot: int):
 LONG = pytest.mark.skipif(not os.environ.get("MANISKILL_FULL"), reason="long: make test-maniskill runs it")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["StackCube-v1", pytest.param("PushCube-v1", marks=LONG)])
+@LONG
+@pytest.mark.parametrize("task", ["StackCube-v1", "PushCube-v1"])
 def test_contract_in_worker_processes(task):
     """`tests/contract` holds PickCube and the put-on-plate task to it, in one process."""
     config = ManiSkillConfig(tasks=task, image_size=48, horizon=6, workers=2)
