@@ -332,10 +332,16 @@ def test_a_damaged_data_set_names_the_file_and_the_fix(
 
 def test_damaged_files_of_libero_and_of_v21(sets: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(sets["LIBERO HDF5"], tmp_path / "libero")
+    with h5py.File(folder / "task_0_demo.hdf5", "a") as file:
+        kept = file["data/demo_0/obs/eye_in_hand_rgb"][:-1]
+        del file["data/demo_0/obs/eye_in_hand_rgb"]
+        file["data/demo_0/obs/eye_in_hand_rgb"] = kept
+    with pytest.raises(RoveError, match="task_0_demo.hdf5 has 5 actions, and 4 frames of demo_0/obs/eye_in"):
+        import_recording(open_recording(folder), LIBERO, OPTIONS)
     with h5py.File(folder / "task_1_demo.hdf5", "a") as file:
         del file["data/demo_0/obs/gripper_states"]
     with pytest.raises(RoveError, match=r"task_1_demo.hdf5 is damaged, or holds something else"):
-        import_recording(open_recording(folder), LIBERO, OPTIONS)
+        open_recording(folder).episode(1)
     (folder / "task_1_demo.hdf5").write_bytes(b"nothing")
     with pytest.raises(RoveError, match=r"task_1_demo.hdf5 is damaged"):
         open_recording(folder)

@@ -77,46 +77,23 @@ def import_recording(
             chosen[index] = episode
     if not chosen:
         raise RoveError(f"{recording.where} has no episode that succeeded: import failures too, --failures.")
-    recorded = np.concatenate([episode.columns[action] for episode in chosen.values()])
-    _check_actions(recording, recorded, action, source, conventions)
-    convert = ActionConverter(source, conventions.action_spec)
-
-    rows = sum(-(-len(episode.tasks) // options.every) for episode in chosen.values())
-    size, dim = options.image_size, conventions.action_spec.dim
-    _check_memory(rows * len(images) * size * size * 3)
+    _check_actions(recording, _all(chosen, action), action, source, conventions)
+    for name in state:
+        if not np.isfinite(_all(chosen, name)).all():
+            raise RoveError(f"{name!r} of {recording.where} has numbers that are not finite: leave it out.")
     on_begin(len(chosen))
-    pictures = torch.empty(rows, len(images), size, size, 3, dtype=torch.uint8)
-    actions, mask = (
-        torch.zeros(rows * options.every, dim),
-        torch.zeros(rows * options.every, dtype=torch.bool),
-    )
-    states, texts, of_episode = [], [], []
-    at = 0
-    for number, (index, episode) in enumerate(chosen.items()):
-        length = len(episode.tasks)
-        here = -(-length // options.every)
-        for camera, name in enumerate(images):
-            for frame, picture in enumerate(recording.pictures(index, name)):
-                if frame % options.every == 0:
-                    pictures[at + frame // options.every, camera] = _resized(picture, size)
-        first = at * options.every
-        actions[first : first + length] = convert(torch.from_numpy(np.array(episode.columns[action])))
-        mask[first : first + length] = True
-        if state:
-            parts = [episode.columns[name].reshape(length, -1) for name in state]
-            states.append(np.concatenate(parts, axis=1)[:: options.every])
-        texts += episode.tasks[:: options.every]
-        of_episode += [number] * here
-        at += here
-        on_episode()
+    pictures = _pictures(recording, chosen, images, options, on_episode)
+    convert = ActionConverter(source, conventions.action_spec)
+    parts = [_rows(episode, state, action, convert, options.every) for episode in chosen.values()]
+    actions, mask, states, texts = zip(*parts, strict=True)
     demonstrations = Demonstrations(
         pictures,
-        torch.arange(rows),
-        tuple(texts),
-        actions.reshape(rows, options.every, dim),
-        mask.reshape(rows, options.every),
-        state=torch.from_numpy(np.concatenate(states).astype(np.float32)) if state else None,
-        episode=torch.tensor(of_episode),
+        torch.arange(len(pictures)),
+        tuple(text for part in texts for text in part),
+        torch.cat(actions),
+        torch.cat(mask),
+        state=torch.cat(states) if state else None,
+        episode=torch.repeat_interleave(torch.tensor([len(part) for part in texts])),
     )
     about = {
         "source": str(recording.where.resolve()),
@@ -132,6 +109,53 @@ def import_recording(
         "statistics": dataset_statistics(demonstrations),
     }
     return demonstrations, about
+
+
+def _all(episodes: Mapping[int, Episode], name: str) -> np.ndarray:
+    return np.concatenate([episode.columns[name] for episode in episodes.values()])
+
+
+def _pictures(
+    recording: Recording,
+    episodes: Mapping[int, Episode],
+    names: Sequence[str],
+    options: ImportOptions,
+    on_episode: Callable[[], None],
+) -> Tensor:
+    """The pictures of every row, uint8 [N, n, H, W, 3]: of one frame in `options.every`."""
+    every, size = options.every, options.image_size
+    rows = sum(-(-len(episode.tasks) // every) for episode in episodes.values())
+    _check_memory(rows * len(names) * size * size * 3)
+    pictures, at = torch.empty(rows, len(names), size, size, 3, dtype=torch.uint8), 0
+    for index, episode in episodes.items():
+        length = len(episode.tasks)
+        for camera, name in enumerate(names):
+            for frame, picture in zip(range(length), recording.pictures(index, name), strict=True):
+                if frame % every == 0:
+                    pictures[at + frame // every, camera] = _resized(picture, size)
+        at += -(-length // every)
+        on_episode()
+    return pictures
+
+
+def _rows(
+    episode: Episode, state: Sequence[str], action: str, convert: ActionConverter, every: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Of an episode's rows: actions [n, every, A], which of them are there, state [n, P], instructions."""
+    length = len(episode.tasks)
+    count = -(-length // every)
+    converted = convert(torch.from_numpy(np.array(episode.columns[action])))
+    actions = torch.zeros(count * every, converted.shape[1])
+    actions[:length] = converted
+    mask = torch.arange(count * every) < length
+    vectors = [episode.columns[name].reshape(length, -1)[::every] for name in state]
+    states = np.concatenate(vectors or [np.zeros((count, 0))], axis=1, dtype=np.float32)
+    return (
+        actions.reshape(count, every, -1),
+        mask.reshape(count, every),
+        torch.from_numpy(states),
+        episode.tasks[::every],
+    )
 
 
 def _check_rate(recording: Recording, conventions: Conventions, options: ImportOptions) -> None:

@@ -55,7 +55,12 @@ class LiberoRecording:
         self.roles = Roles(cameras, tuple(name for name in _STATE if name in found), "actions")
 
     def check(self, names: Sequence[str]) -> None:
-        """See `Recording.check`: the files are there, or they would not have been opened."""
+        """See `Recording.check`: the files are there, or they would not have been opened, so this compares
+        the number of pictures with that of actions."""
+        for (path, demo, _), length in zip(self._demos, self.lengths, strict=True):
+            with _opened(path) as file:
+                for name in names:
+                    _check_length(path, f"{demo}/obs/{name}", file["data"][demo]["obs"][name], length)
 
     def episode(self, index: int) -> Episode:
         """Read a demonstration, which succeeded; see `Recording.episode`."""
@@ -66,6 +71,7 @@ class LiberoRecording:
             for key, found in self.features.items():
                 if not found.camera and key != "actions":
                     columns[key] = demo["obs"][key][()]
+                    _check_length(path, f"{name}/obs/{key}", columns[key], self.lengths[index])
         return Episode(columns, (task,) * self.lengths[index], True)
 
     def pictures(self, index: int, name: str) -> Iterator[np.ndarray]:
@@ -90,6 +96,11 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path} is damaged, or holds something else than LIBERO's demonstrations ({error}): get it "
             "again."
         ) from error
+
+
+def _check_length(path: Path, name: str, values: Any, length: int) -> None:
+    if len(values) != length:
+        raise RoveError(f"{path} has {length} actions, and {len(values)} frames of {name}: get it again.")
 
 
 def _task(path: Path, file: Any) -> str:
