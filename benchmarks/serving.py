@@ -4,9 +4,11 @@ Prints JSON: requests a second and latency percentiles against the number of cli
 they share (and how many observations those hold) and one at a time, by turns. The policy is the tiny one of
 the tabletop recipes, with random weights; the clients are in a process of their own, each in a thread with a
 connection. `alone` is what the policy can do without a server: observations a second in batches of as many.
+`cpu_ms_per_request` is the server's processor time for a request, its policy's included: where other programs
+have the machine too, it says more than requests a second do.
 
 At last `soak`: so many requests of clients that come and go, and what the server then holds of memory and
-descriptors, beside what it held after the first fifth of them.
+descriptors, beside what it held after the first fifth of them. A policy that takes no time answers there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 from websockets.sync.client import connect
 
 from rove import recipes
@@ -61,13 +64,15 @@ def observation(policy: Policy, rows: int) -> Observation:
 
 
 @contextmanager
-def server(policy: Policy, limit: int) -> Iterator[tuple[str, PolicyServer]]:
-    """The policy behind a socket, in a thread: its address, and the server."""
+def server(
+    policy: Policy, limit: int, answer: Callable[[Observation], Tensor] | None = None
+) -> Iterator[tuple[str, PolicyServer]]:
+    """The policy behind a socket, in a thread, or what answers in its place: its address, and the server."""
     metadata = {
         "rove": {"chunk": policy.chunk, "action_spec": asdict(policy.action_spec), "keys": asdict(KEYS)}
     }
     serving = PolicyServer(
-        lambda seen: act(policy, policy.action_spec, seen, None).actions,
+        answer or (lambda seen: act(policy, policy.action_spec, seen, None).actions),
         KEYS,
         metadata,
         ServerOptions(limit=limit),
@@ -146,7 +151,8 @@ def held() -> dict[str, int]:
 
 def soak(policy: Policy, clients: int, requests: int) -> dict[str, Any]:
     """Let clients come and go: what the server holds after a fifth of the requests, and after all."""
-    with server(policy, 32) as (address, serving):
+    chunk = torch.zeros(policy.chunk, policy.action_spec.dim)
+    with server(policy, 32, lambda seen: chunk.repeat(len(seen), 1, 1)) as (address, serving):
         before = None
         for part in (requests // 5, requests - requests // 5):
             command = [sys.executable, __file__, "--visit", address, "--clients", str(clients)]
@@ -211,16 +217,26 @@ def main() -> None:
             with server(policy, limit) as (address, serving):
                 command = [sys.executable, __file__, "--ask", address, "--clients", str(clients)]
                 command += ["--seconds", str(args.seconds), "--state", str(policy.state_size)]
+                before = time.process_time()
                 row[name] = json.loads(subprocess.check_output(command))
+                spent = 1000 * (time.process_time() - before)
+                row[name]["cpu_ms_per_request"] = round(
+                    spent / sample(serving, 'rove_requests_total{outcome="answered"}'), 2
+                )
                 passes = sample(serving, "rove_batch_size_count")
                 row[name]["mean_batch"] = round(sample(serving, "rove_batch_size_sum") / passes, 1)
         row["ratio"] = round(
             row["batched"]["requests_per_second"] / row["one_at_a_time"]["requests_per_second"], 2
         )
+        row["cpu_ratio"] = round(
+            row["one_at_a_time"]["cpu_ms_per_request"] / row["batched"]["cpu_ms_per_request"], 2
+        )
+        print(json.dumps(row), file=sys.stderr)
         rows.append(row)
     report = {
         "benchmark": "a served policy",
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "load_before": round(load, 2),
         "rows": rows,
         "soak": soak(policy, 8, args.soak),
