@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-libero test-maniskill test-faults test-gpu check format bench docs docs-serve clean
+.PHONY: help setup demo test test-libero test-maniskill test-faults test-lerobot test-openpi test-gpu check format bench docs docs-serve clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,35 @@ test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the cont
 test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; a quarter of an hour
 	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py \
 	  tests/integration/test_lost_workers.py tests/integration/test_ray.py --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+# Other people's programs, each in an environment of its own, since they need other versions of what Rove has.
+LEROBOT := build/lerobot/bin/python
+OPENPI := build/openpi/bin/python
+PYTHON_LEROBOT = $(shell for python in python3.12 python3.13 $(HOME)/.pyenv/versions/3.12*/bin/python python3; do \
+  "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 \
+  && echo "$$python" && break; done)
+
+test-lerobot: $(INSTALLED) $(LEROBOT)  ## Let LeRobot and Rove read each other's data sets; needs Python 3.12
+	LEROBOT_PYTHON=$(CURDIR)/$(LEROBOT) $(BIN)/python -m pytest tests/clients/test_lerobot.py $(PYTEST_ARGS)
+
+# Without torchcodec, which needs FFmpeg's libraries of the system, LeRobot reads videos with PyAV.
+$(LEROBOT):
+	@test -n "$(PYTHON_LEROBOT)" || { echo "error: LeRobot needs Python 3.12 or newer, and none was found. Name \
+	it: make test-lerobot PYTHON_LEROBOT=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON_LEROBOT) -m venv --clear build/lerobot
+	$@ -m pip install --disable-pip-version-check --no-compile --quiet "lerobot[dataset]==0.6.1" || \
+	  { rm -rf build/lerobot; exit 1; }
+	$@ -m pip uninstall --disable-pip-version-check --quiet --yes torchcodec
+
+test-openpi: $(INSTALLED) $(OPENPI)  ## Let openpi's own client ask a served policy
+	OPENPI_PYTHON=$(CURDIR)/$(OPENPI) $(BIN)/python -m pytest tests/clients/test_openpi.py $(PYTEST_ARGS)
+
+# The package imports typing_extensions, and does not say that it needs it.
+$(OPENPI):
+	$(PYTHON) -m venv --clear build/openpi
+	$@ -m pip install --disable-pip-version-check --no-compile --quiet openpi-client==0.1.2 \
+	  typing_extensions || \
+	  { rm -rf build/openpi; exit 1; }
 
 test-gpu: $(INSTALLED)  ## On a machine with a GPU: its tests, then its benchmarks into benchmarks/results
 	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)

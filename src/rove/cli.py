@@ -178,7 +178,7 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     from rove.placement.inventory import Inventory
     from rove.placement.plan import make_plan
     from rove.policies import registry as policies
-    from rove.preflight import check_words
+    from rove.preflight import check_data, check_words
     from rove.reporting.log import Logger
     from rove.reporting.progress import Progress
     from rove.runtime.guard import guarded
@@ -186,6 +186,7 @@ def _sft(args: argparse.Namespace, settings: list[str]) -> None:
 
     policies.check(run)
     check_words(run)
+    check_data(run)
     plan = make_plan(run, Inventory.here())
     host.prepare(plan.threads)
     directory = rundir.default(run)
@@ -243,20 +244,17 @@ def _run_of_suite(name: str, settings: list[str]) -> Run | None:
 
 
 def _eval(args: argparse.Namespace, settings: list[str]) -> None:
-    from rich.console import Console
-
     from rove.evaluation import report
     from rove.evaluation.checkpoint import evaluate_checkpoint
-    from rove.reporting.progress import Progress
+    from rove.reporting.progress import beside_output
 
     for file in args.files:
         recipes.import_file(file)
     given = {name: value for name in _EVALUATION if (value := getattr(args, name)) is not None}
     config = load.decode(EvaluationConfig, given, "evaluation")
     check_ranges(config, "evaluation.")
-    # The table is what goes to standard output; how far it is goes where it does not mix with it.
-    console = Console(stderr=True, highlight=False)
-    with Interrupt(), Progress("evaluation", 0, console=console) as progress:
+    # The table is what goes to standard output.
+    with Interrupt(), beside_output("evaluation") as progress:
         judged = evaluate_checkpoint(
             args.checkpoint,
             args.suite,
@@ -296,6 +294,31 @@ def _serve(args: argparse.Namespace, settings: list[str]) -> None:
         settings=settings,
         say=lambda text: print(text, flush=True),
     )
+
+
+def _data(args: argparse.Namespace, settings: list[str]) -> None:
+    from rove.data import installed as data_installed
+
+    reads = {"import": _IMPORT, "export": _EXPORT, "show": _SHOW, "recover": ()}[args.what]
+    for name in (*_IMPORT, *_EXPORT, *_SHOW):
+        if name not in reads and getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise RoveError(f"rove data {args.what} does not read {option}: leave it out.")
+    with data_installed():
+        from rove.data import command
+
+    {"import": command.import_, "export": command.export, "show": command.show, "recover": command.recover}[
+        args.what
+    ](args.source, **{name: getattr(args, name) for name in reads})
+
+
+_IMPORT = (
+    "suite", "out", "images", "state", "action", "actions", "image_size", "every", "fps", "episodes",
+    "failures",
+)  # fmt: skip
+_EXPORT = ("suite", "out", "fps")
+_SHOW = ("episode", "out")
+"""Options that each part of `rove data` reads."""
 
 
 def _assets(args: argparse.Namespace, settings: list[str]) -> int:
@@ -418,6 +441,12 @@ def _run(recipe: str, settings: Sequence[str]) -> Run:
 def _positive(text: str) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text[:40]!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text[:40]!r}")
     return int(text)
 
 
@@ -579,6 +608,37 @@ COMMANDS: dict[str, Command] = {
             ),
         ),
         settings=True,
+    ),
+    "data": Command(
+        _data,
+        "bring robot data in, take it out, and look at it: rove data import, export, show or recover",
+        (
+            Argument(
+                "what",
+                "import: make demonstrations of a data set; export: the other way; show: print what it is; "
+                "recover: finish a recording that was cut off",
+                {"choices": ("import", "export", "show", "recover"), "metavar": "WHAT"},
+            ),
+            Argument(
+                "source",
+                "a LeRobot folder, or LIBERO's .hdf5 files; of export, a file of demonstrations",
+                {"type": Path, "metavar": "SOURCE"},
+            ),
+            Argument("--suite", "the suite that the demonstrations are for, e.g. libero:object"),
+            Argument("--out", "file of demonstrations, folder, or picture to write", {"type": Path}),
+            Argument("--images", "features that are the pictures", {"type": _names, "metavar": "KEYS"}),
+            Argument("--state", "those of the robot's state; none", {"type": _names, "metavar": "KEYS"}),
+            Argument("--action", "that of the actions", {"metavar": "KEY"}),
+            Argument(
+                "--actions", "the convention of the actions, as JSON", {"type": Path, "metavar": "FILE.json"}
+            ),
+            Argument("--image-size", "pixels (default: the suite's)", {"type": _positive, "metavar": "N"}),
+            Argument("--every", "frames between two rows (default: 1)", {"type": _positive, "metavar": "N"}),
+            Argument("--fps", "frames a second, where the suite has others", {"type": _positive}),
+            Argument("--episodes", "only the first so many", {"type": _positive, "metavar": "N"}),
+            Argument("--failures", "take episodes that failed, too", {"action": "store_true"}),
+            Argument("--episode", "the episode to draw (default: 0)", {"type": _count, "metavar": "N"}),
+        ),
     ),
     "assets": Command(
         _assets,

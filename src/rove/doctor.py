@@ -181,6 +181,7 @@ def optional_packages() -> list[Finding]:
     return [
         optional_package("Ray", "ray", "ray", "many machines"),
         optional_package("W&B", "wandb", "wandb", "--logging.wandb true"),
+        optional_package("Data", "pyarrow", "data", "rove data, rove robot --record"),
         optional_package("Serving", "prometheus_client", "serve", "rove serve, rove eval ws://…"),
     ]
 

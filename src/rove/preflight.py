@@ -18,6 +18,8 @@ from rove.errors import RoveError
 from rove.findings import Finding, table
 from rove.policies import registry as policies
 from rove.runtime import memory
+from rove.training.brought import refuse_other_actions
+from rove.training.demonstrations import described
 from rove.types import ActionSpec, Conventions, EpisodeSpec, Split
 
 
@@ -36,11 +38,12 @@ def of_checkpoint(path: Path | str, suite: str, options: Mapping[str, str | None
 def before_loading(run: Run) -> str:
     """Check a run before anything is loaded; return what its user wants to know of it, or "".
 
-    Raises RoveError where the run's policy cannot do what is asked of it, RL cannot train it, or the suite's
-    instructions have words that it does not list.
+    Raises RoveError where the run's policy cannot do what is asked of it, RL cannot train it, the suite's
+    instructions have words that it does not list, or the demonstrations are another suite's.
     """
     policies.check(run)
     check_words(run)
+    check_data(run)
     if run.policy.head == "l1":
         raise RoveError(
             "policy.head = 'l1' gives actions no likelihood, which RL needs: only rove sft trains it."
@@ -98,6 +101,24 @@ def check_words(run: Run) -> None:
         raise RoveError(
             f"The vocabulary of {suite.name} lacks {word!r}, which its instructions have, and a policy from "
             "scratch could not read it: add the word to the suite's vocabulary."
+        )
+
+
+def check_data(run: Run) -> None:
+    """Raise RoveError where the demonstrations that a run is to learn from were recorded in another
+    convention than its suite's, or have words that a policy from scratch could not read."""
+    if run.sft is None or run.sft.data is None:
+        return
+    path, suite = Path(run.sft.data), envs.suite(run.env)
+    made, instructions, _ = described(path)
+    if (known := conventions.find(suite.name)) is not None:
+        refuse_other_actions(path, made, known.action_spec, suite.name)
+    word = policies.unknown_word(run, suite.vocabulary, instructions)
+    if run.policy.checkpoint is None and word is not None:
+        raise RoveError(
+            f"The vocabulary of {suite.name} lacks {word!r}, which the instructions in {path} have, and a "
+            "policy from scratch could not read it: start from a checkpoint (--policy.checkpoint), or "
+            "rename the tasks."
         )
 
 

@@ -98,10 +98,12 @@ def begin(run: Run, directory: Path, resume: bool, say: Callable[[str], None]) -
 
 def settled(run: Run) -> Run:
     """The run with paths that mean the same from every working directory."""
-    start = run.policy.checkpoint
-    if start is None or not Path(start).exists():
-        return run
-    return replace(run, policy=replace(run.policy, checkpoint=str(Path(start).resolve())))
+    start, data = run.policy.checkpoint, run.sft.data if run.sft else None
+    if start is not None and Path(start).exists():
+        run = replace(run, policy=replace(run.policy, checkpoint=str(Path(start).resolve())))
+    if run.sft is not None and data is not None:
+        run = replace(run, sft=replace(run.sft, data=str(Path(data).resolve())))
+    return run
 
 
 def _check_same(run: Run, directory: Path) -> None:

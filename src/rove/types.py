@@ -96,6 +96,8 @@ class Conventions:
     none."""
     prompt: str | None = None
     """The template that they were trained with."""
+    rate: float | None = None
+    """Actions a second; None: not known."""
     complete: bool = False
     """True where `instructions` are those that the policy will be given, and no mere examples."""
 
@@ -213,6 +215,9 @@ class Demonstrations:
     about, in pixels (right, down) from its upper left corner; NaN where there is none. None: not known."""
     state: Tensor | None = None
     """float32 [F, P]: proprioception at each picture, see `Observation.state`."""
+    episode: Tensor | None = None
+    """int64 [N]: the number of the episode that each row is of, whose rows follow one another in order. None:
+    not known."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -547,6 +547,10 @@ class TrainingConfig:
 class SFTConfig:
     """Supervised warm-up on expert demonstrations."""
 
+    data: str | None = None
+    """A file of demonstrations to learn from, as `rove data import` and `rove collect` write them; None: they
+    are collected from the suite's scripted expert. Set, `episodes`, `emphasis`, `noise` and `slips` are not
+    read."""
     episodes: Pieces = 400
     """Demonstrations, collected from the suite's scripted expert on train initial states."""
     emphasis: tuple[str, ...] = ()

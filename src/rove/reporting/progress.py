@@ -175,6 +175,11 @@ class Progress:
         return Group(title, grid, Text.assemble(" " * (label + 1), legend))
 
 
+def beside_output(name: str) -> Progress:
+    """A live view on standard error, where it does not mix with what a command prints."""
+    return Progress(name, 0, console=Console(stderr=True, highlight=False))
+
+
 class _Drawn:
     """A renderable that draws text to the width it gets."""
 

@@ -30,7 +30,13 @@ _MILLISECONDS = 100
 """Duration of a frame of the animation, in milliseconds."""
 _HOLD = 1000
 """Duration of the last frame, in milliseconds."""
-_PASS, _FAIL, _PAPER, _INK = "#2e9e5b", "#d1495b", "#16181d", "#f2f3f5"
+_PAPER, _INK = "#16181d", "#f2f3f5"
+_OUTCOMES = {
+    True: ("success", "#2e9e5b"),
+    False: ("failure", "#d1495b"),
+    None: ("outcome not known", "#8a8f98"),
+}
+"""Words and colour of an outcome."""
 _FONT_SIZE = 11
 
 Side = Literal["before", "after"]
@@ -77,12 +83,16 @@ def record(executor: Evaluator, specs: Sequence[EpisodeSpec], directory: Path, p
 
 
 def animate(
-    frames: Tensor, instruction: str, success: bool, format: Literal["WEBP", "GIF"] = "WEBP"
+    frames: Tensor,
+    instruction: str,
+    success: bool | None,
+    format: Literal["WEBP", "GIF"] = "WEBP",
+    milliseconds: float | None = None,
 ) -> bytes:
     """Make an endlessly looping animation of an episode, with instruction and outcome below it.
 
-    `frames` is uint8 [F, H, W, 3], one an action. The last one is held in a frame of the outcome's colour.
-    Raises RoveError on frames of another kind, and when there are none.
+    `frames` is uint8 [F, H, W, 3], one an action, `milliseconds` long each (None: 100). The last one is held
+    in a frame of the outcome's colour. Raises RoveError on frames of another kind, and when there are none.
     """
     images = frames.numpy()
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
@@ -92,12 +102,12 @@ def animate(
     scale = max(1, _WIDTH // images.shape[2])
     height, width = images.shape[1] * scale, images.shape[2] * scale
     pictures = [Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS) for image in images]
-    colour = _PASS if success else _FAIL
+    outcome, colour = _OUTCOMES[success]
     held = pictures[-1].copy()
     ImageDraw.Draw(held).rectangle((0, 0, width - 1, height - 1), outline=colour, width=max(2, width // 48))
-    strip = _caption(instruction, "success" if success else "failure", width, colour)
+    strip = _caption(instruction, outcome, width, colour)
     pictures = [_stack(picture, strip) for picture in [*pictures, held]]
-    durations = [_MILLISECONDS] * len(images) + [_HOLD]
+    durations = [round(milliseconds or _MILLISECONDS)] * len(images) + [_HOLD]
     buffer = io.BytesIO()
     pictures[0].save(
         buffer, format, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=80

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,32 @@ def save_demonstrations(
 def made_from(path: Path) -> dict[str, Any] | None:
     """The settings that a file of demonstrations was made from; None where it does not say."""
     with _opened(path) as file:
-        return json.loads(str(file["made_from"])) if "made_from" in file.files else None
+        return _made_from(file)
+
+
+def _made_from(file: Any) -> dict[str, Any] | None:
+    return json.loads(str(file["made_from"])) if "made_from" in file.files else None
+
+
+def described(path: Path) -> tuple[dict[str, Any], tuple[str, ...], int]:
+    """What a file of demonstrations was made from, its instructions, each once, and a sum that is another one
+    for other content; its pictures are not read. Raises RoveError where there is no such file."""
+    if not path.is_file():
+        raise RoveError(
+            f"There are no demonstrations at {path}: make some, rove data import or rove collect."
+        )
+    with _opened(path, whole=False) as file:
+        instructions = dict.fromkeys(file["instruction"].tolist()) if "instruction" in file.files else {}
+        sums = [[entry.filename, entry.CRC] for entry in file.zip.infolist()]
+        return _made_from(file) or {}, tuple(instructions), zlib.crc32(json.dumps(sums).encode())
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, whole: bool = True) -> Iterator[Any]:
+    """The arrays of a file, of which every byte is checked first where it is to be read `whole`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if changed := archive.testzip():  # NumPy does not read as far as the checksum
+            if whole and (changed := archive.testzip()):  # NumPy does not read as far as the checksum
                 raise zipfile.BadZipFile(f"{changed} has changed")
         with np.load(path, allow_pickle=False) as file:
             yield file
@@ -109,7 +129,7 @@ def load_demonstrations(path: Path) -> Demonstrations:
 
 
 _TENSORS = ("images", "frame", "actions", "mask")
-_OPTIONAL = ("points", "state")
+_OPTIONAL = ("points", "state", "episode")
 
 
 def collect_demonstrations(
@@ -141,6 +161,7 @@ def collect_demonstrations(
     generator = np.random.default_rng(seed)
     pending: dict[int, list[tuple]] = defaultdict(list)
     rows: list[tuple] = []
+    episode: list[int] = []
     successes = failures = 0
     env.finals = "none"
     calls = Checked(env)
@@ -168,8 +189,9 @@ def collect_demonstrations(
             if successes < episodes:
                 on_episode(record)
             if record.success and successes < episodes:
-                successes += 1
                 rows += _shown(chunks, horizon or env.chunk)
+                episode += [successes] * (len(rows) - len(episode))
+                successes += 1
         if failures > max(successes, env.num_envs):
             raise RoveError(
                 f"The expert of {env.suite.name!r} fails too often ({failures} of "
@@ -185,7 +207,31 @@ def collect_demonstrations(
         torch.stack(mask),
         torch.stack(where) if isinstance(env, Grounder) else None,
         None if observation.state is None else torch.stack(states),
+        torch.tensor(episode),
     )
+
+
+def lengthened(demonstrations: Demonstrations, horizon: int) -> Demonstrations:
+    """The same rows, with `horizon` actions each: those of the rows that follow in the same episode are
+    added, as far as they count, or what is too many is left out.
+
+    Rows have to show the actions up to the next one, and no more. Raises RoveError where nothing says of
+    which episode they are, and some have to be added.
+    """
+    actions, mask, episode = demonstrations.actions, demonstrations.mask, demonstrations.episode
+    count, own = mask.shape
+    if horizon > own:
+        if episode is None:
+            raise RoveError(
+                f"The demonstrations show {own} actions from each picture on and do not say how they go on, "
+                f"but the policy predicts {horizon}: collect or import them anew."
+            )
+        following = torch.arange(count)[:, None] + torch.arange(-(-horizon // own))  # [N, rows]
+        there = following.clamp(max=count - 1)
+        same = (following < count) & (episode[there] == episode[:, None])
+        mask = (mask[there] & same[..., None]).flatten(1).int().cumprod(1).bool()
+        actions = actions[there].flatten(1, 2) * mask[..., None]
+    return replace(demonstrations, actions=actions[:, :horizon], mask=mask[:, :horizon])
 
 
 def _shown(chunks: Sequence[tuple], horizon: int) -> list[tuple]:

@@ -26,10 +26,12 @@ from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
 from rove.training.augment import ColorJitter
 from rove.training.batches import Gradient, OnStep, gradient_descent
+from rove.training.brought import bring
 from rove.training.demonstrations import (
     collect_demonstrations,
     collect_grounding_images,
     dataset_statistics,
+    described,
     load_demonstrations,
     made_from,
     save_demonstrations,
@@ -56,9 +58,10 @@ def warm_up(
     """Return the checkpoint that RL starts from.
 
     Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
-    demonstrations, from that checkpoint or from scratch. `directory/demonstrations.npz` and
-    `directory/sft` are used again where they were made from the same settings, and a warm-up that was stopped
-    goes on where it was. A signal that `interrupt` hears between two steps is raised once they are saved.
+    demonstrations, the expert's or those of `run.sft.data`, from that checkpoint or from scratch.
+    `directory/demonstrations.npz` and `directory/sft` are used again where they were made from the same
+    settings, and a warm-up that was stopped goes on where it was. A signal that `interrupt` hears between
+    two steps is raised once they are saved.
     """
     if run.policy.checkpoint is not None:
         checkpoint.refuse_damaged(Path(run.policy.checkpoint))
@@ -77,7 +80,11 @@ def warm_up(
     log.keep(partial(_logged_before, snapshots.phase, snapshots.step))
 
     with closing(make_env(run, device)) as env:
-        demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
+        if run.sft.data is None:
+            demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
+            every = run.rollout.chunk
+        else:
+            demonstrations, every = bring(run, env)
         suite = env.suite
         policy = policies.build(
             run.policy,
@@ -85,9 +92,7 @@ def warm_up(
             action_spec=env.action_spec,
             image_size=run.env.image_size,
             vocabulary=suite.vocabulary,
-            statistics={
-                suite.name: dataset_statistics(demonstrations, run.rollout.chunk, run.sft.zero_centred)
-            },
+            statistics={suite.name: dataset_statistics(demonstrations, every, run.sft.zero_centred)},
             seed=run.seed,
             device=device,
         )
@@ -128,11 +133,10 @@ def warm_up(
 
 def _made_from(run: Run) -> dict[str, Any]:
     """All that a warm-up depends on."""
-    return {
-        **_demonstrated_with(run),
-        "policy": load.to_dict(rundir.settled(run).policy),
-        "sft": load.to_dict(run.sft),
-    }
+    run = rundir.settled(run)
+    assert run.sft is not None
+    key = {**_demonstrated_with(run), "policy": load.to_dict(run.policy), "sft": load.to_dict(run.sft)}
+    return key if run.sft.data is None else key | {"data": described(Path(run.sft.data))[2]}
 
 
 def _demonstrated_with(run: Run) -> dict[str, Any]:

@@ -32,4 +32,5 @@ def conventions(name: str) -> Conventions:
         state=8,
         center_crop=True,
         prompt=PROMPT,
+        rate=20.0,
     )

@@ -29,4 +29,5 @@ def conventions(name: str) -> Conventions | None:
         state=8,
         center_crop=False,
         prompt=PROMPT,
+        rate=5.0,
     )

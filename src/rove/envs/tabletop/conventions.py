@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rove.envs.tabletop.robot import ACTION_SPEC, STATE_DIM
+from rove.envs.tabletop.scene import SUBSTEPS, TIMESTEP
 from rove.types import Conventions
 
 
@@ -15,4 +16,5 @@ def conventions(name: str) -> Conventions:
         statistics=("tabletop", "bounds"),
         instructions=("put the red cube on the blue plate", "pick up the green cylinder"),
         state=STATE_DIM,
+        rate=1 / (SUBSTEPS * TIMESTEP),
     )

@@ -48,6 +48,8 @@ REST_DEPTH = 1.2e-4
 """Metres that an object at rest sinks into what carries it: contacts are soft."""
 TIMESTEP = 0.01
 """Seconds of a physics step."""
+SUBSTEPS = 12
+"""Physics steps an action."""
 HIDDEN = 1e-5
 """Size of a shape that its slot does not show: it lies unseen inside the one it does."""
 

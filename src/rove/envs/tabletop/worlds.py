@@ -21,8 +21,8 @@ from rove.envs.tabletop.render import TabletopFrame
 from rove.envs.tabletop.tasks import FAMILIES, Thing, parse
 from rove.types import EpisodeSpec
 
-SUBSTEPS, RAMPS = 12, 3
-"""Physics steps an action, and the steps into which its way is divided on the way to the new target."""
+RAMPS = 3
+"""Steps into which an action's way is divided on the way to the new target."""
 
 HELD_FINGER, HELD_ABOVE = 0.020, 0.013
 """Place of a finger that holds an object, and how far the object's centre is above the fingertips, metres: on
@@ -300,7 +300,7 @@ class TabletopWorlds:
             way = before + (after - before) * (ramp / RAMPS)
             self._ctrl[rows] = robot.inverse(way, opening)
             try:
-                self._batch.step(rows, SUBSTEPS // RAMPS)
+                self._batch.step(rows, sc.SUBSTEPS // RAMPS)
             except SimulationError as error:
                 bad |= np.isin(rows, error.ids)
         bad |= self._warnings(rows) > warned
