@@ -34,7 +34,8 @@ def claimed(address: str) -> Iterator[None]:
         except BlockingIOError:
             owner = os.read(file, 20).decode(errors="replace").strip()
             raise RoveError(
-                f"The arm {address} is being run by another process ({owner or 'unknown'}): stop that one first."
+                f"The arm {address} is being run by another process ({owner or 'unknown'}): stop that one "
+                "first."
             ) from None
         os.ftruncate(file, 0)
         os.pwrite(file, str(os.getpid()).encode(), 0)

@@ -22,8 +22,8 @@ from rove.errors import RoveError, nearest
 from rove.robots.cameras import STAMP
 
 FAULTS = ("frozen", "black", "stale", "stuck", "slow")
-"""What can be made to go wrong: cameras that repeat their picture, that are black, that take none; an arm that
-takes no targets; answers that take 0.7 s."""
+"""What can be made to go wrong: cameras that repeat their picture, that are black, that take none; an arm
+that takes no targets; answers that take 0.7 s."""
 _SLOW = 0.7
 """Seconds that an answer takes while it is to be slow."""
 

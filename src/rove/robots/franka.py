@@ -172,8 +172,8 @@ class Franka:
             found = self._arm.json("/getstate")
         except OSError as error:
             raise RoveError(
-                f"The arm at {self.address} does not answer: {error}. Start its server; a simulated one: rove "
-                "simulate TASK."
+                f"The arm at {self.address} does not answer: {error}. Start its server; a simulated one: "
+                "rove simulate TASK."
             ) from error
         if not isinstance(found, Mapping):
             raise RoveError(f"{self.address}/getstate answered with no state of a Franka.")
@@ -200,7 +200,7 @@ class SimulatedFranka(Franka):
         try:
             about = connection.json("/task", {})
             self.instruction, names = str(about["instruction"]), [str(name) for name in about["cameras"]]
-            box, origin = about["box"], about["origin"]
+            box, origin, self.speed = about["box"], about["origin"], float(about["speed"])
             self.limits = limits(*box).changed(changes)
         except OSError as error:
             raise RoveError(

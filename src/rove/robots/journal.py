@@ -23,14 +23,16 @@ class Journal:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = file.open("a")
 
-    def write(self, event: str, **details: Any) -> None:
-        """Write an event: what happened, and numbers or text about it."""
+    def write(self, event: str, quiet: bool = False, **details: Any) -> None:
+        """Write an event: what happened, and numbers or text about it; a `quiet` one to the file only."""
         with self._lock:
             entry = {"event": event, "time": round(time.time(), 3), **details}
             self.events.append(entry)
             if self._file is not None:
                 self._file.write(json.dumps(entry) + "\n")
                 self._file.flush()
+        if quiet:
+            return
         words = details.get("text") or ", ".join(f"{name} {value}" for name, value in details.items())
         self._say(f"{event}: {words}" if words else event)
 

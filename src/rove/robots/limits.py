@@ -186,9 +186,11 @@ class Guard:
     def allow(self, target: np.ndarray, seen: RobotObservation, previous: np.ndarray) -> Allowed:
         """Return a target [n] within the limits, given where the arm is and the target before.
 
-        Raises Stopped after `in_a_row` targets that had to be changed.
+        Raises Stopped after `in_a_row` targets that had to be changed, and at one that is not finite.
         """
         target = np.asarray(target, float)
+        if not np.isfinite(target).all():  # comparing with a limit would let it through
+            raise Stopped("policy_refused", f"a target is {target.tolist()}.")
         clipped: list[str] = []
         counted = False
         # The box comes last: a target is in it whatever else is asked of it.
@@ -210,26 +212,23 @@ class Guard:
             )
         return Allowed(target, tuple(clipped), counted)
 
-    def finite(self, values: np.ndarray) -> bool:
-        """Tell whether an action may be looked at at all; where its numbers are not finite it is refused.
+    def finite(self, actions: np.ndarray) -> bool:
+        """Tell whether an answer's actions may be carried out: one with numbers that are not finite is
+        refused.
 
-        Raises Stopped after `refused` in a row.
+        Raises Stopped after `refused` answers in a row.
         """
-        if np.isfinite(values).all():
+        if np.isfinite(actions).all():
             self._refused = 0
             return True
         self.refuse("an action has numbers that are not finite")
         return False
 
     def refuse(self, why: str) -> None:
-        """Count an answer, or an action, that is not carried out. Raises Stopped after `refused` in a row."""
+        """Count an answer that is not carried out. Raises Stopped after `refused` in a row."""
         self._refused += 1
         if self._refused >= self.limits.refused:
-            raise Stopped("policy_refused", f"{self._refused} answers in a row were refused: {why}.")
-
-    def accept(self) -> None:
-        """Count an answer that is in order."""
-        self._refused = 0
+            raise Stopped("policy_refused", f"{self._refused} answers in a row were refused: {why}")
 
     def check(self, seen: RobotObservation, target: np.ndarray | None) -> None:
         """Look at where the arm is, and whether it goes where it was sent; None: it was sent nowhere.

@@ -24,7 +24,9 @@ class LeRobotRecorder:
         """`folder` is new, or a data set of the same features, which is continued. Raises RoveError where
         `rate` is no whole number, or recording is not installed."""
         if rate != int(rate):
-            raise RoveError(f"LeRobot counts whole frames a second, not {rate}: record with a whole --rate.")
+            raise RoveError(
+                f"LeRobot counts whole frames a second, not {rate:g} of the arm's time: change --rate."
+            )
         try:
             from rove.data.lerobot import Writer  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:

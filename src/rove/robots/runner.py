@@ -155,7 +155,7 @@ class _Episode:
             # Periods that have gone by are not made up for: what was for them is not executed.
             due = int((time.monotonic() - begun) / runner.period) + 1
             if due > now + 1:
-                runner.journal.write("late", periods=due - now - 1)
+                runner.journal.write("late", quiet=True, periods=due - now - 1)
             now = max(now + 1, due)
             runner.estop.wait(begun + now * runner.period - time.monotonic())
         self._hold(self._observe(), now)
@@ -204,7 +204,7 @@ class _Episode:
         elif answer.actions is None:
             runner.journal.write("refused", text=answer.problem)
             runner.guard.refuse(answer.problem)
-        else:
+        elif runner.guard.finite(answer.actions):
             self._gone_since, self._wait = None, _FIRST_WAIT
             self._add(answer.actions, answer.period, now, answer.seconds)
 
@@ -240,9 +240,6 @@ class _Episode:
     def _move(self, seen: RobotObservation, now: int) -> None:
         runner = self._runner
         asked = self._schedule.at(now)
-        if asked is not None and not runner.guard.finite(asked):
-            self._schedule.clear()
-            asked = None
         if asked is None:
             self._hold(seen, now)
             self._held += 1
@@ -252,7 +249,7 @@ class _Episode:
         target = runner.robot.aim(seen, asked, previous)
         allowed = runner.guard.allow(target, seen, previous)
         if allowed.counted:
-            runner.journal.write("clipped", text="; ".join(allowed.clipped))
+            runner.journal.write("clipped", quiet=True, text="; ".join(allowed.clipped))
         self._send(allowed.target)
         self._acted += 1
         if runner.recorder is not None:

@@ -42,7 +42,3 @@ class Schedule:
     def left(self, now: int) -> int:
         """Return the number of periods, from `now` on, for which there is an action."""
         return max([0, *(first + len(actions) - now for first, actions in self._chunks)])
-
-    def clear(self) -> None:
-        """Forget all chunks."""
-        self._chunks = []

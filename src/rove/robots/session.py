@@ -79,7 +79,11 @@ def _run(session: Session, chosen: Arm, journal: Journal, stack: ExitStack) -> l
     recorder = None
     if session.record is not None:
         recorder = LeRobotRecorder(
-            session.record, robot, chosen.kind, rate=session.pace.rate, instruction=instruction
+            session.record,
+            robot,
+            chosen.kind,
+            rate=session.pace.rate / chosen.speed,
+            instruction=instruction,
         )
         stack.callback(recorder.close)
     stack.callback(robot.close)
@@ -123,8 +127,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     for one in outcomes:
         verdict = {True: "success", False: "failure", None: "not said"}[one.success]
         lines.append(
-            f"episode {one.episode}: {verdict}, {one.actions} actions in {one.seconds:.1f} s, {one.held} periods "
-            f"held, {one.dropped} actions too late, {one.clipped} targets clipped"
+            f"episode {one.episode}: {verdict}, {one.actions} actions in {one.seconds:.1f} s, {one.held} "
+            f"periods held, {one.dropped} actions too late, {one.clipped} targets clipped"
         )
     known = [one.success for one in outcomes if one.success is not None]
     if known:

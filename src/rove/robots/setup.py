@@ -35,6 +35,8 @@ class Arm:
     """The name of its adapter."""
     instruction: str | None = None
     """What is to be done, where the arm knows."""
+    speed: float = 1.0
+    """Of its time: 1 but for one that is simulated."""
 
 
 def arm(where: str, rate: float) -> Arm:
@@ -67,7 +69,7 @@ def arm(where: str, rate: float) -> Arm:
 
 def _simulated(found: Mapping[str, Any], rate: float) -> Arm:
     robot = SimulatedFranka(_text(found, "address"), _table(found, "limits"), rate=rate)
-    return Arm(robot, robot.limits, "simulated", robot.instruction)
+    return Arm(robot, robot.limits, "simulated", robot.instruction, robot.speed)
 
 
 def _serl(found: Mapping[str, Any], rate: float) -> Arm:

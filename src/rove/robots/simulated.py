@@ -36,7 +36,7 @@ TICK = 5
 """Substeps of 2 ms between two moments at which the arm is looked at, and its record kept: 100 a second."""
 COLUMNS = ("time", "x", "y", "z", "rx", "ry", "rz", "gripper", "speed", "success")
 """Of the arm's own record: s of simulated time since it began, m, rad, share of opening, m/s, 0 or 1."""
-BOX = ((0.25, -0.40, -0.03), (0.85, 0.40, 0.70))
+BOX = ((0.25, -0.50, -0.03), (0.85, 0.50, 0.70))
 """Corners in which the hand may be by default, m in the base frame: the table, and what stands on it."""
 _RECORD = 1_000_000
 """Rows that are kept: the last hours."""
