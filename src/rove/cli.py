@@ -668,7 +668,7 @@ COMMANDS: dict[str, Command] = {
             ),
             Argument(
                 "--ahead",
-                "ask for the next chunk when N actions are left (default: half a chunk; 0: hold still and wait)",
+                "ask for the next chunk when N actions are left (default: half; 0: hold still and wait)",
                 {"type": _whole, "metavar": "N"},
             ),
             Argument(

@@ -101,10 +101,20 @@ class SimulatedArm:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=_RECORD)
         self._clock = 0.0
         self._ended = threading.Event()
-        self.reset(0)
-        self.picture(self.cameras[0])  # the first one compiles
         self._thread = threading.Thread(target=self._run, name="physics", daemon=True)
+        self.reset(0)
+
+    def start(self) -> None:
+        """Let time pass, from now on."""
+        self.picture(self.cameras[0])  # the first one compiles
+        self._begun = time.monotonic()
         self._thread.start()
+
+    def advance(self, ticks: int = 1) -> None:
+        """Let so many `TICK`s pass, at once."""
+        with self._lock:
+            for _ in range(ticks):
+                self._step()
 
     # --- what the routes call ---------------------------------------------------------------------
 
@@ -184,13 +194,13 @@ class SimulatedArm:
     def close(self) -> None:
         """Stop the simulation; harmless when called twice."""
         self._ended.set()
-        self._thread.join(5.0)
+        if self._thread.is_alive():
+            self._thread.join(5.0)
         self._pictures.close()
 
     # --- the simulation ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        tick = TICK * 0.002
         while not self._ended.is_set():
             with self._lock:
                 due = (time.monotonic() - self._begun) * self._speed
@@ -199,8 +209,6 @@ class SimulatedArm:
                 ahead = self._simulated - due
                 if ahead <= 0:
                     self._step()
-                    self._simulated += tick
-                    self._clock += tick
             if ahead > 0:
                 self._ended.wait(ahead / self._speed)
 
@@ -212,6 +220,8 @@ class SimulatedArm:
         way = 0.0 if self._before is None else float(np.linalg.norm(position - self._before))
         self._before = position
         turn, done = turns.from_down(quaternion), float(self._success)
+        self._clock += TICK * 0.002
+        self._simulated += TICK * 0.002
         self._rows.append((self._clock, *position, *turn, self._opening(), way / (TICK * 0.002), done))
 
     def _hand(self) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +274,8 @@ def serve(
     See `SimulatedArm` for the arguments. Raises RoveError where the port is taken, or there is no such task.
     """
     with closing(ArmServer(host, port)) as server:
-        server.arm = SimulatedArm(task, image_size=image_size, wrist=wrist, speed=speed, split=split)
+        server.arm = arm = SimulatedArm(task, image_size=image_size, wrist=wrist, speed=speed, split=split)
+        arm.start()
         say(f"Simulating {task} at http://{host}:{server.port}.")
 
         def end(number: int, frame: FrameType | None) -> None:
@@ -277,4 +288,4 @@ def serve(
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            server.arm.close()
+            arm.close()
