@@ -163,6 +163,14 @@ def _command(directory: Path) -> list[str]:
 
 
 def _demo(args: argparse.Namespace, settings: list[str]) -> None:
+    if args.what == "robot":
+        if settings:
+            raise RoveError(f"{settings[0]} is no option of rove demo robot: it takes none.")
+        with installed():
+            from rove.robots import demo
+
+        demo.demo(lambda text: print(text, flush=True))
+        return
     run = _run("demo", settings)
     from rove import checkpoint, rundir
     from rove.evaluation import report
@@ -548,7 +556,16 @@ _RECIPE = Argument("recipe", "a name from `rove recipes`, or FILE.py:NAME", {"me
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        _demo, "warm up, train and evaluate the demo recipe, then print the table", settings=True
+        _demo,
+        "warm up, train and evaluate the demo recipe, then print the table; or, demo robot, run an arm",
+        (
+            Argument(
+                "what",
+                "robot: serve a tiny policy, run it on a simulated Franka, and let everything go wrong",
+                {"nargs": "?", "choices": ("robot",), "metavar": "robot"},
+            ),
+        ),
+        settings=True,
     ),
     "recipes": Command(_recipes, "list the recipes"),
     "show": Command(_show, "print and check a recipe's settings", (_RECIPE,), settings=True),
