@@ -94,10 +94,10 @@ class Asker:
             begun = time.monotonic()
             actions, problem, gone = None, "", False
             try:
-                actions = self._policy.act(observation, "greedy").actions
+                answered = self._policy.act(observation, "greedy").actions
                 if self._convert is not None:
-                    actions = self._convert(actions)
-                actions = actions[0].numpy().astype(float)
+                    answered = self._convert(answered)
+                actions = answered[0].numpy().astype(float)
             except Gone as error:
                 problem, gone = str(error), True
             except RoveError as error:

@@ -73,13 +73,15 @@ class Connection:
     ) -> tuple[int, bytes, Mapping[str, str]]:
         if self._open is None:
             self._open = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        self._open.timeout = timeout
         try:
             if self._open.sock is None:
                 self._open.connect()
-            self._open.sock.settimeout(timeout)
+            else:
+                self._open.sock.settimeout(timeout)
             self._open.request(method, (self._path + path) or "/", content, headers)
             answer = self._open.getresponse()
-            return answer.status, answer.read(), answer.headers
+            return answer.status, answer.read(), dict(answer.headers.items())
         except BaseException:
             self.close()  # half an answer would be taken for that of the next request
             raise

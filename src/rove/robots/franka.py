@@ -60,7 +60,7 @@ class Scale:
 class Franka:
     """A Franka behind a SERL server, with cameras of one's own. See `rove.robots.base.Robot`."""
 
-    axes = AXES
+    axes: tuple[str, ...] = AXES
     action_spec = ACTIONS
     judges = False
 

@@ -56,7 +56,7 @@ class Outcome:
     held: int
     """Periods in which the arm held still for want of one."""
     dropped: int
-    """Actions that came too late."""
+    """Answers that came too late, with all of their actions."""
     clipped: int
     """Targets that limits changed."""
     seconds: float
@@ -211,12 +211,13 @@ class _Episode:
     def _add(self, actions: np.ndarray, period: int, now: int, seconds: float) -> None:
         still = self._still_since is not None and period >= self._still_since
         first = now if still else period
-        dropped = self._schedule.add(first, actions, now)
-        if dropped >= len(actions):
+        # The first actions of an answer that was asked for on the way are always for periods that have gone:
+        # the chunk before had those.
+        if self._schedule.add(first, actions, now) == len(actions):
+            self._dropped += 1
             self._runner.journal.write(
-                "dropped", text=f"An answer took {seconds:.2f} s: its {dropped} actions are all too late."
+                "dropped", text=f"An answer took {seconds:.2f} s: all {len(actions)} actions are too late."
             )
-        self._dropped += dropped
 
     def _has_gone(self, answer: Answer) -> None:
         limits, now = self._runner.limits, time.monotonic()

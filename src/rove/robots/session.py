@@ -72,7 +72,7 @@ def _run(session: Session, chosen: Arm, journal: Journal, stack: ExitStack) -> l
         execute=session.execute,
         api_key=os.environ.get("ROVE_API_KEY"),
         patience=0.0,
-        timeout=chosen.limits.policy_late,
+        timeout=chosen.limits.policy_late + 1.0,  # the loop gives up first
     )
     stack.callback(policy.close)
     asker = stack.enter_context(closing(Asker(policy, robot.action_spec, instruction)))
@@ -128,7 +128,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         verdict = {True: "success", False: "failure", None: "not said"}[one.success]
         lines.append(
             f"episode {one.episode}: {verdict}, {one.actions} actions in {one.seconds:.1f} s, {one.held} "
-            f"periods held, {one.dropped} actions too late, {one.clipped} targets clipped"
+            f"periods held, {one.dropped} answers too late, {one.clipped} targets clipped"
         )
     known = [one.success for one in outcomes if one.success is not None]
     if known:
