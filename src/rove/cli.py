@@ -675,8 +675,8 @@ COMMANDS: dict[str, Command] = {
             Argument("--first", "number of the first one", {"type": _whole, "default": 0, "metavar": "N"}),
             Argument(
                 "--rate",
-                "periods a second, 1 to 50 (default: 20)",
-                {"type": partial(_number, low=1, high=50), "default": 20.0, "metavar": "HZ"},
+                "periods a second, 5 to 50 (default: 20)",
+                {"type": partial(_number, low=5, high=50), "default": 20.0, "metavar": "HZ"},
             ),
             Argument(
                 "--horizon",

@@ -28,6 +28,7 @@ from torch import Tensor
 from rove.errors import RoveError
 from rove.robots import session
 from rove.robots.asking import Asker
+from rove.robots.base import RobotObservation
 from rove.robots.endpoints import ArmServer
 from rove.robots.franka import ACTIONS
 from rove.robots.journal import Journal
@@ -382,7 +383,8 @@ def test_an_arm_of_lerobots_is_driven_within_its_limits(tmp_path: Path, monkeypa
         found.robot.connect()
         estop = EStop(found.robot.stop, 0.5)
         asker = Asker(remote, replace(found.robot.action_spec, low=(-99.0, 0.0), high=(99.0, 99.0)), "go")
-        runner = Runner(found.robot, asker, found.limits, estop, Journal(None), Pace(20.0, 100))
+        kept = Kept()
+        runner = Runner(found.robot, asker, found.limits, estop, Journal(None), Pace(20.0, 100), kept)
         with pytest.raises(Stopped, match="out_of_limits"):
             runner.run([0])
         estop.close()
@@ -392,6 +394,45 @@ def test_an_arm_of_lerobots_is_driven_within_its_limits(tmp_path: Path, monkeypa
     assert shoulder.max() == 30.0 and np.abs(np.diff(shoulder)).max() <= 5.0 + 1e-9
     assert min(action["gripper.pos"] for action in toy.sent) == 0.0
     assert not toy.connected
+    # What was carried out is kept beside what was asked for, and the episode is ended though nobody said how.
+    assert kept.ended == [None] and len(kept.rows) == len(shoulder) - 3
+    assert [row[1][0] for row in kept.rows] == [90.0] * len(kept.rows)
+    np.testing.assert_allclose([row[0][0] for row in kept.rows], shoulder[1:-2])
+    assert all(row[2] for row in kept.rows)
+
+
+class Kept:
+    """A `Recorder` that keeps rows of action, what was asked for, and whether limits changed it."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[np.ndarray, np.ndarray, bool]] = []
+        self.ended: list[bool | None] = []
+
+    def add(
+        self, observation: RobotObservation, action: np.ndarray, asked: np.ndarray, clipped: bool
+    ) -> None:
+        self.rows.append((action, asked, clipped))
+
+    def end_episode(self, success: bool | None) -> None:
+        self.ended.append(success)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_is_recorded_as_a_data_set(policy, tmp_path) -> None:
+    pytest.importorskip("rove.data", reason="no data sets here")
+    with fake_arm(success_after=30) as made:
+        run = Run(made, policy, tmp_path)
+        folder = tmp_path / "data"
+        run.session = replace(run.session, record=folder, episodes=(0, 1))
+        outcomes = run()
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    assert info["total_episodes"] == 2 and info["fps"] == 20
+    assert info["total_frames"] == sum(outcome.actions for outcome in outcomes)
+    assert {"action", "policy_action", "observation.state", "observation.images.front"} < set(
+        info["features"]
+    )
 
 
 def test_what_is_not_known_of_an_arm_of_lerobots_is_asked_for(tmp_path: Path) -> None:

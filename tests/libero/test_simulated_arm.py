@@ -180,7 +180,8 @@ def test_a_policy_on_the_arm_over_sockets_never_leaves_its_box(address: str, tmp
     box = ((0.35, -0.3, 0.15), (0.55, 0.3, 0.4))
     setup = tmp_path / "arm.toml"
     setup.write_text(
-        f'adapter = "simulated"\naddress = "{address}"\n[limits]\ncamera_late = 3.0\nloop_late = 2.0\n[limits.axes]\n'
+        f'adapter = "simulated"\naddress = "{address}"\n'
+        "[limits]\ncamera_late = 3.0\nloop_late = 2.0\n[limits.axes]\n"
         + "\n".join(f"{n} = {{ low = {a}, high = {b} }}" for n, a, b in zip("xyz", *box, strict=True))
     )
     said: list[str] = []

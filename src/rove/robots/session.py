@@ -23,6 +23,10 @@ from rove.robots.stopping import EStop, button, keyboard, signals
 from rove.serving.remote import RemotePolicy
 
 
+_PICTURES = 10.0
+"""Times a second that cameras are read at least: the slower the loop, the more it needs to know them well."""
+
+
 @dataclass(frozen=True)
 class Session:
     """What a run is about."""
@@ -51,7 +55,12 @@ class Session:
 def run(session: Session, say: Callable[[str], None] = print) -> list[Outcome]:
     """Run the episodes of a session. Raises RoveError before the arm moves where something is not as it
     should be, and `Stopped` where the arm was stopped; what was recorded until then is kept."""
-    chosen = arm(session.arm, session.pace.rate)
+    chosen = arm(session.arm, max(session.pace.rate, _PICTURES))
+    if 2.0 / session.pace.rate > chosen.limits.loop_late:
+        raise RoveError(
+            f"A period of {1 / session.pace.rate:.2f} s is no shorter than half of limits.loop_late, "
+            f"{chosen.limits.loop_late} s: give a higher --rate."
+        )
     with ExitStack() as stack:
         stack.enter_context(claimed(chosen.robot.address))
         journal = stack.enter_context(closing(Journal(session.log, say)))
