@@ -280,6 +280,9 @@ def test_what_goes_wrong_before_the_arm_moves_is_said_in_a_line(run, arm, policy
     run.session = replace(run.session, arm=policy.address.replace("ws", "http"))
     with pytest.raises(RoveError):
         run()
+    run.session = replace(run.session, arm=f"http://127.0.0.1:{arm[0].port}", pace=Pace(rate=1.0))
+    with pytest.raises(RoveError, match="higher --rate"):
+        run()
     assert arm[1].targets == []
 
 
@@ -313,6 +316,36 @@ def test_a_person_says_how_it_went(run, arm, key, success, monkeypatch) -> None:
         (outcome,) = run(lambda: os.write(ours, key.encode()))
     os.close(ours)
     assert outcome.success is success
+    rests(arm[1])
+
+
+def test_a_real_arm_waits_for_a_person_who_also_says_how_it_went(run, arm, tmp_path, monkeypatch) -> None:
+    setup = tmp_path / "lab.toml"
+    axes = "\n".join(f"{n} = {{ low = {a}, high = {b} }}" for n, a, b in zip("xyz", *BOX, strict=True))
+    address = f"http://127.0.0.1:{arm[0].port}"
+    setup.write_text(
+        f'adapter = "serl"\naddress = "{address}"\n[cameras]\nfront = "{address}/camera/front"\n'
+        f"[limits]\ncamera_late = 1.0\nloop_late = 1.2\n[limits.axes]\n{axes}\n"
+    )
+    run.session = replace(run.session, arm=str(setup), instruction="reach")
+    ours, theirs = pty.openpty()
+
+    def come() -> None:
+        while not any("press Enter" in text for text in run.said):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert arm[1].episodes == [] and arm[1].targets == []
+        os.write(ours, b"\n")
+
+    person = threading.Thread(target=come)
+    person.start()
+    with open(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        (outcome,) = run(lambda: os.write(ours, b"s"))
+    person.join()
+    os.close(ours)
+    assert outcome.success is True and outcome.actions > 5
+    assert arm[1].episodes == [None]
     rests(arm[1])
 
 

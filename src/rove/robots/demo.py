@@ -89,7 +89,7 @@ def demo(say: Callable[[str], None]) -> None:
         say(f"Policy: {server}. Arm: {arm}. Each is a process of its own. ({time.monotonic() - begun:.0f} s)")
         asked = session.Session(
             server,
-            arm,
+            _setup(folder, arm),
             episodes=range(EPISODES),
             pace=PACE,
             log=folder / "log.jsonl",
@@ -97,7 +97,7 @@ def demo(say: Callable[[str], None]) -> None:
         )
         outcomes = session.run(asked, say)
         say(f"\n{session.summary(outcomes)}\n({time.monotonic() - begun:.0f} s)\n")
-        broken = [fault for fault in _FAULTS if not _throw(fault, replace(asked, record=None), say)]
+        broken = [fault for fault in _FAULTS if not _throw(fault, arm, replace(asked, record=None), say)]
         _look_through(arm, say)
     if asked.record is not None:
         _learn_from(asked.record, folder, say)
@@ -106,13 +106,27 @@ def demo(say: Callable[[str], None]) -> None:
     say(f"All of it took {time.monotonic() - begun:.0f} s. Every event: {asked.log}")
 
 
+def _setup(folder: Path, address: str) -> str:
+    """Write a file that describes the arm, and allows for what a simulation that shares two cores is late by;
+    return its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "arm.toml"
+    file.write_text(
+        f'adapter = "simulated"\naddress = "{address}"\n\n[limits]\ncamera_late = 1.0\nloop_late = 1.2\n'
+    )
+    return str(file)
+
+
 def _throw(
-    fault: tuple[str, str, tuple[Cause, ...]], asked: session.Session, say: Callable[[str], None]
+    fault: tuple[str, str, tuple[Cause, ...]],
+    address: str,
+    asked: session.Session,
+    say: Callable[[str], None],
 ) -> bool:
     """Run an episode in which something goes wrong after a while; return whether it was met."""
     words, name, expected = fault
     lines: list[str] = []
-    arm = Connection(asked.arm)
+    arm = Connection(address)
     with FaultyServer(asked.policy) as policy:
 
         def begin() -> None:
