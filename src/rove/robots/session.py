@@ -22,7 +22,6 @@ from rove.robots.setup import Arm, arm
 from rove.robots.stopping import EStop, button, keyboard, signals
 from rove.serving.remote import RemotePolicy
 
-
 _PICTURES = 10.0
 """Times a second that cameras are read at least: the slower the loop, the more it needs to know them well."""
 
