@@ -86,7 +86,8 @@ class Run:
         setup.write_text(
             f'adapter = "simulated"\naddress = "http://127.0.0.1:{server.port}"\n'
             # What is looked at here is short, what is not is long: other tests may take the cores meanwhile.
-            "[limits]\npolicy_gone = 1.0\npolicy_late = 0.8\nlag = 0.03\ncamera_late = 1.0\nloop_late = 1.2\n"
+            "[limits]\npolicy_gone = 1.0\npolicy_late = 0.8\ncamera_late = 1.0\nloop_late = 1.2\n"
+            "axes.y.lag = 0.03\n"
         )
         self.session = session.Session(
             policy.address, str(setup), pace=PACE, log=folder / "log.jsonl", episodes=(3,)
@@ -384,12 +385,14 @@ high = 30.0
 step = 10.0
 speed = 100.0
 fastest = 500.0
+lag = 50.0
 [limits.axes."gripper.pos"]
 low = 0.0
 high = 100.0
 step = 100.0
 speed = 200.0
 fastest = 500.0
+lag = 50.0
 ramp = true
 """
 

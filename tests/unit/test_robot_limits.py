@@ -128,7 +128,12 @@ def test_an_arm_that_goes_nowhere_is_stopped_and_one_that_lags_is_not() -> None:
 
 
 def test_no_limit_can_be_left_out_or_made_endless() -> None:
-    for name, value in (("camera_late", 1e9), ("in_a_row", 0), ("loop_late", float("nan")), ("lag", "no")):
+    for name, value in (
+        ("camera_late", 1e9),
+        ("in_a_row", 0),
+        ("loop_late", float("nan")),
+        ("policy_late", "no"),
+    ):
         with pytest.raises(RoveError, match=f"limits.{name}"):
             LIMITS.changed({name: value})
     for value in (float("inf"), float("nan"), 0, -1.0, "fast", None, True):
@@ -231,7 +236,7 @@ def test_a_file_describes_a_real_arm(tmp_path: Path) -> None:
     file.write_text(SERL)
     found = arm(str(file), 20.0)
     assert found.limits.camera_late == 0.3
-    assert found.limits.axes["z"] == AxisLimits(0.05, 0.4, 0.06, 0.5, 1.2, 0.01)
+    assert found.limits.axes["z"] == AxisLimits(0.05, 0.4, 0.06, 0.5, 1.2, 0.15, 0.01)
     assert found.robot.cameras == ("front",) and not found.robot.judges
 
 

@@ -44,7 +44,7 @@ _FAULTS: tuple[tuple[str, str, tuple[Cause, ...]], ...] = (
     ("answers come 500 ms late", "late", ()),
     ("the policy's server is away for a second", "away", ()),
     ("actions are no numbers", "nan", ("policy_refused",)),
-    ("the policy pushes out of the box", "far", ("out_of_limits",)),
+    ("the policy pushes out of the box", "far", ("out_of_limits", "does_not_follow")),
     ("somebody stops the arm", "stop", ("estop_http",)),
 )
 """In words, what is done, and what may stop the arm; nothing: it goes on."""
@@ -142,6 +142,8 @@ def _throw(
         def begin() -> None:
             if name in _OF_THE_ARM:
                 arm.post("/fault", {"name": name})
+                # Of an arm that is hardly sent anywhere nobody knows whether it would go.
+                policy.fault = "far" if name == "stuck" else None
             elif name == "stop":
                 said = next(line for line in lines if "POST http" in line)
                 Connection(said.rsplit("POST ", 1)[1].removesuffix("/stop.")).post("/stop")

@@ -39,11 +39,11 @@ def limits(low: Sequence[float], high: Sequence[float]) -> Limits:
     action), and an arm that does as it is told comes near none of them.
     """
     hand = [
-        AxisLimits(float(a), float(b), step=0.06, speed=2.2, fastest=1.2, margin=0.01)
+        AxisLimits(float(a), float(b), step=0.06, speed=2.2, fastest=1.2, lag=0.15, margin=0.01)
         for a, b in zip(low, high, strict=True)
     ]
-    turn = AxisLimits(-2.0, 2.0, step=0.6, speed=22.0, fastest=4.0, margin=0.05)
-    gripper = AxisLimits(-0.05, 1.05, step=1.1, speed=2.5, fastest=20.0, margin=0.05, ramp=True)
+    turn = AxisLimits(-2.0, 2.0, step=0.6, speed=22.0, fastest=4.0, lag=1.0, margin=0.05)
+    gripper = AxisLimits(-0.05, 1.05, step=1.1, speed=2.5, fastest=20.0, lag=5.0, margin=0.05, ramp=True)
     return Limits(axis_table(AXES, [*hand, turn, turn, turn, gripper]))
 
 

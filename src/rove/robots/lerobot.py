@@ -123,7 +123,7 @@ def _axes(names: tuple[str, ...], limits: Mapping[str, Any]) -> dict[str, AxisLi
     for name in names:
         if not isinstance(given, Mapping) or not isinstance(given.get(name), Mapping):
             raise RoveError(
-                f"The limits of {name!r} are not given: write low, high, step, speed and fastest below "
+                f"The limits of {name!r} are not given: write low, high, step, speed, fastest and lag below "
                 f'[limits.axes."{name}"] in the setup file.'
             )
         try:

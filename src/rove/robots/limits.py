@@ -47,6 +47,9 @@ class AxisLimits:
     """Most that a target moves in a second."""
     fastest: float
     """Units a second that the axis never reaches: one that does is stopped."""
+    lag: float
+    """Most of position error × time, unit × s, while the axis goes nowhere; an error below a sixth of `step`
+    is none."""
     margin: float = 0.0
     """How far targets stay away from `low` and `high`: an arm overshoots."""
     ramp: bool = False
@@ -54,11 +57,11 @@ class AxisLimits:
     down, and nothing is thought of it."""
 
     def __post_init__(self) -> None:
-        for name in ("low", "high", "step", "speed", "fastest", "margin"):
+        for name in ("low", "high", "step", "speed", "fastest", "lag", "margin"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise RoveError(f"{name} = {value!r} is no limit: give a finite number.")
-        for name in ("step", "speed", "fastest"):
+        for name in ("step", "speed", "fastest", "lag"):
             if getattr(self, name) <= 0:
                 raise RoveError(f"{name} = {getattr(self, name)} would let nothing move: give more than 0.")
         if self.margin < 0 or self.low + self.margin >= self.high - self.margin:
@@ -68,8 +71,10 @@ class AxisLimits:
             )
 
 
+_NONE = 6.0
+"""Part of `step` below which a position error is none."""
 _RANGES = {
-    "in_a_row": (1, 200), "refused": (1, 20), "lag": (0.001, 1.0), "tolerance": (0.0005, 0.1),
+    "in_a_row": (1, 200), "refused": (1, 20),
     "policy_late": (0.2, 60.0), "policy_gone": (0.5, 600.0), "camera_late": (0.1, 5.0),
     "camera_frozen": (2, 100), "camera_black": (0.5, 64.0), "loop_late": (0.1, 2.0),
 }  # fmt: skip
@@ -86,10 +91,6 @@ class Limits:
     """Targets that may be clipped one after the other, before the arm is stopped."""
     refused: int = 3
     """Answers, or actions, that may be refused one after the other."""
-    lag: float = 0.15
-    """Most of position error × time, m s or rad s, while an axis goes nowhere."""
-    tolerance: float = 0.01
-    """Position error, m or rad, that is none."""
     policy_late: float = 5.0
     """Seconds that one answer may take."""
     policy_gone: float = 30.0
@@ -170,7 +171,7 @@ class Guard:
         self._fastest, self._margin = np.array([a.fastest for a in axes]), np.array([a.margin for a in axes])
         self.ramps = np.array([a.ramp for a in axes])
         """bool [n]: the axes that are a gripper's."""
-        self._lag = np.zeros(len(self._names))
+        self._lag, self._lags = np.zeros(len(self._names)), np.array([a.lag for a in axes])
         self._before: np.ndarray | None = None
 
     def inside(self, position: np.ndarray) -> np.ndarray:
@@ -265,10 +266,10 @@ class Guard:
         way = np.zeros_like(error) if self._before is None else (position - self._before) * np.sign(error)
         # An arm that is being held, or has lost its controller, makes no way. A gripper that holds something
         # does not reach its target either, and is as it should be.
-        still = (np.abs(error) > self.limits.tolerance) & (way < 0.02 * np.abs(error)) & ~self.ramps
+        still = (np.abs(error) > self._step / _NONE) & (way < 0.02 * np.abs(error)) & ~self.ramps
         self._lag = np.where(still, self._lag + np.abs(error) * self.period, 0.0)
-        if (self._lag > self.limits.lag).any():
-            i = int(self._lag.argmax())
+        if (self._lag > self._lags).any():
+            i = int((self._lag / self._lags).argmax())
             raise Stopped(
                 "does_not_follow",
                 f"{self._names[i]} stays {error[i]:+.3f} from its target (error × time {self._lag[i]:.3f}).",
