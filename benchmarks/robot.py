@@ -21,7 +21,7 @@ from pathlib import Path
 from rove.api import evaluate
 from rove.evaluation.statistics import Rate, paired_difference
 from rove.robots import session
-from rove.robots.demo import TASK
+from rove.robots.demo import TASK, episode
 from rove.robots.runner import Pace
 from rove.types import EpisodeRecord
 
@@ -78,16 +78,12 @@ def main() -> None:
         process("simulate", args.task, "--port", "0", *size) as arm,
     ):
         for name, ahead in (("overlapping", None), ("holding", 0)):
-            outcomes = session.run(
-                session.Session(
-                    policy,
-                    arm,
-                    # The arm's episode n begins in the n-th held-out initial state.
-                    episodes=[state - states[0] for state in states],
-                    pace=Pace(RATE * args.speed, args.horizon, ahead),
-                ),
-                lambda text: print(text, file=sys.stderr),
-            )
+            asked = session.Session(policy, arm, pace=Pace(RATE * args.speed, args.horizon, ahead))
+            outcomes = [
+                # The arm's episode n begins in the n-th held-out initial state; one that limits stop has failed.
+                episode(asked, state - states[0], lambda text: print(text, file=sys.stderr))
+                for state in states
+            ]
             found[name] = {
                 **result(
                     [

@@ -94,7 +94,7 @@ def demo(say: Callable[[str], None]) -> None:
             log=folder / "log.jsonl",
             record=_record(folder, say),
         )
-        outcomes = [_episode(asked, number, say) for number in range(EPISODES)]
+        outcomes = [episode(asked, number, say) for number in range(EPISODES)]
         say(f"\n{session.summary(outcomes)}\n({time.monotonic() - begun:.0f} s)\n")
         broken = [fault for fault in _FAULTS if not _throw(fault, arm, replace(asked, record=None), say)]
         _look_through(arm, say)
@@ -105,7 +105,7 @@ def demo(say: Callable[[str], None]) -> None:
     say(f"All of it took {time.monotonic() - begun:.0f} s. Every event: {asked.log}")
 
 
-def _episode(asked: session.Session, number: int, say: Callable[[str], None]) -> Outcome:
+def episode(asked: session.Session, number: int, say: Callable[[str], None]) -> Outcome:
     """Run one episode; one in which limits stop the arm has failed, and the next one may do better."""
     begun = time.monotonic()
     try:
