@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rove.api import evaluate
-from rove.evaluation.statistics import Rate, paired_difference
-from rove.robots import session
-from rove.robots.demo import TASK, episode
-from rove.robots.runner import Pace
-from rove.types import EpisodeRecord
+# A file beside this one is called as the package is that it would be taken for.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+from rove.api import evaluate  # noqa: E402
+from rove.evaluation.statistics import Rate, paired_difference  # noqa: E402
+from rove.robots import session  # noqa: E402
+from rove.robots.demo import TASK, episode  # noqa: E402
+from rove.robots.runner import Pace  # noqa: E402
+from rove.types import EpisodeRecord  # noqa: E402
 
 ROVE = (sys.executable, "-c", "import sys; from rove.cli import main; sys.exit(main())")
 RATE = 20
@@ -80,7 +83,7 @@ def main() -> None:
         for name, ahead in (("overlapping", None), ("holding", 0)):
             asked = session.Session(policy, arm, pace=Pace(RATE * args.speed, args.horizon, ahead))
             outcomes = [
-                # The arm's episode n begins in the n-th held-out initial state; one that limits stop has failed.
+                # Episode n of the arm begins in the n-th held-out state; one that limits stop has failed.
                 episode(asked, state - states[0], lambda text: print(text, file=sys.stderr))
                 for state in states
             ]
