@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -162,6 +163,14 @@ def _command(directory: Path) -> list[str]:
 
 
 def _demo(args: argparse.Namespace, settings: list[str]) -> None:
+    if args.what == "robot":
+        if settings:
+            raise RoveError(f"{settings[0]} is no option of rove demo robot: it takes none.")
+        with installed():
+            from rove.robots import demo
+
+        demo.demo(lambda text: print(text, flush=True))
+        return
     run = _run("demo", settings)
     from rove import checkpoint, rundir
     from rove.evaluation import report
@@ -321,6 +330,52 @@ _SHOW = ("episode", "out")
 """Options that each part of `rove data` reads."""
 
 
+def _robot(args: argparse.Namespace, settings: list[str]) -> int:
+    with installed():
+        from rove.robots import session
+    from rove.robots.limits import Stopped
+    from rove.robots.runner import Pace
+
+    if args.record is not None:
+        from rove import preflight
+
+        preflight.can_write(args.record, "--record")
+    asked = session.Session(
+        policy=args.policy,
+        arm=args.arm,
+        instruction=args.instruction,
+        episodes=range(args.first, args.first + args.episodes),
+        pace=Pace(args.rate, args.horizon, args.ahead),
+        execute=args.execute,
+        record=args.record,
+        log=args.log,
+        stop_port=args.stop_port,
+        dry=args.dry_run,
+    )
+    try:
+        outcomes = session.run(asked, say=lambda text: print(text, flush=True))
+    except Stopped as stopped:
+        print(f"rove: error: {stopped}", file=sys.stderr)
+        return 3 if stopped.signal is None else 128 + stopped.signal
+    print(session.summary(outcomes))
+    return 0
+
+
+def _simulate(args: argparse.Namespace, settings: list[str]) -> None:
+    from rove.robots import simulated
+
+    simulated.serve(
+        args.task,
+        args.host,
+        args.port,
+        image_size=args.image_size,
+        wrist=not args.one_camera,
+        speed=args.speed,
+        split=args.split,
+        say=lambda text: print(text, flush=True),
+    )
+
+
 def _assets(args: argparse.Namespace, settings: list[str]) -> int:
     from rove.envs import downloads
     from rove.findings import table
@@ -466,6 +521,22 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _number(text: str, low: float, high: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text[:40]!r}")
+    return number
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text[:40]!r}")
+    return int(text)
+
+
 def _wait(text: str) -> float:
     """Milliseconds, as seconds."""
     try:
@@ -514,7 +585,16 @@ _RECIPE = Argument("recipe", "a name from `rove recipes`, or FILE.py:NAME", {"me
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        _demo, "warm up, train and evaluate the demo recipe, then print the table", settings=True
+        _demo,
+        "warm up, train and evaluate the demo recipe, then print the table; or, demo robot, run an arm",
+        (
+            Argument(
+                "what",
+                "robot: serve a tiny policy, run it on a simulated Franka, and let everything go wrong",
+                {"nargs": "?", "choices": ("robot",), "metavar": "robot"},
+            ),
+        ),
+        settings=True,
     ),
     "recipes": Command(_recipes, "list the recipes"),
     "show": Command(_show, "print and check a recipe's settings", (_RECIPE,), settings=True),
@@ -638,6 +718,82 @@ COMMANDS: dict[str, Command] = {
             Argument("--episodes", "only the first so many", {"type": _positive, "metavar": "N"}),
             Argument("--failures", "take episodes that failed, too", {"action": "store_true"}),
             Argument("--episode", "the episode to draw (default: 0)", {"type": _count, "metavar": "N"}),
+        ),
+    ),
+    "robot": Command(
+        _robot,
+        "run a served policy on an arm, within limits",
+        (
+            Argument("policy", "address of a served policy, ws://HOST:PORT", {"metavar": "POLICY"}),
+            Argument(
+                "--arm",
+                "address of a simulated arm, http://HOST:PORT, or a TOML file that describes one",
+                {"required": True},
+            ),
+            Argument("--instruction", "what is to be done (default: what a simulated arm says)"),
+            Argument("--episodes", "how many", {"type": _positive, "default": 1, "metavar": "N"}),
+            Argument("--first", "number of the first one", {"type": _whole, "default": 0, "metavar": "N"}),
+            Argument(
+                "--rate",
+                "periods a second, 5 to 50 (default: 20)",
+                {"type": partial(_number, low=5, high=50), "default": 20.0, "metavar": "HZ"},
+            ),
+            Argument(
+                "--horizon",
+                "actions after which an episode has failed (default: 240)",
+                {"type": _positive, "default": 240, "metavar": "N"},
+            ),
+            Argument(
+                "--ahead",
+                "ask for the next chunk when N actions are left (default: half; 0: hold still and wait)",
+                {"type": _whole, "metavar": "N"},
+            ),
+            Argument(
+                "--execute",
+                "actions of an answer that are executed (default: Rove's all, another's 5)",
+                {"type": _positive, "metavar": "N"},
+            ),
+            Argument("--record", "folder of a data set in LeRobot's layout", {"type": Path}),
+            Argument("--log", "file for every event, a line of JSON each", {"type": Path}),
+            Argument(
+                "--stop-port",
+                "port at which POST /stop stops the arm (default: any that is free)",
+                {"type": _port, "default": 0, "metavar": "N"},
+            ),
+            Argument("--dry-run", "show what would be sent, and send nothing", {"action": "store_true"}),
+        ),
+    ),
+    "simulate": Command(
+        _simulate,
+        "simulate a Franka in a task of LIBERO, behind the HTTP server of SERL's set-ups",
+        (
+            Argument(
+                "task",
+                "e.g. object/pick_up_the_milk_and_place_it_in_the_basket",
+                {"metavar": "TASK"},
+            ),
+            Argument("--host", "address to listen at (default: 127.0.0.1)", {"default": "127.0.0.1"}),
+            Argument(
+                "--port",
+                "port to listen at; 0: any (default: 5000)",
+                {"type": _port, "default": 5000, "metavar": "N"},
+            ),
+            Argument(
+                "--image-size",
+                "pixels of a picture's side (default: 128)",
+                {"type": _positive, "default": 128, "metavar": "N"},
+            ),
+            Argument("--one-camera", "leave out the camera in the hand", {"action": "store_true"}),
+            Argument(
+                "--speed",
+                "of its time: 0.5 where the machine cannot keep up, with half the --rate",
+                {"type": partial(_number, low=0.05, high=4), "default": 1.0, "metavar": "X"},
+            ),
+            Argument(
+                "--split",
+                "initial states that episodes begin in: held_out (default) or train",
+                {"choices": ("held_out", "train"), "default": "held_out"},
+            ),
         ),
     ),
     "assets": Command(

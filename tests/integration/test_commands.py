@@ -54,6 +54,8 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"rove (serve|eval ws:)", "tests/integration/test_serve.py serves and asks"),
     (r"rove (data|collect tabletop) |--sft\.data", "tests/integration/test_data.py brings data and takes it"),
+    (r"rove (simulate|robot)", "tests/libero/test_simulated_arm.py and test_robot_faults.py run arms"),
+    (r"demo robot", "takes minutes: warms up, and runs twenty episodes in real time"),
     (r"plan tabletop_ppo --check$", "runs ten placements, which takes a minute and a half"),
     # Run here. Of a pattern, the recipe is tabletop_ppo.
     (r"rove (plan|show) RECIPE", SMALL),

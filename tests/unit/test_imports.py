@@ -71,6 +71,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "reporting",
         "training.demonstrations",
     ),
+    "robots": (*BASE, *CONTRACTS, "data", "envs", "evaluation.statistics", "serving"),
     "evaluation": (
         *BASE,
         *CONTRACTS,
@@ -109,7 +110,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sapien": ("envs/maniskill",),
     "libero": ("envs/libero",),
     "robosuite": ("envs/libero",),
-    "mujoco": ("envs/__init__.py", "envs/tabletop", "envs/libero", "doctor.py"),
+    "mujoco": ("envs/__init__.py", "envs/tabletop", "envs/libero", "robots/simulated.py", "doctor.py"),
     "mujoco_warp": ("envs/tabletop", "doctor.py"),
     "warp": ("envs/libero", "envs/quiet_warp.py", "envs/tabletop", "doctor.py"),
     "av": ("data",),

@@ -85,6 +85,22 @@ def libero_object_ppo() -> Run:
 
 
 @recipe
+def libero_milk() -> Run:
+    """One task of libero_object, one camera: warmed up in a minute or two, for `rove demo robot`."""
+    base = libero_object_grpo()
+    assert base.sft is not None
+    return replace(
+        base,
+        name="libero_milk",
+        env=replace(
+            base.env, tasks="object/pick_up_the_milk_and_place_it_in_the_basket", wrist=False, scenes=1
+        ),
+        sft=replace(base.sft, episodes=30, steps=180, grounding=300, grounding_steps=200),
+        evaluation=replace(base.evaluation, episodes=10, num_envs=10),
+    )
+
+
+@recipe
 def libero_multitask_grpo() -> Run:
     """GRPO on libero_object and libero_spatial at once, 20 tasks: one tiny policy, 64 pixels."""
     base = libero_object_grpo()

@@ -50,13 +50,16 @@ class RemotePolicy:
         connections: int,
         execute: int | None = None,
         api_key: str | None = None,
+        patience: float = _PATIENCE,
+        timeout: float | None = None,
     ) -> None:
         """Connect. `execute` is the number of actions of an answer that are executed; None: all of Rove's, 5
-        of another's.
+        of another's. A server that went away has to be back in `patience` seconds; an answer may take
+        `timeout` seconds, None: as long as it takes.
 
         Raises RoveError where nobody answers, or something that speaks another protocol does.
         """
-        self._uri = uri
+        self._uri, self._patience, self._timeout = uri, patience, timeout
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._idle: queue.LifoQueue[_Connected | None] = queue.LifoQueue()
         first, metadata = self._connect()
@@ -104,16 +107,16 @@ class RemotePolicy:
             images = np.stack([_padded(image, self._side) for image in images])
         state = None if row.state is None else row.state[0].numpy()
         message = wire.pack(self._keys.message(images, row.instruction[0], state))
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + self._patience
         while True:
             try:
                 with self._connection() as connection:
                     connection.send(message)
-                    answer = connection.recv()
+                    answer = connection.recv(timeout=self._timeout)
                 break
             except (OSError, WebSocketException) as error:
-                if time.monotonic() > until:
-                    raise RoveError(f"{self._uri} has gone: {error}.") from error
+                if time.monotonic() >= until:
+                    raise Gone(f"{self._uri} has gone: {error}.") from error
                 time.sleep(1.0)
         return self._actions(answer)
 
@@ -145,12 +148,15 @@ class RemotePolicy:
                 connected, _ = self._connect()
             yield connected[0]
         except BaseException:
+            # What was asked may still be answered, and is not to be taken for the next question's answer.
+            if connected is not None:
+                connected[1].close()
             self._idle.put(None)
             raise
         self._idle.put(connected)
 
     def _connect(self) -> tuple[_Connected, Mapping[str, Any]]:
-        opened = ExitStack()
+        opened, patience = ExitStack(), self._timeout or _PATIENCE
         try:
             connection = opened.enter_context(
                 connect(
@@ -158,13 +164,14 @@ class RemotePolicy:
                     compression=None,
                     max_size=None,
                     additional_headers=self._headers,
-                    open_timeout=_PATIENCE,
+                    open_timeout=patience,
+                    close_timeout=1.0,
                 )
             )
-            metadata = connection.recv(timeout=_PATIENCE)
+            metadata = connection.recv(timeout=patience)
         except (OSError, WebSocketException, TimeoutError) as error:
             opened.close()
-            raise _Gone(
+            raise Gone(
                 f"Nobody serves a policy at {self._uri}: {error}. Start one there, rove serve CHECKPOINT."
             ) from error
         try:
@@ -179,7 +186,7 @@ class RemotePolicy:
         return (connection, opened), found
 
 
-class _Gone(RoveError, OSError):
+class Gone(RoveError, OSError):
     """There is no server now; there may be one later."""
 
 

@@ -134,21 +134,23 @@ class Group:
         if self._guide is not None:
             self._guide.place(row, task)
 
-    def act(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Execute an action [n, 7] in each of `rows`; returns where the goal holds and where the world
-        diverged."""
+    def act(
+        self, rows: np.ndarray, actions: np.ndarray, substeps: int = SUBSTEPS
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Execute an action [n, 7], or its first `substeps`, in each of `rows`; returns where the goal holds
+        and where the world diverged."""
         batch, data, controller = self.batch, self.data, self.controller
         warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
         stepped = rows if len(rows) < self.size else None  # all of them: MuJoCo need not check which
         controller.aim(rows, data, actions)
-        for substep in range(SUBSTEPS):
+        for substep in range(substeps):
             if substep == SEEN:
                 self._see(rows)
             elif substep == FELT:
                 self._feel(rows)
             controller.command(rows, data, grip, self.ctrl)
-            if substep == SUBSTEPS - 1:
+            if substep == substeps - 1:
                 placed = self._judge(rows, Goal.placed)
             try:
                 # positions and velocities of the new state are the next substep's first half
