@@ -28,6 +28,12 @@ LONGEST_FIRST = (
 """Files of minutes. A process that takes one of them last is waited for by all others."""
 
 
+def pytest_configure() -> None:
+    """Hear Ctrl-C also where a shell has started the tests in the background, which has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {config.rootpath / name: i for i, name in enumerate(LONGEST_FIRST)}
     assert all(path.is_file() for path in order), "LONGEST_FIRST names a file that is not there"
