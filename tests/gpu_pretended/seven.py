@@ -140,9 +140,7 @@ def memory(run: Run, cuda: pretend.Cuda) -> dict[str, float]:
 def recipes_of_7b() -> dict[str, Run]:
     """Every recipe that starts from a published 7B checkpoint."""
     runs = {recipe.name: recipe.build() for recipe in recipes.all()}
-    return {
-        name: run for name, run in runs.items() if run.policy.kind == "openvla" and run.policy.checkpoint
-    }
+    return {name: run for name, run in runs.items() if run.policy.kind == "openvla" and run.policy.checkpoint}
 
 
 def roofline(cuda: pretend.Cuda) -> dict[str, Any]:

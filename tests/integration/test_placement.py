@@ -98,8 +98,8 @@ def test_asynchronous_rollouts_are_behind_by_no_more_than_the_bound(started, tmp
 
 @pytest.mark.parametrize(
     ("call", "ahead"),
-    [("collect", 0), ("evaluate", 0), ("state_dict", 0), ("state_dict", 1)],
-    ids=["while it collects", "before it evaluates", "before a checkpoint", "before one, asynchronous"],
+    [("collect", 0), ("state_dict", 1)],
+    ids=["while it collects", "before a checkpoint, asynchronous"],
 )
 def test_a_rollout_worker_that_is_killed_is_replaced(call, ahead, started, tmp_path, monkeypatch):
     """The process that holds the policy dies in the second iteration, before it is asked for something."""
@@ -117,14 +117,11 @@ def test_a_rollout_worker_that_is_killed_is_replaced(call, ahead, started, tmp_p
 
     monkeypatch.setattr(Executor, call, kill_and_ask)
     run = run_of(started, map=APART, env_workers=1, ahead=ahead)
-    if call == "evaluate":
-        run = replace(run, evaluation=replace(run.evaluation, every=1, episodes=4, variant_episodes=0))
     run = replace(run, logging=replace(run.logging, save_every=1))
     lines = measured(train(run, tmp_path / "run"))
     # What a checkpoint finds is told with the next iteration.
     assert [line["rollout/restarts"] for line in lines] == ([0, 0, 1] if call == "state_dict" else [0, 1, 0])
     assert all(line["train/rows"] > 0 for line in lines)
-    assert all(("eval/success" in line) == (call == "evaluate") for line in lines)
 
 
 def test_weights_are_broadcast_from_device_to_device(started, tmp_path, monkeypatch):

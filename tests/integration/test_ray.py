@@ -280,6 +280,7 @@ def test_two_jobs_on_one_machine_do_not_share_a_gpu():
     assert sorted(gpu for job in jobs for gpu in job.values()) == [0, 1, 2, 3]
 
 
+@full
 def test_two_nodes_of_which_one_joins_late(started, tmp_path):
     """Each node has a policy with its environments, and a learner."""
     from ray.cluster_utils import Cluster

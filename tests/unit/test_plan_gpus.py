@@ -34,7 +34,14 @@ from rove.workers import environment
 
 # Not those that another file of tests, in the same process, has registered.
 RUNS = [each.build() for each in recipes.all() if each.build.__module__.startswith("rove.recipes.")]
-TOO_SMALL = {"libero_multitask_grpo", "libero_object_grpo", "put_on_plate_tiny_grpo"}
+TOO_SMALL = {
+    "libero_milk",
+    "libero_multitask_grpo",
+    "libero_object_grpo",
+    "libero_object_pi05_grpo",
+    "libero_object_smolvla_grpo",
+    "put_on_plate_tiny_grpo",
+}
 """Recipes for two cores, with fewer groups than eight policies need."""
 
 

@@ -135,10 +135,11 @@ class Group:
             self._guide.place(row, task)
 
     def act(
-        self, rows: np.ndarray, actions: np.ndarray, substeps: int = SUBSTEPS
+        self, rows: np.ndarray, actions: np.ndarray, substeps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Execute an action [n, 7], or its first `substeps`, in each of `rows`; returns where the goal holds
         and where the world diverged."""
+        substeps = SUBSTEPS if substeps is None else substeps
         batch, data, controller = self.batch, self.data, self.controller
         warned, grip = self._faults(rows), np.ascontiguousarray(actions[:, 6], np.float64)
         bad, placed = self.broken[rows], np.zeros(len(rows), bool)
