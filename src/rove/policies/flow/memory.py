@@ -7,13 +7,10 @@ trained, otherwise its keys and values alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from rove.config.needs import needs
 from rove.config.schema import FlowPolicyConfig, Run
 from rove.policies.flow import loading, scratch
 from rove.policies.flow.core import FlowModel, Settings
@@ -74,18 +71,11 @@ def skeleton(run: Run) -> FlowModel:
 def estimate(run: Run) -> Memory:
     """Estimate the memory of the policy of `run`."""
     policy = skeleton(run)
-    everything = list(policy.parameters())
-    trained = [p for p in everything if p.requires_grad]
-    weights = _bytes(everything)
-    if needs(run.algorithm).kl_coef:
-        weights += _bytes(trained)
     half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
     row = Row(policy, half=half, expert_half=half and _half_expert(policy, run))
-    return Memory(
-        parameters=sum(p.numel() for p in everything),
-        trained=sum(p.numel() for p in trained),
-        weights=weights,
-        optimizer=3 * _bytes(trained),
+    return Memory.of(
+        policy,
+        run,
         training=run.training.micro_batch * row.training(run.training.gradient_checkpointing),
         rollout=run.rollout.num_envs * row.acting(),
     )
@@ -95,10 +85,6 @@ def _half_expert(policy: FlowModel, run: Run) -> bool:
     """Return whether the expert computes in bfloat16; trained beside a frozen VLM it may not."""
     weight = next(policy.model.expert[1].parameters())
     return run.training.precision == "bfloat16" or weight.dtype == torch.bfloat16
-
-
-def _bytes(parameters: Iterable[nn.Parameter]) -> float:
-    return float(sum(p.numel() * p.element_size() for p in parameters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
-from rove.errors import RoveError
+from torch import Tensor
+
 from rove.findings import Finding
-from rove.policies.actions import ActionConverter
 from rove.policies.flow import loading
 from rove.policies.flow.core import FlowModel
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import NO_TOKENIZER
+from rove.policies.preflight import actions, gripper
 from rove.policies.words import unknown_word
 from rove.types import Conventions
 
@@ -28,8 +29,8 @@ def examine(policy: FlowModel, conventions: Conventions) -> list[Finding]:
         normalization(policy),
         images(policy, conventions),
         resizer(policy),
-        actions(policy, conventions),
-        gripper(policy, conventions),
+        actions(policy.action_spec, conventions),
+        gripper(policy.action_spec, *_ends(policy), conventions),
         delta(policy, conventions),
         state(policy, conventions),
         prompt(policy, conventions),
@@ -117,35 +118,13 @@ def resizer(policy: FlowModel) -> Finding:
     )
 
 
-def actions(policy: FlowModel, conventions: Conventions) -> Finding:
-    """Check that the policy gives every action dimension that the suite expects, in a unit that converts."""
-    try:
-        ActionConverter(policy.action_spec, conventions.action_spec)
-    except RoveError as error:
-        fix = "fine-tune on the suite, or give the checkpoint an action_spec (config.json, rove)"
-        return Finding("actions", "fail", str(error), fix)
-    ours, theirs = policy.action_spec.dim, conventions.action_spec.dim
-    return Finding("actions", "pass", f"{ours} dimensions onto {theirs}")
-
-
-def gripper(policy: FlowModel, conventions: Conventions) -> Finding:
-    """Check the gripper's range in the data against the action spec, which says how it is turned."""
-    spec = policy.action_spec
-    if "gripper" not in spec.names or "gripper" not in conventions.action_spec.names:
-        return Finding("gripper", "warn", "policy or suite names no gripper, so its sign cannot be checked")
-    place = spec.names.index("gripper")
-    low, high = spec.low[place], spec.high[place]
-    known = {name: x for name, x in policy.statistics.action.items() if len(x) > place}
-    ends = next((e for e in (("q01", "q99"), ("min", "max")) if e[0] in known and e[1] in known), None)
-    if ends is not None:
-        seen = [float(known[name][place]) for name in ends]
-        span = max(high - low, 1e-6)
-        if abs(seen[0] - low) > 0.25 * span or abs(seen[1] - high) > 0.25 * span:
-            detail = f"its data span [{seen[0]:g}, {seen[1]:g}], the policy's convention [{low:g}, {high:g}]"
-            fix = "correct the bounds and the gripper of action_spec (config.json, rove)"
-            return Finding("gripper", "fail", detail, fix)
-    turned = spec.gripper != conventions.action_spec.gripper
-    return Finding("gripper", "pass", f"{spec.gripper}, {'mirrored' if turned else 'as it is'} for the suite")
+def _ends(policy: FlowModel) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the ends of each action dimension in the data: quantiles, else extremes; None twice: neither."""
+    known = policy.statistics.action
+    for low, high in (("q01", "q99"), ("min", "max")):
+        if low in known and high in known:
+            return known[low], known[high]
+    return None, None
 
 
 def delta(policy: FlowModel, conventions: Conventions) -> Finding:

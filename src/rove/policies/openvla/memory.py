@@ -6,14 +6,11 @@ a sum over its widths whose factors were measured with autograd's saved tensors;
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-from rove.config.needs import needs
 from rove.config.schema import Run
 from rove.errors import RoveError
 from rove.policies import hub
@@ -35,18 +32,11 @@ def estimate(run: Run, action_dim: int = 7) -> Memory:
     """Estimate the memory of the policy of `run`. A hub checkpoint that is not here yet is assumed to be of
     the published size."""
     policy = skeleton(run, action_dim)
-    everything = list(policy.parameters())
-    trained = [p for p in everything if p.requires_grad]
-    weights = _bytes(everything)
-    if needs(run.algorithm).kl_coef:
-        weights += _bytes(trained)
     half = run.training.precision == "bfloat16" or run.policy.dtype == "bfloat16"
     sample = ChunkMemory(policy, views=1, half=half)
-    return Memory(
-        parameters=sum(p.numel() for p in everything),
-        trained=sum(p.numel() for p in trained),
-        weights=weights,
-        optimizer=3 * _bytes(trained),
+    return Memory.of(
+        policy,
+        run,
         training=run.training.micro_batch * sample.training(run.training.gradient_checkpointing),
         rollout=run.rollout.num_envs * sample.acting() + policy.lowered_bytes,
     )
@@ -88,10 +78,6 @@ def _checkpoint(run: Run) -> Checkpoint:
         if not hub.is_hub_name(name):
             raise
         return Checkpoint({"model_type": "openvla"}, {})
-
-
-def _bytes(parameters: Iterable[nn.Parameter]) -> float:
-    return float(sum(p.numel() * p.element_size() for p in parameters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,15 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor
 
-from rove.errors import RoveError
 from rove.findings import Finding
 from rove.policies import lora
-from rove.policies.actions import ActionConverter
 from rove.policies.openvla import decoding
 from rove.policies.openvla.config import BINS
 from rove.policies.openvla.core import ActionModel
 from rove.policies.openvla.heads import NO_LIKELIHOOD
 from rove.policies.openvla.language import Attention
 from rove.policies.openvla.vlm import Prefix
+from rove.policies.preflight import actions, gripper
 from rove.types import Conventions
 
 MASS = 0.5
@@ -42,8 +41,8 @@ def examine(policy: ActionModel, conventions: Conventions, *, rl: bool) -> list[
     findings = [
         statistics(policy, conventions),
         images(policy, conventions),
-        actions(policy, conventions),
-        gripper(policy, conventions),
+        actions(policy.action_spec, conventions),
+        gripper(policy.action_spec, *_ends(policy), conventions),
         state(policy, conventions),
         crop(policy, expected),
         prompt(policy, expected),
@@ -116,36 +115,10 @@ def images(policy: ActionModel, conventions: Conventions) -> Finding:
     )
 
 
-def actions(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Check that the policy gives every action dimension that the suite expects, in a unit that converts."""
-    try:
-        ActionConverter(policy.action_spec, conventions.action_spec)
-    except RoveError as error:
-        fix = "fine-tune on the suite, or give the checkpoint an action_spec (config.json, rove)"
-        return Finding("actions", "fail", str(error), fix)
-    ours, theirs = policy.action_spec.dim, conventions.action_spec.dim
-    return Finding("actions", "pass", f"{ours} dimensions onto {theirs}")
-
-
-def gripper(policy: ActionModel, conventions: Conventions) -> Finding:
-    """Check the gripper's range in the statistics against the action spec.
-
-    The range tells whether the sign was flipped before training.
-    """
-    spec, normalizer = policy.action_spec, policy.normalizer
-    if "gripper" not in spec.names or "gripper" not in conventions.action_spec.names:
-        return Finding("gripper", "warn", "policy or suite names no gripper, so its sign cannot be checked")
-    place = spec.names.index("gripper")
-    low, high = spec.low[place], spec.high[place]
-    if normalizer is not None:
-        seen = float(normalizer.q01[place]), float(normalizer.q99[place])
-        span = max(high - low, 1e-6)
-        if abs(seen[0] - low) > 0.25 * span or abs(seen[1] - high) > 0.25 * span:
-            detail = f"its data span [{seen[0]:g}, {seen[1]:g}], the policy's convention [{low:g}, {high:g}]"
-            fix = "correct the bounds and the gripper of action_spec (config.json, rove)"
-            return Finding("gripper", "fail", detail, fix)
-    turned = spec.gripper != conventions.action_spec.gripper
-    return Finding("gripper", "pass", f"{spec.gripper}, {'mirrored' if turned else 'as it is'} for the suite")
+def _ends(policy: ActionModel) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the ends of each action dimension in the data; None twice where nothing is un-normalised."""
+    normalizer = policy.normalizer
+    return (None, None) if normalizer is None else (normalizer.q01, normalizer.q99)
 
 
 def state(policy: ActionModel, conventions: Conventions) -> Finding:
