@@ -57,7 +57,7 @@ class Writer:
         self._lock = _locked(self.folder)
         try:
             self._open(dict(about or {}))
-        except BaseException:
+        except BaseException:  # an interrupt too: nobody else could let go of the folder
             self._lock.close()
             raise
 
