@@ -457,7 +457,7 @@ class Kept:
 
 
 def test_a_run_is_recorded_as_a_data_set(policy, tmp_path) -> None:
-    pytest.importorskip("rove.data", reason="no data sets here")
+    pytest.importorskip("pyarrow")
     with fake_arm(success_after=30) as made:
         run = Run(made, policy, tmp_path)
         folder = tmp_path / "data"

@@ -61,30 +61,9 @@ def demo(say: Callable[[str], None]) -> None:
         if subprocess.call([*_ROVE, "sft", RECIPE], stdout=sys.stderr):
             raise RoveError("The warm-up failed, see above.")
     with ExitStack() as stack:
-        served = (
-            *(
-                "serve",
-                str(policy),
-                "--port",
-                "0",
-                "--images",
-                "observation/image",
-                "--suite",
-                f"libero:{TASK}",
-            ),
-        )
-        simulated = (
-            "simulate",
-            TASK,
-            "--port",
-            "0",
-            "--image-size",
-            "64",
-            "--one-camera",
-            "--speed",
-            str(SPEED),
-        )
-        starting = [stack.enter_context(_process(words)) for words in (served, simulated)]
+        served = f"serve {policy} --port 0 --images observation/image --suite libero:{TASK}"
+        simulated = f"simulate {TASK} --port 0 --image-size 64 --one-camera --speed {SPEED}"
+        starting = [stack.enter_context(_process(words.split())) for words in (served, simulated)]
         server, arm = (_address(process) for process in starting)
         say(f"Policy: {server}. Arm: {arm}. Each is a process of its own. ({time.monotonic() - begun:.0f} s)")
         asked = session.Session(
@@ -192,7 +171,7 @@ def _look_through(arm: str, say: Callable[[str], None]) -> None:
 
 
 def _record(folder: Path, say: Callable[[str], None]) -> Path | None:
-    if importlib.util.find_spec("rove.data") is None or importlib.util.find_spec("pyarrow") is None:
+    if importlib.util.find_spec("pyarrow") is None:
         say("Nothing is recorded: that needs pip install 'rove[data]'.")
         return None
     number = 1
@@ -204,26 +183,14 @@ def _record(folder: Path, say: Callable[[str], None]) -> Path | None:
 def _learn_from(recorded: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Import what was recorded, and take a few steps of SFT on it."""
     file = folder / f"{recorded.name}.npz"
-    suite = ("--suite", f"libero:{TASK}")
-    commands: Sequence[Sequence[str]] = (
-        ("data", "import", str(recorded), *suite, "--image-size", "64", "--out", str(file)),
-        (
-            *(
-                "sft",
-                RECIPE,
-                "--name",
-                f"robot_{recorded.name}",
-                "--sft.data",
-                str(file),
-                "--sft.steps",
-                "20",
-            ),
-            *("--sft.optim.warmup", "2", "--sft.grounding", "0"),
-        ),
+    commands = (
+        f"data import {recorded} --suite libero:{TASK} --image-size 64 --out {file}",
+        f"sft {RECIPE} --name robot_{recorded.name} --sft.data {file} --sft.steps 20 --sft.optim.warmup 2 "
+        "--sft.grounding 0",
     )
     for words in commands:
-        say(f"rove {' '.join(words)}")
-        if subprocess.call([*_ROVE, *words], stdout=sys.stderr):
+        say(f"rove {words}")
+        if subprocess.call([*_ROVE, *words.split()], stdout=sys.stderr):
             raise RoveError("That failed, see above.")
 
 

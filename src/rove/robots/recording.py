@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rove import data
 from rove.errors import RoveError
 from rove.robots.base import Robot, RobotObservation
+
+if TYPE_CHECKING:  # it needs packages that a run without a recording does not
+    from rove.data.lerobot import Writer
 
 
 class LeRobotRecorder:
@@ -27,16 +31,11 @@ class LeRobotRecorder:
             raise RoveError(
                 f"LeRobot counts whole frames a second, not {rate:g} of the arm's time: change --rate."
             )
-        try:
-            from rove.data.lerobot import Writer  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError as error:
-            raise RoveError(
-                f"Recording needs the package {error.name!r}, which is not installed. Install it: pip "
-                "install 'rove[data]'"
-            ) from error
+        with data.installed():
+            from rove.data.lerobot import Writer
         self._make, self._folder, self._kind, self._rate = Writer, folder, kind, int(rate)
         self._spec, self._instruction = robot.action_spec, instruction
-        self._writer: Any = None
+        self._writer: Writer | None = None
 
     def add(
         self, observation: RobotObservation, action: np.ndarray, asked: np.ndarray, clipped: bool
@@ -60,7 +59,7 @@ class LeRobotRecorder:
         if self._writer is not None:
             self._writer.close()
 
-    def _open(self, frame: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> Any:
+    def _open(self, frame: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> Writer:
         names = {"action": list(self._spec.names), "policy_action": list(self._spec.names)}
         features: dict[str, dict[str, Any]] = {
             name: {"dtype": "video", "shape": list(image.shape), "names": ["height", "width", "channels"]}
