@@ -2,10 +2,10 @@
 python benchmarks/robot.py CHECKPOINT [--task TASK] [--image-size 64] [--speed 0.5] [--episodes 10]
 
 Prints JSON: for `rove eval` in this process, for the simulated arm without sockets and real time, for the
-runner with chunks that overlap and for one that holds still while the policy thinks (`--ahead 0`), the
-successes by initial state, with Wilson's 95 % intervals and the difference of each pair from the first
-(Newcombe's interval of paired proportions). Where the second is as good as the first and the others are not,
-it is time that is lost on the way, not meaning.
+runner, and for one that asks when half of a chunk is left (`--ahead 4`), the successes by initial state, with
+Wilson's 95 % intervals and the difference of each pair from the first (Newcombe's interval of paired
+proportions). Where the second is as good as the first and the others are not, it is time that is lost on the
+way, not meaning.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def process(*words: str) -> Iterator[str]:
 
 class Direct(Franka):
     """The simulated arm in this process, whose time passes when it is told to."""
+
+    speed = 0.0
 
     def __init__(self, arm: SimulatedArm) -> None:
         super().__init__("http://127.0.0.1:1", {}, limits(*BOX), rate=RATE, origin=arm.task()["origin"])
@@ -133,7 +135,7 @@ def main() -> None:
         ) as policy,
         process("simulate", args.task, "--port", "0", *size) as arm,
     ):
-        for name, ahead in (("overlapping", None), ("holding", 0)):
+        for name, ahead in (("runner", None), ("overlapping", 4)):
             asked = session.Session(policy, arm, pace=Pace(RATE * args.speed, args.horizon, ahead))
             outcomes = [
                 # Episode n of the arm begins in the n-th held-out state; one that limits stop has failed.

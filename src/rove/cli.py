@@ -745,7 +745,7 @@ COMMANDS: dict[str, Command] = {
             ),
             Argument(
                 "--ahead",
-                "ask for the next chunk when N actions are left (default: half; 0: hold still and wait)",
+                "ask for the next chunk when N actions are left (default: as its answers need)",
                 {"type": _whole, "metavar": "N"},
             ),
             Argument(

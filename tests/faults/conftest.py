@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,19 @@ TESTS = {
     "test_lost_workers.py": "a worker is lost",
 }
 """Files of which each test counts as a fault."""
+LONGEST_FIRST = (
+    "test_a_damaged_file_of_a_run_is_gone_around_or_named",
+    "test_a_signal_as_a_file_changes",
+    "test_a_worker_that_can_be_replaced_is_at_every_call",
+    "test_a_damaged_file_of_its_parts_is_gone_around_or_named",
+    "test_a_signal_in_a_phase",
+    "test_a_node_that_nothing_can_replace_ends_the_run_with_a_line",
+    "test_a_policy_whose_node_goes_away_is_replaced_on_another",
+    "test_ray_trains_as_local_does_bit_for_bit",
+    "test_a_run_that_is_killed_goes_on",
+    "test_a_head_that_goes_away_ends_the_run_with_a_line",
+)
+"""Tests of minutes. A process that takes one of them last is waited for by all others."""
 
 
 class Count(NamedTuple):
@@ -25,6 +39,20 @@ class Count(NamedTuple):
     held: int
     not_held: int
     seconds: float
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the tests of the whole sweep to the processes that run them, the longest first to each.
+
+    A process begins with a share of tests that follow each other, and takes from the end of another's later.
+    """
+    if not FULL:
+        return
+    order = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(getattr(item, "originalname", ""), len(order)))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = [item for first in range(processes) for item in items[first::processes]]
 
 
 @pytest.fixture(scope="session")

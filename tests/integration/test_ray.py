@@ -204,26 +204,27 @@ def errors(printed: str) -> list[str]:
 
 
 @full
-def test_a_head_that_goes_away_ends_the_run_with_a_line(started, tmp_path):
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_head_that_goes_away_ends_the_run_with_a_line(how, started, tmp_path):
     """Its processes are killed; and it is stopped, as a machine that is frozen."""
-    for how in ("killed", "stopped"):
-        with cluster_of(2) as (cluster, _):
-            address, head = cluster.address, cluster.head_node
-            run = run_of(started, map="hybrid", executor="ray", ray_address=address, nodes=2)
+    with cluster_of(2) as (cluster, _):
+        address, head = cluster.address, cluster.head_node
+        run = run_of(started, map="hybrid", executor="ray", ray_address=address, nodes=2)
 
-            def strike(head=head, how=how) -> None:
-                if how == "killed":
-                    head.kill_all_processes(check_alive=False, allow_graceful=False)
-                else:
-                    os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGSTOP)
+        def strike() -> None:
+            if how == "killed":
+                head.kill_all_processes(check_alive=False, allow_graceful=False)
+            else:
+                os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGSTOP)
 
-            code, printed, seconds = struck(run, tmp_path / how, strike)
-            if how == "stopped":
-                os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGCONT)
-        (line,) = errors(printed)
-        assert code == 2 and "head of the Ray cluster" in line and address in line, printed
-        assert "has not answered for 30 s" in line and seconds < 60, "Ray's own 60 s were waited for"
-        assert checkpoint.load_trainer(checkpoint.latest(tmp_path / how / "checkpoints"))[0] >= 1
+        code, printed, seconds = struck(run, tmp_path / "run", strike)
+        if how == "stopped":
+            os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGCONT)
+    assert len(errors(printed)) == 1 and code == 2, f"{code} after {seconds:.0f} s: {printed}"
+    (line,) = errors(printed)
+    assert "head of the Ray cluster" in line and address in line, line
+    assert "has not answered for 30 s" in line and seconds < 60, "Ray's own 60 s were waited for"
+    assert checkpoint.load_trainer(checkpoint.latest(tmp_path / "run" / "checkpoints"))[0] >= 1
 
 
 ELSEWHERE = "learner: 0, env: 2, policy: 3"

@@ -149,7 +149,7 @@ def test_a_policy_moves_the_arm_without_a_pause_and_success_ends_it(policy, tmp_
         times = np.array([when for when, _ in arm.targets])[1:-1]
         assert np.median(np.diff(times)) == pytest.approx(0.05, abs=0.02)
         y = arm.record()[:, 2]
-        assert y.max() > 0.005 and y.max() - y.min() < 0.2
+        assert y.max() > 0.005 and y.max() - y.min() < 0.4  # it looks once a chunk, of 16 cm
         rests(arm)
     assert [event["event"] for event in run.events()][-1] == "episode"
 
@@ -431,9 +431,11 @@ def test_an_arm_of_lerobots_is_driven_within_its_limits(tmp_path: Path, monkeypa
     assert min(action["gripper.pos"] for action in toy.sent) == 0.0
     assert not toy.connected
     # What was carried out is kept beside what was asked for, and the episode is ended though nobody said how.
-    assert kept.ended == [None] and len(kept.rows) == len(shoulder) - 3
+    # The arm also holds still at the end, twice, and at the beginning where the first answer is slow.
+    first = len(shoulder) - len(kept.rows) - 2
+    assert kept.ended == [None] and first in (0, 1)
     assert [row[1][0] for row in kept.rows] == [90.0] * len(kept.rows)
-    np.testing.assert_allclose([row[0][0] for row in kept.rows], shoulder[1:-2])
+    np.testing.assert_allclose([row[0][0] for row in kept.rows], shoulder[first:-2])
     assert all(row[2] for row in kept.rows)
 
 

@@ -37,7 +37,10 @@ CHUNK = 8
 
 
 class InProcess(franka.Franka):
-    """The adapter's own way from an observation to a target, without a server in between."""
+    """The adapter's own way from an observation to a target, without a server in between; the arm's time
+    passes when it is told to."""
+
+    speed = 0.0
 
     def __init__(self, arm: SimulatedArm) -> None:
         self.arm = arm

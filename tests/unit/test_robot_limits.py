@@ -11,7 +11,7 @@ import pytest
 from rove.errors import RoveError
 from rove.robots import franka, turns
 from rove.robots.base import Frame, RobotObservation
-from rove.robots.cameras import Watch
+from rove.robots.cameras import Cameras, Watch
 from rove.robots.claim import claimed
 from rove.robots.limits import AxisLimits, Guard, Limits, Stopped
 from rove.robots.schedule import Schedule
@@ -150,8 +150,8 @@ def test_no_limit_can_be_left_out_or_made_endless() -> None:
     assert LIMITS.changed({"axes": {"x": {"low": 0.35}}}).axes["x"].low == 0.35
 
 
-def test_chunks_are_averaged_where_they_overlap_so_that_none_jumps() -> None:
-    schedule = Schedule()
+def test_chunks_of_places_are_averaged_where_they_overlap_so_that_none_jumps() -> None:
+    schedule = Schedule(average=True)
     assert schedule.at(0) is None and schedule.left(0) == 0
     assert schedule.add(0, np.zeros((8, 1)), 0) == 0
     assert schedule.left(0) == 8
@@ -163,6 +163,51 @@ def test_chunks_are_averaged_where_they_overlap_so_that_none_jumps() -> None:
     assert values[3:] == [1.0, 1.0, 1.0, 1.0, None]
     assert schedule.add(0, np.ones((8, 1)), 30) == 8  # all of it is too late
     assert schedule.at(30) is None
+
+
+def test_of_chunks_of_relative_actions_the_newest_counts() -> None:
+    schedule = Schedule(average=False)
+    schedule.add(0, np.zeros((8, 1)), 0)
+    assert schedule.add(4, np.ones((8, 1)), 5) == 1
+    values = [float(action[0]) if (action := schedule.at(now)) is not None else None for now in range(5, 13)]
+    assert values == [1.0] * 7 + [None]
+    # One that ends sooner than the one before, as another server's might, leaves the rest of that.
+    schedule.add(13, np.zeros((8, 1)), 13)
+    schedule.add(14, np.ones((2, 1)), 14)
+    assert [float(schedule.at(now)[0]) for now in (14, 15, 16)] == [1.0, 1.0, 0.0]
+
+
+class Late(franka.Franka):
+    """A Franka whose hand is seen where it was `late` seconds ago."""
+
+    def __init__(self, late: float, speed: float) -> None:
+        super().__init__("http://127.0.0.1:1", {}, LIMITS, rate=20.0)
+        self.late, self.speed = late, speed
+
+    def seen(self, velocity: tuple[float, ...] | None) -> RobotObservation:
+        position = np.array([0.5, 0.1, 0.2, 0.0, 0.0, 0.3, 1.0])
+        return RobotObservation(
+            {},
+            position,
+            None if velocity is None else np.array([*velocity, 0.0]),
+            np.zeros(8, np.float32),
+            time.monotonic() - self.late,
+        )
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.5])
+def test_a_relative_action_is_relative_to_where_the_hand_is_when_it_is_told(speed) -> None:
+    robot = Late(0.5, speed)
+    seen = robot.seen((0.2, 0.0, -0.1, 0.0, 0.0, 0.4))
+    action = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.2, 1.0])
+    target = robot.aim(seen, action, seen.position)
+    gone = 0.5 * speed  # seconds of the arm's time
+    np.testing.assert_allclose(target[:3], [0.55 + 0.2 * gone, 0.1, 0.2 - 0.1 * gone], atol=2e-3)
+    np.testing.assert_allclose(target[3:6], [0.0, 0.0, 0.3 + 0.4 * gone + 0.1], atol=4e-3)
+    np.testing.assert_allclose(robot.carried_out(seen, target, action), action, atol=1e-9)
+    # Of an arm that does not say how fast it is nothing is made up.
+    seen = robot.seen(None)
+    np.testing.assert_allclose(robot.aim(seen, action, seen.position)[:3], [0.55, 0.1, 0.2], atol=1e-12)
 
 
 def test_turns_from_down_and_back() -> None:
@@ -183,27 +228,52 @@ def picture(value: int, stamp: float) -> Frame:
     return Frame(np.full((4, 4, 3), value, np.uint8), stamp, time.monotonic())
 
 
+class Slow:
+    """A camera that shows the scene as it was when it was asked, a while later."""
+
+    scene = 100
+
+    def read(self) -> Frame:
+        scene = self.scene
+        time.sleep(0.1)
+        return picture(scene, time.monotonic())
+
+
+def test_an_episode_does_not_begin_with_a_picture_of_what_was_before_it() -> None:
+    camera = Slow()
+    cameras = Cameras({"front": camera}, LIMITS, rate=50.0)
+    try:
+        cameras.start()
+        for scene in (110, 120, 130):
+            time.sleep(0.03)  # somewhere in the middle of a picture
+            camera.scene = scene
+            cameras.renew()
+            assert cameras.frames()["front"].image[0, 0, 0] == scene
+    finally:
+        cameras.close()
+
+
 def test_cameras_are_told_apart_from_dead_ones() -> None:
     limits = LIMITS.changed({"camera_frozen": 3, "camera_late": 0.1})
     watch = Watch("front", limits)
     for i in range(6):
-        watch.take(picture(100 + i % 2, float(i)))
+        watch.take(picture(100 + i % 2, float(i)), 0.0)
         assert watch.frame().stamp == i
-    watch.take(picture(101, 6.0))
+    watch.take(picture(101, 6.0), 0.0)
     assert watch.frame()
-    watch.take(picture(101, 7.0))
+    watch.take(picture(101, 7.0), 0.0)
     with pytest.raises(Stopped, match="camera_frozen.*'front' gave one picture 3 times"):
         watch.frame()
     dark = Watch("front", limits)
     for i in range(3):
-        dark.take(picture(i % 2, float(i)))
+        dark.take(picture(i % 2, float(i)), 0.0)
     with pytest.raises(Stopped, match="camera_black"):
         dark.frame()
     stale = Watch("front", limits)
-    stale.take(picture(50, 1.0))
+    stale.take(picture(50, 1.0), 0.0)
     stale.frame()
     time.sleep(0.12)
-    stale.take(picture(60, 1.0))  # another picture of the same moment is none
+    stale.take(picture(60, 1.0), 0.0)  # another picture of the same moment is none
     with pytest.raises(Stopped, match="camera_stale"):
         stale.frame()
 

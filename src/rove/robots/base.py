@@ -41,7 +41,7 @@ class RobotObservation:
     state: np.ndarray
     """float32 [P]: the robot's state as the policy reads it."""
     time: float
-    """When the position arrived here."""
+    """When the arm was there."""
     success: bool | None = None
     """Whether the task is done; None where nothing but a person can tell."""
 

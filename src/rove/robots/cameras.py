@@ -89,20 +89,22 @@ class Watch:
     def __init__(self, name: str, limits: Limits) -> None:
         self.name, self._limits = name, limits
         self.newest: Frame | None = None
+        self.asked = 0.0
+        """When the newest picture was asked for."""
         self.trouble = ""
         """Why there was no picture when one was last asked for."""
         self._since = time.monotonic()
         self._same = self._black = 0
 
-    def take(self, frame: Frame) -> None:
-        """Take note of a picture that was read."""
+    def take(self, frame: Frame, asked: float) -> None:
+        """Take note of a picture, and of when it was asked for."""
         before = self.newest
         if before is not None and frame.stamp <= before.stamp:
             return  # an old picture again: it goes stale
         alike = before is not None and np.array_equal(before.image, frame.image)
         self._same = self._same + 1 if alike else 1
         self._black = self._black + 1 if frame.image.mean() < self._limits.camera_black else 0
-        self.newest, self._since, self.trouble = frame, frame.received, ""
+        self.newest, self.asked, self._since, self.trouble = frame, asked, frame.received, ""
 
     def frame(self) -> Frame:
         """Return the newest picture. Raises Stopped where the camera is black, frozen or stale."""
@@ -134,10 +136,15 @@ class Cameras:
         """Begin to read, and wait for a picture of each. Raises RoveError where one gives none."""
         for thread in self._threads:
             thread.start()
-        until = time.monotonic() + patience
+        self.renew(patience)
+
+    def renew(self, patience: float = 5.0) -> None:
+        """Wait for pictures that were asked for from now on: those before show what was. Raises RoveError
+        where a camera gives none."""
+        begun = time.monotonic()
         for watch in self._watches:
-            while watch.newest is None:
-                if time.monotonic() > until:
+            while watch.asked < begun:
+                if time.monotonic() > begun + patience:
                     self.close()
                     raise RoveError(
                         f"The camera {watch.name!r} gives no picture: {watch.trouble or 'it is silent'}."
@@ -156,7 +163,7 @@ class Cameras:
         while not self._ended.is_set():
             begun = time.monotonic()
             try:
-                watch.take(source.read())
+                watch.take(source.read(), begun)
             except Exception as error:  # noqa: BLE001  # whatever a driver raises: no picture came
                 watch.trouble = f"{type(error).__name__}: {error}"
             self._ended.wait(max(0.0, self._period - (time.monotonic() - begun)))

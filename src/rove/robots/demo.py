@@ -77,8 +77,8 @@ def demo(say: Callable[[str], None]) -> None:
         say(f"\n{session.summary(outcomes)}\n({time.monotonic() - begun:.0f} s)\n")
         broken = [fault for fault in _FAULTS if not _throw(fault, arm, replace(asked, record=None), say)]
         _look_through(arm, say)
-    if asked.record is not None:
-        _learn_from(asked.record, folder, say)
+    if asked.record is not None and any(outcome.success for outcome in outcomes):
+        _learn_from(asked.record, policy, folder, say)
     if broken:
         raise RoveError(f"Not met as it should be: {', '.join(fault[0] for fault in broken)}.")
     say(f"All of it took {time.monotonic() - begun:.0f} s. Every event: {asked.log}")
@@ -180,13 +180,13 @@ def _record(folder: Path, say: Callable[[str], None]) -> Path | None:
     return folder / f"data-{number}"
 
 
-def _learn_from(recorded: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Import what was recorded, and take a few steps of SFT on it."""
+def _learn_from(recorded: Path, policy: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Import the successes that were recorded, and take a few steps of SFT on them from the same policy."""
     file = folder / f"{recorded.name}.npz"
     commands = (
         f"data import {recorded} --suite libero:{TASK} --image-size 64 --out {file}",
-        f"sft {RECIPE} --name robot_{recorded.name} --sft.data {file} --sft.steps 20 --sft.optim.warmup 2 "
-        "--sft.grounding 0",
+        f"sft {RECIPE} --name robot_{recorded.name} --policy.checkpoint {policy} --sft.data {file} "
+        "--sft.steps 20 --sft.optim.warmup 2 --sft.grounding 0 --sft.grounding_steps 0",
     )
     for words in commands:
         say(f"rove {words}")

@@ -63,6 +63,8 @@ class Franka:
     axes: tuple[str, ...] = AXES
     action_spec = ACTIONS
     judges = False
+    speed = 1.0
+    """Seconds of the arm's time in a second of this process."""
 
     def __init__(
         self,
@@ -82,18 +84,25 @@ class Franka:
         self._cameras = Cameras(cameras, limits, rate)
         self._origin, self._scale = np.asarray(origin, float), scale
         self._gripper: int | None = None
+        self._trip = self._ahead = 0.0
 
     def connect(self) -> None:
         self._state()
         self._cameras.start()
 
     def begin(self, episode: int) -> None:
-        self._ask("/jointreset", timeout=_RESET)
+        self._begin(None)
+
+    def _begin(self, body: Any) -> None:
+        self._ask("/jointreset", body, timeout=_RESET)
         self._gripper = None
+        self._cameras.renew()  # an episode does not begin with what was seen before
 
     def observe(self) -> RobotObservation:
+        asked = time.monotonic()
         found = self._state()
-        now = time.monotonic()
+        # One way to the arm; what it answered was so when the question was there.
+        self._trip = (time.monotonic() - asked) / 2
         try:
             pose, gripper = np.array(found["pose"], float), float(found["gripper_pos"])
             velocity = np.array(found["vel"], float) if found.get("vel") is not None else None
@@ -117,19 +126,24 @@ class Franka:
             position=np.concatenate([pose[:3], turns.from_down(pose[3:]), [gripper]]),
             velocity=None if velocity is None else np.append(velocity, 0.0),
             state=state.astype(np.float32),
-            time=now,
+            time=asked + self._trip,
             success=None if success is None else bool(success),
         )
 
     def aim(self, observation: RobotObservation, action: np.ndarray, previous: np.ndarray) -> np.ndarray:
-        """Return the target of an action: relative to where the hand is, as LIBERO's and SERL's are. One
-        that does not turn keeps the turn that was wanted before, one that neither opens nor shuts the
-        gripper keeps what was asked of it."""
+        """Return the target of an action: relative to where the hand will be when it is told, as LIBERO's and
+        SERL's are to where it is.
+
+        A target that is relative to where the hand was 20 ms before asks a moving hand for less than the
+        policy did. An action that does not turn keeps the turn that was wanted before, one that neither opens
+        nor shuts the gripper keeps what was asked of it.
+        """
+        self._ahead = max(0.0, time.monotonic() + self._trip - observation.time)
+        position, hand = self._expected(observation)
         target = np.array(previous)
-        target[:3] = observation.position[:3] + self._scale.position * action[:3]
+        target[:3] = position + self._scale.position * action[:3]
         turn = self._scale.rotation * action[3:6]
         if turn.any():
-            hand = turns.down(observation.position[3:6])
             target[3:6] = turns.from_down(turns.product(turns.of(turn), hand))
         if action[6]:
             target[6] = float(action[6] < 0)
@@ -137,11 +151,19 @@ class Franka:
 
     def carried_out(self, observation: RobotObservation, target: np.ndarray, asked: np.ndarray) -> np.ndarray:
         action = np.array(asked, float)
-        action[:3] = (target[:3] - observation.position[:3]) / self._scale.position
+        position, hand = self._expected(observation)
+        action[:3] = (target[:3] - position) / self._scale.position
         if asked[3:6].any():
-            hand = turns.down(observation.position[3:6])
             action[3:6] = turns.between(hand, turns.down(target[3:6])) / self._scale.rotation
         return action
+
+    def _expected(self, observation: RobotObservation) -> tuple[np.ndarray, np.ndarray]:
+        """Return position (m) and quaternion of the hand when the target that was last aimed is there."""
+        position, hand = observation.position[:3], turns.down(observation.position[3:6])
+        if observation.velocity is None:
+            return position, hand
+        way = observation.velocity[:6] * self._ahead * self.speed
+        return position + way[:3], turns.product(turns.of(way[3:]), hand)
 
     def act(self, target: np.ndarray) -> None:
         pose = [*target[:3], *turns.down(target[3:6])]
@@ -216,5 +238,4 @@ class SimulatedFranka(Franka):
         super().__init__(address, cameras, self.limits, rate=rate, origin=origin)
 
     def begin(self, episode: int) -> None:
-        self._ask("/jointreset", {"episode": episode}, timeout=_RESET)
-        self._gripper = None
+        self._begin({"episode": episode})

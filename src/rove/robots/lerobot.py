@@ -65,6 +65,7 @@ class LeRobotArm:
         """Nothing: the interface has no home; a person puts the arm where it begins."""
 
     def observe(self) -> RobotObservation:
+        asked = time.monotonic()
         with self._lock:
             found = self._call(self._robot.get_observation)
         now = time.monotonic()
@@ -75,7 +76,7 @@ class LeRobotArm:
                 image = np.asarray(found[watch.name])
                 if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                     raise ValueError(f"{watch.name} is {image.dtype} {list(image.shape)}")
-                watch.take(Frame(image, now, now))
+                watch.take(Frame(image, now, now), asked)
         except (KeyError, TypeError, ValueError) as error:
             raise RoveError(f"{self.address} observed something else than it says: {error!r}.") from error
         self._last = position

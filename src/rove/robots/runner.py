@@ -2,18 +2,22 @@
 
 consumes      pictures and the arm's state, answers of the policy
 produces      one target a period, and one row of the recording
-waits for     the end of the period, and for the arm's answer to a target, never for a picture or the policy
+waits for     the end of the period, the arm's answer to a target, and where there is no action half a period
+              for the policy's; never for a picture
 ends by       success, the horizon, a person's key, or `Stopped`; the arm then holds still
 
-The next chunk is asked for while the present one is executed, and joined to it by `schedule`. An action is
-for one period: if its answer is late it is dropped, and said so. Where no chunk has an action for a period
-the arm holds still where it is; an answer to an observation that was made since then is for now, whenever it
-comes, since nothing has moved.
+The next chunk is asked for as late as it can be: where answers take less than half a period once the present
+one is executed, as in simulation, else so many periods before as they take; `schedule` joins the two. An
+action is for one period: if its answer is late it is dropped, and said so. Where no chunk has an action for a
+period the arm holds still where it is; an answer to an observation that was made since then is for now,
+whenever it comes, since nothing has moved.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +33,12 @@ from rove.robots.stopping import EStop, Keys
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 2.0
 """Seconds before a server that has gone is tried again: twice as long each time, up to the second."""
+_PATIENCE = 0.5
+"""Part of a period for which an answer is waited for while the arm goes on to where it was sent."""
+_LOOK = 0.002
+"""Seconds between two looks whether it has come."""
+_REMEMBERED = 5
+"""Answers of which the slowest says how early the next one is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +50,8 @@ class Pace:
     horizon: int = 240
     """Periods with an action, after which an episode has failed."""
     ahead: int | None = None
-    """The next chunk is asked for when so many actions are left; None: half of a chunk. 0: the arm holds
-    still while the policy thinks."""
+    """The next chunk is asked for when so many actions are left; None: as few as the last answers took
+    periods, 0 where they took less than half of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,6 @@ class Runner:
     def __post_init__(self) -> None:
         self.period = 1.0 / self.pace.rate
         self.guard = Guard(self.limits, self.period)
-        self.ahead = self.asker.chunk // 2 if self.pace.ahead is None else self.pace.ahead
 
     def run(self, episodes: Sequence[int]) -> list[Outcome]:
         """Run episodes, one after the other. Raises Stopped where the arm was stopped; the outcomes until
@@ -129,7 +138,7 @@ class _Episode:
 
     def __init__(self, runner: Runner, episode: int) -> None:
         self._runner, self._episode = runner, episode
-        self._schedule = Schedule()
+        self._schedule = Schedule(average=runner.robot.action_spec.control == "absolute")
         self._held = self._acted = self._dropped = 0
         self._clips = runner.guard.clips
         self._still_since: int | None = None
@@ -137,6 +146,7 @@ class _Episode:
         self._sent: np.ndarray | None = None
         self._gone_since: float | None = None
         self._wait, self._again = _FIRST_WAIT, 0.0
+        self._took: deque[float] = deque(maxlen=_REMEMBERED)
         self._begun = time.monotonic()
 
     def run(self) -> bool | None:
@@ -206,6 +216,7 @@ class _Episode:
             runner.guard.refuse(answer.problem)
         elif runner.guard.finite(answer.actions):
             self._gone_since, self._wait = None, _FIRST_WAIT
+            self._took.append(answer.seconds)
             self._add(answer.actions, answer.period, now, answer.seconds)
 
     def _add(self, actions: np.ndarray, period: int, now: int, seconds: float) -> None:
@@ -230,13 +241,27 @@ class _Episode:
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
     def _ask(self, seen: RobotObservation, now: int) -> None:
-        runner = self._runner
-        if runner.asker.waiting is not None or time.monotonic() < self._again:
+        runner, left = self._runner, self._schedule.left(now)
+        if runner.asker.waiting is not None or time.monotonic() < self._again or left > self._ahead():
             return
-        if self._schedule.left(now) <= runner.ahead:
-            if not self._schedule.left(now):
-                self._hold(seen, now)  # before it is asked: then the answer is for whenever it comes
-            runner.asker.ask(seen, now)
+        runner.asker.ask(seen, now)
+        if left:
+            return
+        until = time.monotonic() + _PATIENCE * runner.period
+        while runner.asker.waiting is not None and time.monotonic() < until:
+            runner.estop.wait(_LOOK)
+            self._listen(now)
+        if not self._schedule.left(now):
+            self._hold(
+                seen, now
+            )  # in the period that was asked for: then the answer is for whenever it comes
+
+    def _ahead(self) -> int:
+        """How many actions are left when the next chunk is asked for."""
+        if (given := self._runner.pace.ahead) is not None:
+            return given
+        periods = max(self._took, default=0.0) / self._runner.period
+        return 0 if periods < _PATIENCE else min(math.ceil(periods), self._runner.asker.chunk - 1)
 
     def _move(self, seen: RobotObservation, now: int) -> None:
         runner = self._runner

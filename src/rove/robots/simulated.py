@@ -151,7 +151,8 @@ class SimulatedArm:
 
     def reset(self, episode: int | None) -> None:
         """Begin an episode; without a number the present one is begun anew."""
-        with self._lock:
+        with self._drawing, self._lock:
+            self._taken = -1.0  # a picture that is shared is none of this episode
             self._episode = self._episode if episode is None else episode
             self._follower.sent = self._follower.opening = None
             group, state = self._group, self._states[self._episode % len(self._states)]
