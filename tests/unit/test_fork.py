@@ -75,7 +75,7 @@ def test_a_copy_computes_beside_threads_that_it_does_not_have():
         matrix = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
         product = matrix @ matrix
         for _ in range(5):
-            torch.testing.assert_close(in_copy("a copy", lambda: matrix @ matrix), product)
+            assert torch.allclose(in_copy("a copy", lambda: matrix @ matrix), product, atol=1e-4)
             assert torch.equal(in_copy("a copy", lambda: torch.exp(matrix)), torch.exp(matrix))
     finally:
         stop.set()

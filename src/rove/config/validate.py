@@ -187,7 +187,7 @@ def _branches(run: Run) -> Problems:
     if needs(run.algorithm).branches > 1 and _get(run, "env.backend") == "physx_cuda":
         yield (
             "env.backend = 'physx_cuda' cannot put everything back after a try, as "
-            f"{run.algorithm.kind!r} needs it: set --env.backend physx_cpu, or --algorithm.kind ppo."
+            f"{run.algorithm.kind!r} needs it: set --env.backend physx_cpu."
         )
 
 

@@ -211,7 +211,8 @@ class Fleet:
         """Try chunks one after the other, all slots in each, and each try in a copy of this process: what
         PhysX knows of earlier contacts can be neither read nor put back. Raises Lost where a copy fails."""
         tries = [
-            in_copy("a try", partial(self._attempt, order.slots, chosen)) for chosen in order.actions.unbind(1)
+            in_copy("a try", partial(self._attempt, order.slots, chosen))
+            for chosen in order.actions.unbind(1)
         ]
         return Tried(*(torch.stack(column, dim=1) for column in zip(*tries, strict=True)))
 
