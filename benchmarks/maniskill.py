@@ -4,8 +4,8 @@ Prints JSON. Both sides of each pair carry out the same actions in the same epis
 turns, and have to end in the same state with the same picture. "Bound" is what rendering once a chunk would
 give if it cost nothing to leave the other frames out and nothing else were changed.
 Tries: 8 chunks tried from where each world of the recipes' three-object set stands, each in a copy of the
-process, beside the same worlds stepped in place without pictures, and beside PhysX alone. A step is one action
-executed in one world.
+process, beside the same worlds stepped in place without pictures, and beside PhysX alone. A step is one
+action executed in one world.
 """
 
 from __future__ import annotations
