@@ -126,7 +126,7 @@ def compare(
 def stock(chunks: int, repeats: int) -> dict[str, Any]:
     """PickCube at 128²: `env.step` renders every camera and computes reward and observation each time."""
     config = ManiSkillConfig(tasks="PickCube-v1", image_size=128, horizon=10**6, workers=1)
-    world, other = (tasks.world(config, config.tasks, 1) for _ in range(2))
+    world, other = (tasks.world(config, config.tasks, 1, None) for _ in range(2))
     spec = EpisodeSpec("PickCube-v1", 7)
     generator = np.random.default_rng(0)
     actions = generator.uniform(-1, 1, (chunks * CHUNK, 7)).astype(np.float32)
@@ -149,7 +149,7 @@ def put_on_plate(chunks: int, repeats: int) -> dict[str, Any]:
     overlay, and for every object whether it is grasped, each by queries of its own."""
     config = PutOnPlateConfig(full_frame=True, horizon=10**6, workers=1, terminate=False)
     task = "PutOnPlateInScene25Main-v3"
-    rove, today, crowded = (tasks.world(config, task, 1) for _ in range(3))
+    rove, today, crowded = (tasks.world(config, task, 1, None) for _ in range(3))
     today.env.everything = crowded.env.everything = True
     spec = EpisodeSpec(task, 3)
     generator = np.random.default_rng(0)
