@@ -5,6 +5,7 @@ One environment of 3 slots is shared by all tests that need one: making the firs
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,17 +17,20 @@ import pytest
 import torch
 from tests import maniskill
 
+from rove import recipes
+from rove.config import load as config
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
 from rove.envs.maniskill.fleet import Fleet
-from rove.envs.maniskill.put_on_plate import families
+from rove.envs.maniskill.put_on_plate import families, progress
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS
 from rove.envs.rotations import tensor_matrix, yaw_quaternion
 from rove.errors import RoveError
 from rove.runtime.local import InChild
 from rove.testing import check_env
+from rove.train import train
 from rove.types import ChunkResult, EpisodeSpec
 
 MAIN = PREFIX + "Main-v3"
@@ -218,16 +222,20 @@ def test_success_at_any_time_and_at_the_end():
 
 
 def test_the_dense_reward_pays_the_expert_on_its_way():
-    made = ManiSkillEnv(replace(PLATE, reward="dense"), 1, 8, "stop")
-    made.reset([EpisodeSpec(MAIN, 0)])
-    rewards = []
-    while made.specs[0] is not None:
-        result = made.step_expert_chunk(0.0, np.random.default_rng(0))[1]
-        rewards += result.reward[0][result.executed[0]].tolist()
-    made.close()
-    # Success is worth 1; before it, the way that was left at the start (0.8 m at most) is worth up to 1 more.
-    assert result.finished[0].success and 1.2 < sum(rewards) < 2.0
-    assert np.mean([reward > 0 for reward in rewards]) > 0.8 and rewards[-1] > 0.9
+    """An episode earns 1 for its success, and all of the way that it began with."""
+    with closing(ManiSkillEnv(replace(PLATE, reward="dense"), 2, 8, "stop")) as made:
+        made.reset([EpisodeSpec(MAIN, 0), EpisodeSpec(MAIN, 1)])
+        nothing = torch.zeros(1, dtype=torch.bool)
+        ways = [float(world(made, slot).way_left(nothing)) for slot in range(2)]
+        rewards: list[list[float]] = [[], []]
+        while any(made.specs):
+            result = made.step_expert_chunk(0.0, np.random.default_rng(0))[1]
+            for slot in range(2):
+                rewards[slot] += result.reward[slot][result.executed[slot]].tolist()
+            assert all(record.success for record in result.finished)
+    for way, earned in zip(ways, rewards, strict=True):
+        assert 0.2 < way < 0.8 and sum(earned) == pytest.approx(1 + way / progress.FULL_WAY, abs=1e-5)
+        assert np.mean([reward > 0 for reward in earned]) > 0.8 and earned[-1] > 0.9
 
 
 # --- tries ----------------------------------------------------------------------------------------
@@ -290,6 +298,20 @@ def test_a_gpu_simulation_cannot_try(monkeypatch):
         monkeypatch.setattr(env, "_config", replace(THREE, backend="physx_cuda"))
         with pytest.raises(RoveError, match="cannot be tried under env.backend = 'physx_cuda'"):
             env.try_chunks(torch.zeros(1, 1, 8, 7))
+
+
+@LONG
+def test_vine_sampling_trains_on_tries(tmp_path):
+    words = """
+        --sft.episodes 12 --sft.steps 60 --sft.grounding 60 --sft.grounding_steps 51 --rollout.num_envs 8
+        --rollout.chunks 2 --training.iterations 3 --training.batch 8 --training.micro_batch 8
+        --training.optim.warmup 0 --evaluation.every 0 --evaluation.episodes 0 --evaluation.variant_episodes 0
+    """
+    run = config.apply(recipes.build("put_on_plate_tiny_vine"), words.split())
+    directory = train(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    spread = [line["train/branch_spread"] for line in lines if "train/branch_spread" in line]
+    assert len(spread) == 3 and min(spread) > 0
 
 
 # --- pictures -------------------------------------------------------------------------------------

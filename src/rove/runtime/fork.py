@@ -38,8 +38,8 @@ _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.S
 def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) -> R:
     """Call the function in a copy of this process, and return its answer, which has to be picklable.
 
-    The copy hears no signals, and ends with this process. Raises what the function raises, and Lost, which
-    calls the copy by `name`, where it crashes or hangs; RoveError on another system than Linux.
+    The copy hears no signals, and ends with this process. Raises what the function raises; Lost, which calls
+    the copy by `name`, where it cannot be made, crashes or hangs; RoveError on another system than Linux.
     """
     if sys.platform != "linux":
         raise RoveError(f"A process with threads can be copied on Linux alone, not on {sys.platform}.")
@@ -51,8 +51,11 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
         try:
             with warnings.catch_warnings():  # Python 3.12 warns of the threads that the copy does not have
                 warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
-            if not pid:
+                try:
+                    pid = os.fork()
+                except OSError as error:
+                    raise Lost(name, f"could not be made: {error}") from error
+            if pid == 0:
                 _be_copy(theirs, function, original, prctl)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, heard)
@@ -61,13 +64,13 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
     finally:
         channel.close()
         if pid:
-            os.kill(pid, signal.SIGKILL)  # one that is ending already ends as it would have
-            status = os.waitpid(pid, 0)[1]
+            status = _end(pid)
     if answer is None:
         code = os.waitstatus_to_exitcode(status)
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         raise Lost(name, f"{how} (process {pid})")
     if isinstance(answer, Crash):
+        answer.error.add_note(f"It was raised in {name}:\n{answer.trace.rstrip()}")
         raise answer.error
     return answer[0]
 
@@ -86,6 +89,15 @@ def _be_copy(theirs: socket.socket, function: Callable[[], Any], original: int, 
                 channel.send(crash(error))
     finally:
         os._exit(0)
+
+
+def _end(pid: int) -> int:
+    """End a copy, and return its status; one that is ending already ends as it would have."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        return os.waitpid(pid, 0)[1]
+    except (ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored nobody is told
+        return 0
 
 
 def _await(name: str, channel: Channel, deadline: float) -> Any:
