@@ -18,7 +18,7 @@ import torch
 from tests import maniskill
 
 from rove import recipes
-from rove.config import load as config
+from rove.config import load
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
@@ -307,7 +307,7 @@ def test_vine_sampling_trains_on_tries(tmp_path):
         --rollout.chunks 2 --training.iterations 3 --training.batch 8 --training.micro_batch 8
         --training.optim.warmup 0 --evaluation.every 0 --evaluation.episodes 0 --evaluation.variant_episodes 0
     """
-    run = config.apply(recipes.build("put_on_plate_tiny_vine"), words.split())
+    run = load.apply(recipes.build("put_on_plate_tiny_vine"), words.split())
     directory = train(run, tmp_path / "run")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     spread = [line["train/branch_spread"] for line in lines if "train/branch_spread" in line]
