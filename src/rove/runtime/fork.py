@@ -3,8 +3,8 @@
 What a library keeps to itself, and neither shows nor takes back, can be tried out all the same: fork copies
 all of it, for the price of page tables, and the copy is thrown away. It has the calling thread and no other.
 So the call must wait for none: it draws nothing, uses no GPU, and steps no simulation that has threads of its
-own. The system's allocator, Python's locks and PyTorch's pools are made whole again by handlers of theirs, as
-PyTorch's DataLoader relies on.
+own. The system's allocator and Python's locks are made whole again by handlers of theirs, and PyTorch works
+on the one thread, as in the workers of its DataLoader, which are copies too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ R = TypeVar("R")
 DEADLINE = 600.0
 """Seconds after which a copy that has not answered counts as hung."""
 _PR_SET_PDEATHSIG = 1
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
 
 def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) -> R:
@@ -46,7 +45,8 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
     prctl = ctypes.CDLL(None).prctl  # looked up here: the copy had better not search libraries
     ours, theirs = socket.socketpair()
     channel, original, pid, status = Channel(ours, patience=deadline), os.getpid(), 0, 0
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
     try:
         try:
             with warnings.catch_warnings():  # Python 3.12 warns of the threads that the copy does not have
