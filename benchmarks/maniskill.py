@@ -3,6 +3,9 @@
 Prints JSON. Both sides of each pair carry out the same actions in the same episodes, in this process, by
 turns, and have to end in the same state with the same picture. "Bound" is what rendering once a chunk would
 give if it cost nothing to leave the other frames out and nothing else were changed.
+Tries: 8 chunks tried from where each world of the recipes' three-object set stands, each in a copy of the
+process, beside the same worlds stepped in place without pictures, and beside PhysX alone. A step is one
+action executed in one world.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,17 @@ import torch
 
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs.maniskill import simulator, tasks
+from rove.envs.maniskill.env import PutOnPlateEnv
 from rove.envs.maniskill.world import World
+from rove.recipes.maniskill import REDUCED
+from rove.runtime.fork import in_copy
 from rove.types import EpisodeSpec
 
 CHUNK = 8
 BAR = 4.0
+BRANCHES = 8
+"""Chunks tried from each state."""
+OF_STEPPING = 0.85
 
 
 def machine() -> dict[str, Any]:
@@ -116,7 +126,7 @@ def compare(
 def stock(chunks: int, repeats: int) -> dict[str, Any]:
     """PickCube at 128²: `env.step` renders every camera and computes reward and observation each time."""
     config = ManiSkillConfig(tasks="PickCube-v1", image_size=128, horizon=10**6, workers=1)
-    world, other = (tasks.world(config, config.tasks, 1) for _ in range(2))
+    world, other = (tasks.world(config, config.tasks, 1, None) for _ in range(2))
     spec = EpisodeSpec("PickCube-v1", 7)
     generator = np.random.default_rng(0)
     actions = generator.uniform(-1, 1, (chunks * CHUNK, 7)).astype(np.float32)
@@ -139,7 +149,7 @@ def put_on_plate(chunks: int, repeats: int) -> dict[str, Any]:
     overlay, and for every object whether it is grasped, each by queries of its own."""
     config = PutOnPlateConfig(full_frame=True, horizon=10**6, workers=1, terminate=False)
     task = "PutOnPlateInScene25Main-v3"
-    rove, today, crowded = (tasks.world(config, task, 1) for _ in range(3))
+    rove, today, crowded = (tasks.world(config, task, 1, None) for _ in range(3))
     today.env.everything = crowded.env.everything = True
     spec = EpisodeSpec(task, 3)
     generator = np.random.default_rng(0)
@@ -165,12 +175,64 @@ def put_on_plate(chunks: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def tries(num_envs: int, repeats: int) -> dict[str, Any]:
+    """Steps a second of tries, of stepping in place, and of PhysX alone, by turns in one process; medians."""
+    config = replace(REDUCED, reward="dense", horizon=10**6, terminate=False, workers=1)
+    env = PutOnPlateEnv(config, num_envs, CHUNK, "stop")
+    env.reset([EpisodeSpec(env.suite.tasks[0], state) for state in range(num_envs)])
+    generator = np.random.default_rng(0)
+    for _ in range(2):  # hands down at the objects
+        env.step_expert_chunk(0.0, generator)
+    fleet = env._members[0].worker  # type: ignore[attr-defined]
+    worlds = [world for world, _ in fleet._at.values()]
+    scale = np.array([0.03, 0.03, 0.03, 0.2, 0.2, 0.2, 1.0])
+    shape = (num_envs, BRANCHES, CHUNK, 7)
+    chosen = torch.from_numpy((generator.uniform(-1, 1, shape) * scale).astype(np.float32))
+    env.try_chunks(chosen)
+    seconds: dict[str, list[float]] = {"tries": [], "in place": [], "physics": [], "a copy": []}
+    for repeat in range(repeats):  # by turns, so that a busy moment of the machine hits all
+        began = time.perf_counter()
+        env.try_chunks(chosen)
+        seconds["tries"].append((time.perf_counter() - began) / BRANCHES)
+        began = time.perf_counter()
+        in_copy("nothing", int)
+        seconds["a copy"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        actions = chosen[:, repeat % BRANCHES].numpy()
+        for world, own in zip(worlds, actions, strict=True):
+            world.play([0], CHUNK, lambda row, c, own=own: own[c])
+        seconds["in place"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for world in worlds:
+            for _ in range(CHUNK * world.env._sim_steps_per_control):
+                world.env.scene.step()
+        seconds["physics"].append(time.perf_counter() - began)
+    env.close()
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rates = {name: round(num_envs * CHUNK / medians[name], 1) for name in ("tries", "in place", "physics")}
+    pairs = zip(seconds["in place"], seconds["tries"], strict=True)
+    of_stepping = statistics.median(stepped / tried for stepped, tried in pairs)
+    return {
+        "num_envs": num_envs,
+        "branches": BRANCHES,
+        "physics_steps_an_action": worlds[0].env._sim_steps_per_control,
+        "steps_per_second": rates,
+        "tried_chunks_per_second": round(num_envs / medians["tries"], 1),
+        "milliseconds_a_copy": round(1e3 * medians["a copy"], 2),
+        "of_stepping_in_place": round(of_stepping, 3),
+        "bar": OF_STEPPING,
+        "passed": of_stepping >= OF_STEPPING,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--chunks", type=int, default=8, help="chunks of 8 actions an episode")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num-envs", type=int, default=16, help="worlds in which chunks are tried")
+    parser.add_argument("--only-tries", action="store_true", help="nothing beside the tries")
     args = parser.parse_args()
     torch.set_num_threads(1)
     before = machine()
@@ -179,12 +241,11 @@ def main() -> None:
     import sapien
 
     before |= {"mani_skill": mani_skill.__version__, "sapien": sapien.__version__, "torch": torch.__version__}
-    pairs = [stock(args.chunks, args.repeats), put_on_plate(args.chunks, args.repeats)]
-    print(
-        json.dumps(
-            {"benchmark": "ManiSkill steps", "chunk": CHUNK, "machine": before, "pairs": pairs}, indent=2
-        )
-    )
+    report: dict[str, Any] = {"benchmark": "ManiSkill steps", "chunk": CHUNK, "machine": before}
+    if not args.only_tries:
+        report["pairs"] = [stock(args.chunks, args.repeats), put_on_plate(args.chunks, args.repeats)]
+    report["tries"] = tries(args.num_envs, args.repeats)
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ One environment of 3 slots is shared by all tests that need one: making the firs
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,17 +17,21 @@ import pytest
 import torch
 from tests import maniskill
 
+from rove import recipes
+from rove.config import load
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs import registry
 from rove.envs.maniskill.env import ManiSkillEnv, PutOnPlateEnv
-from rove.envs.maniskill.put_on_plate import families
+from rove.envs.maniskill.fleet import Fleet
+from rove.envs.maniskill.put_on_plate import families, progress
 from rove.envs.maniskill.put_on_plate.families import FAMILIES, PREFIX
 from rove.envs.maniskill.put_on_plate.suite import VARIANTS
 from rove.envs.rotations import tensor_matrix, yaw_quaternion
 from rove.errors import RoveError
 from rove.runtime.local import InChild
 from rove.testing import check_env
-from rove.types import EpisodeSpec
+from rove.train import train
+from rove.types import ChunkResult, EpisodeSpec
 
 MAIN = PREFIX + "Main-v3"
 SPLITS = [(family, split) for family in FAMILIES.values() for split in family.parts]
@@ -217,16 +222,96 @@ def test_success_at_any_time_and_at_the_end():
 
 
 def test_the_dense_reward_pays_the_expert_on_its_way():
-    made = ManiSkillEnv(replace(PLATE, reward="dense"), 1, 8, "stop")
-    made.reset([EpisodeSpec(MAIN, 0)])
-    rewards = []
-    while made.specs[0] is not None:
-        result = made.step_expert_chunk(0.0, np.random.default_rng(0))[1]
-        rewards += result.reward[0][result.executed[0]].tolist()
-    made.close()
-    # Success is worth 1; before it, the way that was left at the start (0.8 m at most) is worth up to 1 more.
-    assert result.finished[0].success and 1.2 < sum(rewards) < 2.0
-    assert np.mean([reward > 0 for reward in rewards]) > 0.8 and rewards[-1] > 0.9
+    """An episode earns 1 for its success, and all of the way that it began with."""
+    with closing(ManiSkillEnv(replace(PLATE, reward="dense"), 2, 8, "stop")) as made:
+        made.reset([EpisodeSpec(MAIN, 0), EpisodeSpec(MAIN, 1)])
+        nothing = torch.zeros(1, dtype=torch.bool)
+        ways = [float(world(made, slot).way_left(nothing)) for slot in range(2)]
+        rewards: list[list[float]] = [[], []]
+        while any(made.specs):
+            result = made.step_expert_chunk(0.0, np.random.default_rng(0))[1]
+            for slot in range(2):
+                rewards[slot] += result.reward[slot][result.executed[slot]].tolist()
+            assert all(record.success for record in result.finished)
+    for way, earned in zip(ways, rewards, strict=True):
+        assert 0.2 < way < 0.8 and sum(earned) == pytest.approx(1 + way / progress.FULL_WAY, abs=1e-5)
+        assert np.mean([reward > 0 for reward in earned]) > 0.8 and earned[-1] > 0.9
+
+
+# --- tries ----------------------------------------------------------------------------------------
+
+
+THREE = replace(PLATE, tasks=MAIN, objects=(2, 5, 13), tables=(0,), sim_freq=100, reward="dense")
+"""The reduced set of the recipes for two cores."""
+
+
+def _same(one: ChunkResult, other: ChunkResult) -> bool:
+    names = ("reward", "terminated", "truncated", "success", "executed")
+    seen = [(result.observation.images, result.observation.state) for result in (one, other)]
+    return (
+        all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+        and all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+        and one.finished == other.finished
+    )
+
+
+def test_tries_leave_no_trace_and_tell_what_a_step_would_bring():
+    """Through approach, grasp and success, in whose chunk an episode ends and the next one begins."""
+    noise = torch.Generator().manual_seed(0)
+    with (
+        closing(ManiSkillEnv(THREE, 3, 8, "refill")) as env,
+        closing(ManiSkillEnv(THREE, 3, 8, "refill")) as twin,
+    ):
+        for made in (env, twin):
+            made.reset([EpisodeSpec(MAIN, i) for i in range(2)])  # one slot idles
+            made.enqueue([EpisodeSpec(MAIN, i) for i in range(2, 4)])
+        finished = []
+        for t in range(6):
+            wanted, expected = twin.step_expert_chunk(0.0, np.random.default_rng(0))
+            others = wanted[:, None].repeat(1, 2, 1, 1)
+            others[..., :3] += 0.01 * torch.randn(3, 2, 8, 3, generator=noise)
+            reward, executed = env.try_chunks(torch.cat([others, wanted[:, None]], dim=1).clamp(-1.0, 1.0))
+            assert torch.equal(reward[:, 2], expected.reward)
+            assert torch.equal(executed[:, 2], expected.executed)
+            assert not executed[2].any() and not reward[2].any(), "a slot that idles tries nothing"
+            assert t or (reward[:2].sum(-1).std(1) > 0).all(), "other actions, other rewards"
+            assert _same(env.step_chunk(wanted), expected)
+            finished += expected.finished
+    assert any(record.success and record.length % 8 for record in finished), "an end within a chunk"
+
+
+def test_a_try_whose_copy_is_killed_is_named_and_harms_nothing(monkeypatch):
+    chosen = torch.zeros(1, 1, 8, 7)
+    with closing(ManiSkillEnv(THREE, 1, 8, "stop")) as env:
+        env.reset([EpisodeSpec(MAIN, 0)])
+        before, _ = env.try_chunks(chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr(Fleet, "_attempt", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            with pytest.raises(RoveError, match=r"simulation goes on, but a try was killed by signal 9"):
+                env.try_chunks(chosen)
+        assert torch.equal(env.try_chunks(chosen)[0], before)
+        assert torch.equal(env.step_chunk(chosen[:, 0]).reward, before[:, 0])
+
+
+def test_a_gpu_simulation_cannot_try(monkeypatch):
+    with closing(ManiSkillEnv(THREE, 1, 8, "stop")) as env:
+        monkeypatch.setattr(env, "_config", replace(THREE, backend="physx_cuda"))
+        with pytest.raises(RoveError, match="cannot be tried under env.backend = 'physx_cuda'"):
+            env.try_chunks(torch.zeros(1, 1, 8, 7))
+
+
+@LONG
+def test_vine_sampling_trains_on_tries(tmp_path):
+    words = """
+        --sft.episodes 12 --sft.steps 60 --sft.grounding 60 --sft.grounding_steps 51 --rollout.num_envs 8
+        --rollout.chunks 2 --training.iterations 3 --training.batch 8 --training.micro_batch 8
+        --training.optim.warmup 0 --evaluation.every 0 --evaluation.episodes 0 --evaluation.variant_episodes 0
+    """
+    run = load.apply(recipes.build("put_on_plate_tiny_vine"), words.split())
+    directory = train(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    spread = [line["train/branch_spread"] for line in lines if "train/branch_spread" in line]
+    assert len(spread) == 3 and min(spread) > 0
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -287,7 +372,9 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost():
                 member = made._members[1]
                 assert isinstance(member, InChild)
                 os.kill(member.child.process.pid, signal.SIGKILL)
+                tried, _ = made.try_chunks(chunk[:, None])
             result = made.step_chunk(chunk)
+            assert not kill or t < 2 or torch.equal(tried[:, 0], result.reward)
         outcomes.append((result.observation.images, result.observation.state, result.reward))
         faults = made.supervisor.take_faults()
         assert len(faults) == kill and all("simulator 1 was killed by signal 9" in one for one in faults)

@@ -55,6 +55,12 @@ def test_sound_runs_pass_unchanged(run):
         (LIBERO_RUN, "--env.wait -1", "expected a number at least 0", "--env.wait 0"),
         (LIBERO_RUN, "--env.scenes 0", "expected a number at least 1", "--env.scenes 1"),
         (VINE_RUN, "--algorithm.branches 1", "nothing to compare", "--algorithm.branches 8"),
+        (
+            VINE_RUN,
+            "--env.kind maniskill_put_on_plate --env.horizon 32 --env.image_size 64 --env.backend physx_cuda",
+            "'physx_cuda' cannot put everything back after a try",
+            0,
+        ),
         (VINE_RUN, "--algorithm.spread_floor -1", "expected a number at least 0", None),
         (VINE_RUN, "--policy.value_head.level action", "VINE has no critic", 0),
         (GRPO_RUN, "--sft.smoothing -1", "expected a number at least 0", "--sft.smoothing 0"),

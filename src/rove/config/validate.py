@@ -184,6 +184,11 @@ def _branches(run: Run) -> Problems:
     branches = _get(run, "algorithm.branches")
     if branches is not None and branches < 2:
         yield f"algorithm.branches = {branches}: nothing to compare; set at least 2, e.g. 8."
+    if needs(run.algorithm).branches > 1 and _get(run, "env.backend") == "physx_cuda":
+        yield (
+            "env.backend = 'physx_cuda' cannot put everything back after a try, as "
+            f"{run.algorithm.kind!r} needs it: set --env.backend physx_cpu."
+        )
 
 
 def _critic(run: Run) -> Problems:

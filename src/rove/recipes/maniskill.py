@@ -19,6 +19,7 @@ from rove.config.schema import (
     SFTConfig,
     TrainingConfig,
     ValueHeadConfig,
+    Vine,
 )
 from rove.recipes import recipe
 from rove.recipes.openvla import CRITIC, PUBLISHED, openvla_oft_grpo, openvla_oft_ppo, openvla_ppo
@@ -155,6 +156,23 @@ def put_on_plate_tiny_grpo() -> Run:
         env=replace(REDUCED, reward="sparse"),
         policy=TINY,
         training=replace(base.training, optim=replace(base.training.optim, value_lr=None)),
+    )
+
+
+@recipe
+def put_on_plate_tiny_vine() -> Run:
+    """Vine sampling for the tiny policy on the same reduced set: eight chunks tried from each state."""
+    base = put_on_plate_tiny_ppo()
+    return replace(
+        base,
+        name="put_on_plate_tiny_vine",
+        # Eight times the actions of PPO's rollouts of as many chunks, and as many pictures.
+        rollout=replace(base.rollout, chunks=4),
+        algorithm=Vine(epochs=2),
+        policy=TINY,
+        training=replace(
+            base.training, batch=64, micro_batch=64, optim=replace(base.training.optim, value_lr=None)
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from rove import host
 from rove.config.schema import ManiSkillConfig, PutOnPlateConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Played
 from rove.envs.maniskill import tasks
-from rove.envs.maniskill.fleet import Begin, Fleet, Play, Seen, alone
+from rove.envs.maniskill.fleet import Begin, Fleet, Play, Seen, Try, alone
 from rove.errors import RoveError
 from rove.runtime.actor import Actor, Future, Lost, Supervisor
 from rove.runtime.local import InChild, InProcess
@@ -155,6 +155,29 @@ class ManiSkillEnv(ChunkedEnv):
     def play(self, rows: np.ndarray, actions: Actions) -> tuple[Played, Frames]:
         chosen = np.stack([actions(c, rows) for c in range(self.chunk)], axis=1)
         return self._play(rows, torch.from_numpy(chosen).float(), expert=False)[1:]
+
+    def try_chunks(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Try chunks in copies of the processes that hold the worlds; see `rove.envs.base.Brancher`.
+
+        Raises RoveError where one simulation holds all worlds, on a GPU: that cannot be copied.
+        """
+        if not tasks.one_world(self._config):
+            raise RoveError("Chunks cannot be tried under env.backend = 'physx_cuda': use physx_cpu.")
+        values = np.stack([self._checked(actions[:, g]) for g in range(actions.shape[1])], axis=1)
+        orders = {
+            n: Try(tuple(part), torch.from_numpy(values[part]).float())
+            for n, part in self._by_worker(self._running().tolist()).items()
+        }
+        reward = torch.zeros(values.shape[:3])
+        executed = torch.zeros(values.shape[:3], dtype=torch.bool)
+        try:
+            answers = self._ask(Fleet.attempt, orders)
+        except Lost as lost:
+            raise lost.reason("The simulation goes on, but ") from lost
+        for n, tried in answers.items():
+            slots = list(orders[n].slots)
+            reward[slots], executed[slots] = tried.reward, tried.executed
+        return reward, executed
 
     def step_expert_chunk(self, noise: float, generator: np.random.Generator) -> tuple[Tensor, ChunkResult]:
         """Let the expert act for one chunk; the noise is a fraction of its own longest step.

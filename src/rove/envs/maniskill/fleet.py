@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rove.config.schema import EnvConfig
 from rove.envs.maniskill.world import Played, World
+from rove.runtime.fork import in_copy
 from rove.types import ActionSpec, EpisodeSpec, Finals
 
 
@@ -43,6 +45,23 @@ class Play(NamedTuple):
     expert: bool
     finals: Finals
     recorded: tuple[int, ...]
+
+
+class Try(NamedTuple):
+    """The order to try chunks in these slots, and to leave them as they are."""
+
+    slots: tuple[int, ...]
+    actions: Tensor
+    """float32 [slots, G, C, A]: G chunks for each."""
+
+
+class Tried(NamedTuple):
+    """The answer to `Try`."""
+
+    reward: Tensor
+    """float32 [slots, G, C]."""
+    executed: Tensor
+    """bool [slots, G, C]."""
 
 
 class Seen(NamedTuple):
@@ -120,40 +139,30 @@ class Fleet:
                 world.stop([row])
 
     def play(self, order: Play) -> Answer:
-        groups: dict[World, list[int]] = {}
-        for i, slot in enumerate(order.slots):
-            groups.setdefault(self._at[slot][0], []).append(i)
         size = (len(order.slots), self._chunk, order.actions.shape[-1])
         done, wanted = order.actions.clone().expand(size).clone(), torch.zeros(size)
         films: dict[int, list[Tensor]] = {slot: [] for slot in order.slots if slot in order.recorded}
-        columns: list[Any] = [None] * len(order.slots)
-        for world, members in groups.items():
-            index = {self._at[order.slots[i]][1]: i for i in members}
 
-            def choose(row: int, c: int, world: World = world, index: dict[int, int] = index) -> np.ndarray:
-                i = index[row]
-                if not order.expert:
-                    return done[i, c].numpy()
-                action, reach = world.expert(row)
-                wanted[i, c:] = torch.from_numpy(action)
-                wanted[i, c + 1 :, : len(reach) - 1] = 0.0  # padded with "stay"
-                if c == self._chunk - 1:
-                    action = action + reach * order.actions[i, 0].numpy()
-                low, high = np.array(world.action_spec.low), np.array(world.action_spec.high)
-                action = np.clip(action, low, high).astype(np.float32)
-                done[i, c] = torch.from_numpy(action)
-                return action
+        def choose(i: int, c: int) -> np.ndarray:
+            if not order.expert:
+                return done[i, c].numpy()
+            world, row = self._at[order.slots[i]]
+            action, reach = world.expert(row)
+            wanted[i, c:] = torch.from_numpy(action)
+            wanted[i, c + 1 :, : len(reach) - 1] = 0.0  # padded with "stay"
+            if c == self._chunk - 1:
+                action = action + reach * order.actions[i, 0].numpy()
+            low, high = np.array(world.action_spec.low), np.array(world.action_spec.high)
+            action = np.clip(action, low, high).astype(np.float32)
+            done[i, c] = torch.from_numpy(action)
+            return action
 
-            def film(row: int, world: World = world, index: dict[int, int] = index) -> None:
-                slot = order.slots[index[row]]
-                if slot in films:
-                    films[slot].append(world.frames([row])[0, 0])
+        def film(i: int) -> None:
+            if (slot := order.slots[i]) in films:
+                world, row = self._at[slot]
+                films[slot].append(world.frames([row])[0, 0])
 
-            rows = [self._at[order.slots[i]][1] for i in members]
-            played = world.play(rows, self._chunk, choose, film)
-            for k, i in enumerate(members):
-                columns[i] = [column[k] for column in played]
-        joined = Played(*(torch.stack(list(column)) for column in zip(*columns, strict=True)))
+        joined = self._carry_out(order.slots, choose, film)
         over = {
             "none": joined.terminated & False,
             "truncated": joined.truncated,
@@ -171,6 +180,45 @@ class Fleet:
             seen,
             {slot: torch.stack(frames) for slot, frames in films.items() if frames},
         )
+
+    def _carry_out(
+        self,
+        slots: Sequence[int],
+        choose: Callable[[int, int], np.ndarray],
+        film: Callable[[int], None] = lambda place: None,
+    ) -> Played:
+        """Play a chunk in these slots: `choose` returns the action [A] of the slot at a place among them and
+        of an index in the chunk; `film` is told the place of a slot that has acted."""
+        groups: dict[World, list[int]] = {}
+        for i, slot in enumerate(slots):
+            groups.setdefault(self._at[slot][0], []).append(i)
+        columns: list[Any] = [None] * len(slots)
+        for world, members in groups.items():
+            place = {self._at[slots[i]][1]: i for i in members}
+
+            def act(row: int, c: int, place: dict[int, int] = place) -> np.ndarray:
+                return choose(place[row], c)
+
+            def watch(row: int, place: dict[int, int] = place) -> None:
+                film(place[row])
+
+            played = world.play(list(place), self._chunk, act, watch)
+            for k, i in enumerate(members):
+                columns[i] = [column[k] for column in played]
+        return Played(*(torch.stack(list(column)) for column in zip(*columns, strict=True)))
+
+    def attempt(self, order: Try) -> Tried:
+        """Try chunks one after the other, all slots in each, and each try in a copy of this process: what
+        PhysX knows of earlier contacts can be neither read nor put back. Raises Lost where a copy fails."""
+        tries = [
+            in_copy("a try", partial(self._attempt, order.slots, chosen))
+            for chosen in order.actions.unbind(1)
+        ]
+        return Tried(*(torch.stack(column, dim=1) for column in zip(*tries, strict=True)))
+
+    def _attempt(self, slots: Sequence[int], actions: Tensor) -> tuple[Tensor, Tensor]:
+        played = self._carry_out(slots, lambda i, c: actions[i, c].numpy())
+        return played.reward.float(), played.executed
 
     def _see(self, slots: Sequence[int]) -> Seen:
         groups: dict[World, list[int]] = {}
