@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rove import checkpoint, host, recipes, rundir, studies
@@ -37,6 +37,8 @@ from rove.studies import Arm, Question, Study
 FOLDER = Path("runs/studies")
 WARM_UPS = "warm-ups"
 """No study has this name: a function's has no hyphen."""
+ROVE = (sys.executable, "-m", "rove.cli")
+"""What a child is started by."""
 _ENDLESS = 100_000
 """Iterations of a run: its budget ends it."""
 _GRACE = 20.0
@@ -58,7 +60,7 @@ class Task:
     after: Task | None = None
     """What has to be done first."""
     process: subprocess.Popen[bytes] | None = None
-    failed: str | None = field(default=None)
+    failed: str | None = None
     """Why it failed, in a line."""
 
     @property
@@ -170,9 +172,7 @@ def _run(label: str, arm: Arm, seed: int, study: Study, folder: Path, warm_up: T
     for name, value in (("max_simulated_steps", study.steps), ("max_minutes", study.minutes)):
         budget += [f"--training.{name}", "none" if value is None else str(value)]
     start = (
-        []
-        if warm_up is None
-        else ["--sft", "none", "--policy.checkpoint", str(warm_up.directory / "sft")]
+        [] if warm_up is None else ["--sft", "none", "--policy.checkpoint", str(warm_up.directory / "sft")]
     )
     own = ["--seed", str(seed), "--name", f"seed_{seed}", "--output", str(folder)]
     settings = [*start, *shlex.split(study.settings), *shlex.split(arm.settings), *budget, *own]
@@ -287,7 +287,7 @@ class Children:
                 host.bind(cores)
             try:
                 task.process = subprocess.Popen(
-                    [sys.executable, "-m", "rove.cli", *words],
+                    [*ROVE, *words],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -345,5 +345,3 @@ def _reason(code: int, log: Path) -> str:
     errors = [line.removeprefix("rove: error: ") for line in lines if line.startswith("rove: error: ")]
     last = lines[-1] if lines else "nothing was printed"
     return errors[-1] if errors and code == 2 else f"exit status {code}: {last[:300]}"
-
-

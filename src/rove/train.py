@@ -205,7 +205,9 @@ class Spent:
     def all_of(self, limits: TrainingConfig) -> bool:
         """Whether that is as much as it may spend, of either."""
         minutes, steps = limits.max_minutes, limits.max_simulated_steps
-        return (minutes is not None and self.minutes >= minutes) or (steps is not None and self.steps >= steps)
+        return (minutes is not None and self.minutes >= minutes) or (
+            steps is not None and self.steps >= steps
+        )
 
 
 @dataclass

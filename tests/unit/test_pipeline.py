@@ -143,7 +143,9 @@ def test_without_refill_a_slot_waits_for_the_next_rollout():
     assert len(refilled[0].finished) > B
     for trajectory in waiting:
         assert sorted(record.slot for record in trajectory.finished) == list(range(B))
-        lengths = torch.tensor([record.length for record in sorted(trajectory.finished, key=lambda r: r.slot)])
+        lengths = torch.tensor(
+            [record.length for record in sorted(trajectory.finished, key=lambda r: r.slot)]
+        )
         assert torch.equal(trajectory.executed.sum((0, 2)), lengths)
     first, second = ({r.spec.seed for r in trajectory.finished} for trajectory in waiting)
     assert not first & second

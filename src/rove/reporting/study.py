@@ -293,7 +293,7 @@ def picture(results: Results) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDE} {tall:g}" role="img" '
         f'aria-label="{escape(results.summary)}"><style>:root{{{colours}}}svg{{font:12px sans-serif;'
-        f'background:#fff}}{rules}</style>{inside}{"".join(rows)}</svg>\n'
+        f"background:#fff}}{rules}</style>{inside}{''.join(rows)}</svg>\n"
     )
 
 

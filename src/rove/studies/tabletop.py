@@ -26,7 +26,9 @@ def value_level() -> Study:
         arms={
             "action": Arm("tabletop_ppo"),
             # Discounts are per chunk there: 0.9 an action is 0.43 for eight.
-            "chunk, same horizon": Arm("tabletop_ppo", f"{chunk} --algorithm.gamma 0.43 --algorithm.lam 0.43"),
+            "chunk, same horizon": Arm(
+                "tabletop_ppo", f"{chunk} --algorithm.gamma 0.43 --algorithm.lam 0.43"
+            ),
             "chunk, same discount": Arm("tabletop_ppo", chunk),
         },
         pairs=(
