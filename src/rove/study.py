@@ -116,8 +116,8 @@ def _shares(study: Study, jobs: int) -> list[tuple[int, ...]]:
         raise RoveError(f"--jobs {jobs}: this machine has {host.core_count()} cores; run at most so many.")
     if jobs > 1 and study.unit == "minutes":
         raise RoveError(
-            f"--jobs {jobs}: the runs of this study have the same time, which they would take from each other: "
-            "leave --jobs out."
+            f"--jobs {jobs}: the runs of this study have the same time, which they would take from each "
+            "other: leave --jobs out."
         )
     return [cores[job::jobs] for job in range(jobs)]
 

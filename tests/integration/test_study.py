@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from rove.runtime import setup
 RECIPES = '''
 from dataclasses import replace
 from rove.config.schema import (
-    EvaluationConfig, LlamaConfig, LoggingConfig, OptimConfig, PPO, PolicyConfig, RolloutConfig, Run, SFTConfig,
-    TabletopConfig, TowerConfig, TrainingConfig, ValueHeadConfig,
+    EvaluationConfig, LlamaConfig, LoggingConfig, OptimConfig, PPO, PolicyConfig, RolloutConfig, Run,
+    SFTConfig, TabletopConfig, TowerConfig, TrainingConfig, ValueHeadConfig,
 )
 from rove.recipes import recipe
 from rove.studies import Arm, Pair, Study, study
@@ -72,7 +71,8 @@ from rove import recipes
 from rove.config import load
 
 words = sys.argv[1:]
-SLOW = float(os.environ.get("STANDIN_SECONDS", "0"))
+STRIKES = os.environ.get("STANDIN_STRIKES", "")
+PARENT = os.getppid()
 FAIL = os.environ.get("STANDIN_FAIL", "nothing")
 stop = []
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -87,7 +87,6 @@ else:
 directory.mkdir(parents=True, exist_ok=True)
 with (directory.parent / "starts").open("a") as starts:
     starts.write(f"{directory.name} {'resume' if '--resume' in words else 'start'}\\n")
-(directory.parent / "pid").write_text(str(os.getpid()))
 lock = (directory / ".lock").open("w")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,11 +104,14 @@ log = directory / "metrics.jsonl"
 first = len(log.read_text().splitlines()) if log.exists() else 0
 high = "high" in str(directory)
 for step in range(first + 1, 5):
-    time.sleep(SLOW)
     with log.open("a") as file:
         file.write(json.dumps({"step": step, "rollout/success": 0.2 * step, "rollout/episodes": 50,
             "rollout/simulated_steps": 32, "time/minutes": step / 10}) + "\\n")
     (directory / "checkpoints" / f"iteration_{step:06d}").mkdir(parents=True, exist_ok=True)
+    if STRIKES and step == 2 and "high/seed_1" in str(directory).replace("_i/", "/") and not first:
+        whom, number = STRIKES.split()
+        os.kill(PARENT if whom == "parent" else os.getpid(), int(number))
+        time.sleep(1 if whom == "parent" else 0)
     if stop:
         sys.exit(128 + stop[0])
 records = [
@@ -129,6 +131,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(RECIPES)
     (tmp_path / "standin.py").write_text(STANDIN)
     monkeypatch.chdir(tmp_path)
+    assert recipes.all() and studies.all()  # else only what mine.py registers would be there, or be forgotten
     monkeypatch.setattr(recipes, "_recipes", dict(recipes._recipes))
     monkeypatch.setattr(studies, "_studies", dict(studies._studies))
     monkeypatch.setattr(setup, "_calls", dict(setup._calls))
@@ -181,63 +184,47 @@ def test_a_study_runs_its_arms_and_says_what_it_found(place, capsys):
     assert starts(place) == ALL
 
 
-def spawn(place: Path, **environment: str) -> subprocess.Popen[str]:
-    """The command in a process of its own, whose runs are the stand-in's."""
+def test_a_study_that_hears_ctrl_c_ends_in_order_and_goes_on_where_it_was(place, monkeypatch, capsys):
+    monkeypatch.setenv("STANDIN_STRIKES", f"parent {signal.SIGINT:d}")
+    assert cli.main(["study", "mine.py:tiny_study"]) == 130
+    said = capsys.readouterr()
+    assert "Stopping after the runs under way are saved" in said.err
+    assert "<i>high</i>, seed 1: stopped; the same command goes on with it." in said.out
+    assert results(place)["pairs"][0]["difference"] is None
+    goes_on(place)
+
+
+def test_a_study_that_is_killed_takes_its_runs_with_it_and_goes_on_where_it_was(place):
+    """The child is told by the system, and saves; the second study waits for that, and resumes it."""
     code = (
         "import sys; from rove import cli, study\n"
         f"study.ROVE = (sys.executable, {str(place / 'standin.py')!r})\n"
         "sys.exit(cli.main(['study', 'mine.py:tiny_study']))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    environment = {**os.environ, "STANDIN_STRIKES": f"parent {signal.SIGKILL:d}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    goes_on(place)
 
 
-def until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has taken too long"
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_study_that_is_stopped_goes_on_where_it_was(place, number):
-    log = place / "runs/studies/tiny_study/i_high_i/seed_1/metrics.jsonl"
-    process = spawn(place, STANDIN_SECONDS="0.3")
-    until(lambda: log.exists() and log.read_text().count("\n") == 2)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    if number == signal.SIGINT:
-        assert process.returncode == 130, said
-        assert "Stopping after the runs under way are saved" in said
-        assert "<i>high</i>, seed 1: stopped; the same command goes on with it." in said
-        assert results(place)["pairs"][0]["difference"] is None
-    # Where the study was killed, its child has been told, and ends by itself.
+def goes_on(place: Path) -> None:
+    """The same command again: the run under way is resumed, and what was done is not done again."""
     assert starts(place) == ["i_high_i/seed_1 start"]
-    text: list[str] = []
-    page, failures = study.carry_out(question(), say=text.append)
+    page, failures = study.carry_out(question(), say=lambda text: None)
     assert failures == [] and page.exists()
     assert sorted(starts(place)) == sorted([*ALL, "i_high_i/seed_1 resume"])
+    log = place / "runs/studies/tiny_study/i_high_i/seed_1/metrics.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_a_run_that_is_killed_is_named_and_begun_again_by_the_same_command(place):
-    log = place / "runs/studies/tiny_study/i_high_i/seed_1/metrics.jsonl"
-    process = spawn(place, STANDIN_SECONDS="0.2")
-    until(lambda: log.exists() and "\n" in log.read_text())
-    os.kill(int((log.parent.parent / "pid").read_text()), signal.SIGKILL)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 1
-    assert re.search(r"rove: error: <i>high</i>, seed 1: killed by SIGKILL \(.*seed_1\.log\)", said), said
-    assert len(results(place)["arms"]["low|rate"]["runs"]) == 2
+def test_a_run_that_is_killed_is_named_and_begun_again_by_the_same_command(place, monkeypatch):
+    monkeypatch.setenv("STANDIN_STRIKES", f"itself {signal.SIGKILL:d}")
+    _, failures = study.carry_out(question(), say=lambda text: None)
+    assert len(failures) == 1
+    assert re.match(r"<i>high</i>, seed 1: killed by SIGKILL \(.*seed_1\.log\)", failures[0])
+    assert starts(place) == ALL, "the rest has gone on"
     assert study.carry_out(question(), say=lambda text: None)[1] == []
-    assert starts(place)[:2] == ["i_high_i/seed_1 start", "i_high_i/seed_2 start"]
-    assert "i_high_i/seed_1 resume" in starts(place)
+    assert sorted(starts(place)) == sorted([*ALL, "i_high_i/seed_1 resume"])
 
 
 def test_a_failed_arm_is_named_and_the_rest_goes_on(place, monkeypatch, capsys):
@@ -261,9 +248,8 @@ def test_without_a_warm_up_its_runs_are_not_begun(place, monkeypatch):
 
 def test_one_process_carries_a_study_out(place):
     with rundir.claim(place / "runs" / "studies" / "tiny_study"):
-        code = "import sys; from rove import cli; sys.exit(cli.main(['study', 'mine.py:tiny_study']))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and "is being written by another process" in done.stderr
+        with pytest.raises(RoveError, match="is being written by another process"):
+            study.carry_out(question(), say=lambda text: None)
     assert rundir.writer(place / "runs" / "studies" / "tiny_study") is None
 
 

@@ -49,14 +49,14 @@ def test_episodes_are_resampled_within_their_task():
     """A task that always succeeds and one that never does say nothing of chance when taken apart."""
     sure = episodes([True] * 20, "easy") + episodes([False] * 20, "hard")
     assert (mean_success({1: sure}).low, mean_success({1: sure}).high) == (0.5, 0.5)
-    mixed = episodes(([True] * 20 + [False] * 20))
+    mixed = episodes([True] * 20 + [False] * 20)
     assert mean_success({1: mixed}).high > 0.6
     lone = [*episodes([True, False] * 20), *episodes([True], "once")]
     assert mean_success({1: lone}).value == pytest.approx(21 / 41)
 
 
 def test_a_difference_is_taken_episode_by_episode():
-    """Both arms fail in the same hard half: the difference is sure, which two separate rates would not say."""
+    """Both arms fail in the same hard half: the difference is sure, unlike two rates."""
     hard = [True] * 40 + [False] * 40
     first = {seed: episodes(hard) for seed in (1, 2, 3)}
     second = {seed: episodes([*hard[:36], *[False] * 44]) for seed in (1, 2, 3)}

@@ -28,7 +28,8 @@ def informative_groups(
     """Select groups with a success rate in [keep_low, keep_high] whose members do not all score alike.
 
     A uniform group has zero advantage throughout: it would cost a forward and backward pass and teach
-    nothing (Yu et al. 2025, section 3.2); with `keep_uniform` it is selected all the same. success: bool [B]; score: float [B]; groups are consecutive.
+    nothing (Yu et al. 2025, section 3.2); with `keep_uniform` it is selected all the same. success: bool [B];
+    score: float [B]; groups are consecutive.
     Returns bool [B / G].
     """
     scores = score.reshape(-1, group_size)

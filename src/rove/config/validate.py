@@ -174,8 +174,8 @@ def _groups(run: Run) -> Problems:
     bounded = low is not None and high is not None and (low > 0 or high < 1)
     if _get(run, "algorithm.keep_uniform") and (bounded or needs(run.algorithm).max_rounds > 1):
         yield (
-            "algorithm.keep_uniform = true trains on every group, so that nothing is left out or made up for: "
-            "set --algorithm.keep_low 0 --algorithm.keep_high 1 --algorithm.max_rounds 1, or "
+            "algorithm.keep_uniform = true trains on every group: nothing is left out or made up for. Set "
+            "--algorithm.keep_low 0 --algorithm.keep_high 1 --algorithm.max_rounds 1, or "
             "--algorithm.keep_uniform false."
         )
     if _get(run, "algorithm.valid_action_mask") is False and (
@@ -196,8 +196,8 @@ def _whole_episodes(run: Run) -> Problems:
         whole = "scores" if wanted.refill else "with algorithm.refill = false plays"
         yield (
             f"rollout.chunks = {rollout.chunks} of rollout.chunk = {rollout.chunk} actions are "
-            f"{rollout.chunks * rollout.chunk}, but {kind} {whole} whole episodes of env.horizon = {horizon}: "
-            f"set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
+            f"{rollout.chunks * rollout.chunk}, but {kind} {whole} whole episodes of env.horizon = "
+            f"{horizon}: set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
         )
 
 
@@ -356,8 +356,8 @@ def _unread(run: Run) -> Problems:
     if _get(run, "algorithm.decoupled") is False:
         if not run.placement.ahead:
             yield (
-                "algorithm.decoupled = false is read where a rollout may be off-policy, but placement.ahead = "
-                "0: set --algorithm.decoupled true, or --placement.ahead 1."
+                "algorithm.decoupled = false is read where a rollout may be off-policy, but placement.ahead "
+                "= 0: set --algorithm.decoupled true, or --placement.ahead 1."
             )
         elif _get(run, "algorithm.max_behavior_weight") not in (None, default):
             yield (

@@ -8,8 +8,8 @@ which seeds were run, and which episodes they were judged by. An interval has a 
   written beside it.
 - episodes: a bootstrap, resampled within each task (`scipy.stats.bootstrap`), the same ones in every row.
 
-Both parts are squared and added, below and above (Zou and Donner 2008). With one seed only the second is left,
-and the interval says nothing of other seeds.
+Both parts are squared and added, below and above (Zou and Donner 2008). With one seed only the second is
+left, and the interval says nothing of other seeds.
 """
 
 from __future__ import annotations

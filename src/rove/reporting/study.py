@@ -171,7 +171,7 @@ def describe(question: Question, study: Study, places: Sequence[Place]) -> Resul
 
 
 def write(results: Results, directory: Path) -> Path:
-    """Write the page, its Markdown, its picture and its numbers into a study's directory; returns the page."""
+    """Write the page, its Markdown, its picture and its numbers into a study's folder; returns the page."""
     page = environment().get_template("study.html.j2").render(
         study=results,
         curves={unit: _responsive(results, unit) for unit in _order(results)} if _drawn(results) else {},

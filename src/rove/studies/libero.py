@@ -1,4 +1,4 @@
-"""Two of the questions of `tabletop.py` on libero_object, once each: a run takes a quarter of an hour there."""
+"""Two of the questions of `tabletop.py` on libero_object, once each: a run takes a quarter of an hour."""
 
 from rove.studies import Arm, Pair, Study, study
 from rove.studies.tabletop import ppo_grpo, value_level

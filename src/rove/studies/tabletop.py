@@ -46,10 +46,10 @@ def value_level() -> Study:
 def partial_reset() -> Study:
     """PPO: begin the next episode when one ends, or when all have ended."""
     return Study(
-        claim="RLinf-VLA: resetting each environment when its episode ends is markedly more sample-efficient.",
+        claim="RLinf-VLA: resetting each environment as its episode ends is markedly more sample-efficient.",
         expected=(
-            "No difference for the same number of simulated actions: a slot that waits is not simulated here, so "
-            "that waiting wastes no sample, only parallel width."
+            "No difference for the same number of simulated actions: a slot that waits is not simulated here, "
+            "so that waiting wastes no sample, only parallel width."
         ),
         arms={
             "partial reset": Arm("tabletop_ppo"),
@@ -109,8 +109,8 @@ def group_filter() -> Study:
     return Study(
         claim="RLinf-VLA: keeping groups of middling success speeds GRPO up.",
         expected=(
-            "A filter alone changes little, since groups without a difference have no gradient; replacing them "
-            "makes steps less noisy, and fewer for the same number of actions."
+            "A filter alone changes little, since groups without a difference have no gradient; replacing "
+            "them makes steps less noisy, and fewer for the same number of actions."
         ),
         arms={
             "all groups": Arm("tabletop_grpo", "--algorithm.keep_uniform true"),
@@ -136,8 +136,8 @@ def rollout_size() -> Study:
     return Study(
         claim="RLinf-VLA: larger rollout batches help.",
         expected=(
-            "The middle one: a small rollout has few tasks in it, a large one is trained on with a policy that "
-            "has moved away from the one that acted."
+            "The middle one: a small rollout has few tasks in it, a large one is trained on with a policy "
+            "that has moved away from the one that acted."
         ),
         arms={
             "32 environments": Arm("tabletop_ppo", "--rollout.num_envs 32"),
@@ -163,7 +163,7 @@ def ppo_grpo() -> Study:
     """PPO against GRPO, for the same number of simulated actions."""
     return Study(
         claim="RLinf-VLA: in ManiSkill PPO is consistently better than GRPO, and steadier.",
-        expected="PPO ends higher: a critic says which chunk of an episode was good, a group only which episode.",
+        expected="PPO ends higher: a critic says which chunk was good, a group only which episode.",
         arms=PPO_AND_GRPO,
         pairs=(Pair("PPO", "GRPO", "higher"),),
         steps=400_000,
@@ -192,10 +192,10 @@ def ppo_grpo_time() -> Study:
 def lora() -> Study:
     """PPO: adapters of two ranks and rates against full fine-tuning."""
     return Study(
-        claim="RLinf-VLA trains adapters at five to ten times the rate of all weights (1e-4 against 1e-5 to 2e-5).",
+        claim="RLinf-VLA trains adapters at 5 to 10 times the rate of all weights (1e-4; 1e-5 to 2e-5).",
         expected=(
-            "Adapters need the higher rate; whether they then reach full fine-tuning is open for a model of 756 "
-            "thousand weights."
+            "Adapters need the higher rate; whether they then reach full fine-tuning is open for a model of "
+            "756 thousand weights."
         ),
         arms={
             "all weights, 2e-4": Arm("tabletop_ppo"),
@@ -217,7 +217,7 @@ def lora() -> Study:
 
 @study
 def vine_tries() -> Study:
-    """Vine sampling with 2, 4, 8 and 16 tries against PPO and GRPO, for the same number of simulated actions."""
+    """Vine sampling with 2, 4, 8 and 16 tries against PPO and GRPO, for the same simulated actions."""
     # A rate that falls would fall over iterations, of which each number of tries has others.
     tries = {
         f"{n} tries": Arm("tabletop_vine", f"--algorithm.branches {n} --training.optim.schedule constant")
@@ -226,8 +226,8 @@ def vine_tries() -> Study:
     return Study(
         claim="None: the paper has no vine sampling.",
         expected=(
-            "Vine sampling ends higher than both, also where each try counts as simulated; most with few tries, "
-            "of which there are more iterations."
+            "Vine sampling ends higher than both, also where each try counts as simulated; most with few "
+            "tries, of which there are more iterations."
         ),
         arms={**PPO_AND_GRPO, **tries},
         pairs=(
@@ -248,7 +248,7 @@ def vine_tries() -> Study:
 def staleness() -> Study:
     """PPO: rollouts by weights none, one and two versions old, with and without the correction."""
     return Study(
-        claim="RLinf: asynchronous PPO with a corrected objective ends as high as synchronous PPO, or slightly lower.",
+        claim="RLinf: asynchronous PPO with a corrected objective ends as high as synchronous PPO, or nearly.",
         expected="One version costs nothing that can be seen; two without the correction may.",
         arms={
             "0": Arm("tabletop_ppo"),
