@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 
 from rove import cli, studies, study
 from rove.errors import RoveError
+from rove.runtime import setup
 from rove.studies import Arm, Pair, Study
 
 NAMES = [question.name for question in studies.all()]
@@ -64,3 +69,24 @@ def test_labels_become_folders_that_differ():
     arms = {"a b": Arm("tabletop_ppo"), "A-B": Arm("tabletop_ppo")}
     made = Study(arms, (Pair("a b", "A-B"),), "It is.", "It is not.", hours=1, steps=1)
     assert made.problems() == ["its arms' labels need letters or digits, by which they differ."]
+
+
+DOCUMENTED = (Path(__file__).resolve().parents[2] / "docs" / "findings.md").read_text()
+
+
+def test_the_documentation_has_each_with_its_command_and_time():
+    rows = dict(re.findall(r"`rove study (\w+)` \| ([\d.]+) \|", DOCUMENTED))
+    assert {name: float(hours) for name, hours in rows.items()} == {
+        name: studies.build(studies.get(name)).hours for name in NAMES
+    }
+
+
+def test_the_study_in_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_studies", dict(studies._studies))
+    monkeypatch.setattr(setup, "_calls", dict(setup._calls))
+    file = tmp_path / "documented_study.py"
+    file.write_text(re.findall(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)[0])
+    made = studies.build(studies.get(f"{file}:entropy"))
+    sys.modules.pop("documented_study")
+    _, places = study.plan("entropy", made, tmp_path)
+    assert len(places) == 10 and "--algorithm.entropy_coef 0.01" in places[1].command

@@ -48,8 +48,8 @@ def partial_reset() -> Study:
     return Study(
         claim="RLinf-VLA: resetting each environment as its episode ends is markedly more sample-efficient.",
         expected=(
-            "No difference for the same number of simulated actions: a slot that waits is not simulated here, "
-            "so that waiting wastes no sample, only parallel width."
+            "No difference for the same number of simulated actions: a slot that waits is not simulated, so "
+            "that waiting wastes no sample, only parallel width."
         ),
         arms={
             "partial reset": Arm("tabletop_ppo"),
@@ -248,7 +248,7 @@ def vine_tries() -> Study:
 def staleness() -> Study:
     """PPO: rollouts by weights none, one and two versions old, with and without the correction."""
     return Study(
-        claim="RLinf: asynchronous PPO with a corrected objective ends as high as synchronous PPO, or nearly.",
+        claim="RLinf: asynchronous PPO with a corrected objective ends as high as synchronous, or nearly.",
         expected="One version costs nothing that can be seen; two without the correction may.",
         arms={
             "0": Arm("tabletop_ppo"),
