@@ -277,7 +277,7 @@ def picture(results: Results) -> str:
     """Draw the curves over the budget's unit as an SVG file that stands alone, with a legend."""
     style = environment().get_template("report.css").render()
     # A picture in somebody's page is on white, whatever the colours of the reader's system are.
-    colours = "".join(re.findall(r"--[\w-]+: #\w+;", style.partition("@media")[0]))
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", style.partition("@media")[0]))
     rules = "".join(re.findall(r"^svg (\.[^\n]*|text[^\n]*)$", style, re.MULTILINE))
     chart = charts.bands(charts.WIDE, _bands(results, results.unit), _UNITS[results.unit])
     height = float(chart.split('viewBox="0 0 ')[1].split('"')[0].split()[1])
@@ -290,11 +290,13 @@ def picture(results: Results) -> str:
         )
     tall = height + 20 * (1 + (len(rows) - 1) // 4) + 12
     inside = chart[chart.index(">") + 1 : chart.rindex("</svg>")]
-    return (
+    drawn = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDE} {tall:g}" role="img" '
-        f'aria-label="{escape(results.summary)}"><style>:root{{{colours}}}svg{{font:12px sans-serif;'
+        f'aria-label="{escape(results.summary)}"><style>svg{{font:12px sans-serif;'
         f"background:#fff}}{rules}</style>{inside}{''.join(rows)}</svg>\n"
     )
+    # Not every program that draws such files knows of variables.
+    return re.sub(r"var\(--([\w-]+)\)", lambda name: colours[name[1]], drawn)
 
 
 # --- texts ----------------------------------------------------------------------------------------
