@@ -178,6 +178,11 @@ def _run(label: str, arm: Arm, seed: int, study: Study, folder: Path, warm_up: T
     settings = [*start, *shlex.split(study.settings), *shlex.split(arm.settings), *budget, *own]
     run = load.apply(recipes.build(arm.recipe), settings)
     validate(run)
+    if run.training.optim.schedule != "constant":
+        raise RoveError(
+            f"training.optim.schedule = {run.training.optim.schedule!r} runs over iterations, but the budget "
+            "ends the run: set --training.optim.schedule constant."
+        )
     judged = run.evaluation.episodes if study.metric == "success" else run.evaluation.variant_episodes
     if not judged:
         raise RoveError(

@@ -270,6 +270,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(place):
         assert not (place / "runs").exists()
 
     refused("--training.optim.lr 1e-3 -> --training.optim.rl 1e-3", r"Arm '<i>high</i>': Unknown setting")
+    refused("--training.optim.lr 1e-3 -> --training.optim.schedule linear", "the budget ends the run")
     refused('"low|rate", "higher" -> "lowrate", "higher"', "a pair names the arm 'lowrate'")
     refused("steps=128 -> steps=None", "it needs one budget")
     refused("seeds=(1, 2) -> seeds=(1, 1)", "its seeds have to be there, and to differ")
