@@ -320,6 +320,7 @@ def test_the_page_shows_labels_as_text(place):
     Outline().feed(picture)
 
 
+@pytest.mark.slow
 def test_a_real_study(place, monkeypatch):
     """Children are `rove sft` and `rove train`, both arms begin with one policy, and the budget ends them."""
     monkeypatch.undo()
