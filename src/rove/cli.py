@@ -181,6 +181,30 @@ def _demo(args: argparse.Namespace, settings: list[str]) -> None:
     print(f"\n{report.table(report.load_all(directory))}\n\nReport: {directory / 'report.html'}")
 
 
+def _study(args: argparse.Namespace, settings: list[str]) -> int:
+    from rove import studies
+
+    if args.name is None:
+        known = studies.all()
+        width = max(len(question.name) for question in known)
+        for question in known:
+            made = studies.build(question)
+            runs = f"{len(made.arms) * len(made.seeds)} runs, {made.hours:g} h"
+            print(f"  {question.name:<{width}}  {question.summary} ({runs})")
+        print("\nrove study NAME carries one out; the hours are those of two cores, roughly.")
+        return 0
+    question = studies.get(args.name)
+    from rove import study
+
+    page, failures = study.carry_out(
+        question, args.run_dir or study.FOLDER, args.jobs, lambda text: print(text, flush=True)
+    )
+    print(f"Page: {page}")
+    for failure in failures:
+        print(f"rove: error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
 def _sft(args: argparse.Namespace, settings: list[str]) -> None:
     run = _run(args.recipe, settings)
     from rove import host, rundir
@@ -610,6 +634,21 @@ COMMANDS: dict[str, Command] = {
             Argument("--ray-address", "use the Ray cluster at this address; auto: this machine's"),
         ),
         settings=True,
+    ),
+    "study": Command(
+        _study,
+        "compare recipes over seeds, and write a page of what was found; without a name, list the studies",
+        (
+            Argument("name", "a study, or FILE.py:NAME", {"nargs": "?", "metavar": "NAME"}),
+            Argument(
+                "--run-dir", "folder of all studies (default: runs/studies)", {"type": Path, "metavar": "DIR"}
+            ),
+            Argument(
+                "--jobs",
+                "runs side by side, each on its share of the cores (default: 1)",
+                {"type": _positive, "default": 1, "metavar": "N"},
+            ),
+        ),
     ),
     "sft": Command(_sft, "only the supervised warm-up of a recipe", (_RECIPE,), settings=True),
     "collect": Command(

@@ -182,6 +182,7 @@ def optional_packages() -> list[Finding]:
         optional_package("Ray", "ray", "ray", "many machines"),
         optional_package("W&B", "wandb", "wandb", "--logging.wandb true"),
         optional_package("Data", "pyarrow", "data", "rove data, rove robot --record"),
+        optional_package("Studies", "scipy", "study", "rove study"),
         optional_package("Serving", "prometheus_client", "serve", "rove serve, rove eval ws://…"),
     ]
 

@@ -10,7 +10,7 @@ import ctypes
 import gc
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imported where it is used: `rove doctor` runs without it
 
 # mallopt parameters of glibc, see mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 
 
 def prepare(threads: int) -> None:
@@ -105,6 +107,19 @@ def bound(to: Sequence[int], threads: int) -> Iterator[None]:
             torch.set_num_threads(used)
         if to:
             bind(before)
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def with_parent(number: int) -> Callable[[], None]:
+    """Return what a child calls before anything else so that it is sent the signal `number` when the process
+    that has started it ends, however that ends; where the system cannot, nothing."""
+    try:
+        prctl = ctypes.CDLL("libc.so.6").prctl
+    except (OSError, AttributeError):
+        return lambda: None
+    return lambda: prctl(_PR_SET_PDEATHSIG, number)
 
 
 # --- folders --------------------------------------------------------------------------------------

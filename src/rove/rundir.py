@@ -69,6 +69,20 @@ def claim(directory: Path) -> Iterator[None]:
         yield
 
 
+def writer(directory: Path) -> str | None:
+    """Who writes to a run's directory now, "process 4711 on some-host"; None: nobody does."""
+    try:
+        lock = (directory / ".lock").open()
+    except OSError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return lock.read().strip()
+    return None
+
+
 def begin(run: Run, directory: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
     """Begin a run in a directory that is claimed, or go on with it: the checkpoint to go on from, or None.
 

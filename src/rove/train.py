@@ -21,7 +21,7 @@ from rove.cluster import execute, inventory_of, settle
 from rove.cluster.executor import Executor
 from rove.config import load
 from rove.config.needs import needs, optimizer_steps
-from rove.config.schema import Run
+from rove.config.schema import Run, TrainingConfig
 from rove.config.validate import validate
 from rove.envs import registry as envs
 from rove.evaluation import report
@@ -106,18 +106,18 @@ def _loop(
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    first, minutes, best = 0, 0.0, Best()
+    first, spent, best = 0, Spent(), Best()
     if saved:
         first, state = checkpoint.load_trainer(saved)
         executor.load_state_dict(state["executor"])
-        minutes, best = state["minutes"], Best(**state["best"])
+        spent, best = Spent(state["minutes"], state.get("steps", 0)), Best(**state["best"])
         log.cut(first)
     else:
         # Of a run that starts again in place only the warm-up's lines count.
         log.keep(lambda line: "sft_step" in line)
         _evaluate(run, directory, executor, "before", progress)
     with interrupt.patient("this iteration"):
-        _iterate(run, directory, first, minutes, best, executor, log, progress, interrupt)
+        _iterate(run, directory, first, spent, best, executor, log, progress, interrupt)
     if not interrupt.requested:
         _evaluate(run, directory, executor, "after", progress)
 
@@ -126,7 +126,7 @@ def _iterate(
     run: Run,
     directory: Path,
     first: int,
-    minutes: float,
+    spent: Spent,
     best: Best,
     executor: Executor,
     log: Logger,
@@ -168,17 +168,17 @@ def _iterate(
         for fault in (faults := executor.take_faults()):
             progress.message(f"A worker was replaced, and its episodes are run again: {fault}")
         metrics["rollout/restarts"] = len(faults)
-        minutes += seconds / 60
-        metrics["time/minutes"] = minutes
+        spent.minutes += seconds / 60
+        spent.steps += int(metrics["rollout/simulated_steps"])
+        metrics["time/minutes"] = spent.minutes
         log.log(done, metrics)
         progress.iteration(done, metrics)
 
-        out_of_time = run.training.max_minutes is not None and minutes >= run.training.max_minutes
-        last = done == run.training.iterations or out_of_time or interrupt.requested
+        last = done == run.training.iterations or spent.all_of(run.training) or interrupt.requested
         if not healthy:
             progress.message(f"Every optimizer step of iteration {done} was skipped: nothing is saved.")
         elif last or done % run.logging.save_every == 0:
-            state = {"executor": executor.state_dict(), "minutes": minutes, "best": asdict(best)}
+            state = {"executor": executor.state_dict(), "best": asdict(best), **asdict(spent)}
             with executor.watch("checkpoint"):
                 checkpoint.save(
                     directory / "checkpoints",
@@ -192,6 +192,22 @@ def _iterate(
             progress.message(f"Stopped after iteration {done}. Go on with: rove train --resume {directory}")
         if last:
             return
+
+
+@dataclass
+class Spent:
+    """What a run has spent so far."""
+
+    minutes: float = 0.0
+    steps: int = 0
+    """Simulated actions."""
+
+    def all_of(self, limits: TrainingConfig) -> bool:
+        """Whether that is as much as it may spend, of either."""
+        minutes, steps = limits.max_minutes, limits.max_simulated_steps
+        return (minutes is not None and self.minutes >= minutes) or (
+            steps is not None and self.steps >= steps
+        )
 
 
 @dataclass

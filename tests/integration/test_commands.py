@@ -57,10 +57,11 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"rove (simulate|robot)", "tests/libero/test_simulated_arm.py and test_robot_faults.py run arms"),
     (r"demo robot", "takes minutes: warms up, and runs twenty episodes in real time"),
     (r"plan tabletop_ppo --check$", "runs ten placements, which takes a minute and a half"),
+    (r"rove study \S", "takes half an hour and more: tests/integration/test_study.py carries small ones out"),
     # Run here. Of a pattern, the recipe is tabletop_ppo.
     (r"rove (plan|show) RECIPE", SMALL),
     (r"rove train (RECIPE|… --profile)$", SMALL),
-    (r"rove (recipes|doctor|show .*|report runs/(mine|demo))$", ""),
+    (r"rove (recipes|study|doctor|show .*|report runs/(mine|demo))$", ""),
     (r"rove doctor --policy openvla/", ""),
     (r"rove doctor --policy CHECKPOINT", PREFLIGHT),
     (r"rove collect libero:spatial", f"{COLLECT} --env.tasks {TASK}"),

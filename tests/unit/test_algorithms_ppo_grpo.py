@@ -226,6 +226,38 @@ def test_grpo_without_length_normalisation_weighs_actions_alike():
     assert loss.item() == pytest.approx(-(0.5**0.5) * (4 - 6) / 10, abs=1e-4)
 
 
+def test_grpo_without_the_valid_action_mask_counts_the_rest_of_an_episodes_last_chunk():
+    """A success of 3 actions fills its second chunk, C = 2, with one more; a failure has all 6 of its own."""
+    trajectory = rollout([3, 6], [True, False])
+    config = GRPO(group_size=2, ratio_level="action", length_normalization=False)
+    valid, _ = grpo.prepare([trajectory], config)
+    every, _ = grpo.prepare([trajectory], replace(config, valid_action_mask=False))
+    assert valid.mask.tolist() == [[True, True], [True, True], [True, False], [True, True], [True, True]]
+    assert every.mask.all() and every.mask.shape == valid.mask.shape
+    torch.testing.assert_close(every.advantage, valid.advantage)
+    assert torch.equal(every.sample, valid.sample)
+    share = 0.5**0.5  # the advantages of two are plus and minus this
+    for batch, expected in ((valid, -share * (3 - 6) / 9), (every, -share * (4 - 6) / 10)):
+        same = PolicyOutput(batch.logprob, torch.zeros_like(batch.logprob), None)
+        loss, _ = grpo.loss(same, batch, config, **denominators(batch))
+        assert loss.item() == pytest.approx(expected, abs=1e-4)
+    normalized, _ = grpo.prepare([trajectory], GRPO(group_size=2, valid_action_mask=False))
+    assert normalized.episode_length is not None
+    assert sorted(normalized.episode_length.flatten().tolist()) == [4, 4, 6, 6, 6]
+
+
+def test_grpo_without_a_filter_trains_on_groups_that_teach_nothing():
+    config = GRPO(group_size=2, keep_uniform=True)
+    assert grpo.filter(MIXED, config) is MIXED
+    batch, metrics = grpo.prepare([MIXED], config)
+    assert metrics["rollout/kept_fraction"] == 1.0
+    assert batch.denominator == 6 * 6 * A
+    assert len(batch) == 2 + 3 + 1 + 1 + 3 + 3
+    kept, _ = grpo.prepare([MIXED], GRPO(group_size=2))
+    assert sorted(batch.advantage[batch.advantage != 0].tolist()) == sorted(kept.advantage.flatten().tolist())
+    assert grpo.wants_more([], config, 6) and not grpo.wants_more([MIXED], config, 6)
+
+
 def test_grpo_with_nothing_kept_has_an_empty_batch():
     batch, metrics = grpo.prepare([rollout([6, 6], [False, False])], GRPO(group_size=2))
     assert len(batch) == 0

@@ -111,6 +111,17 @@ def test_act_and_evaluate_agree(family: Family, kind: str) -> None:
     close(policy.evaluate(seen.select([1]), several.sample[1:2]).logprob, several.logprob[1:2])
 
 
+@pytest.mark.parametrize("kind", SAMPLINGS)
+def test_chunks_that_are_compared_differ_by_what_has_a_density_alone(family: Family, kind: str) -> None:
+    policy = build(family, SAMPLINGS[kind])
+    alone, several = policy.noise(chance()), policy.noise(chance(), 4)
+    start, steps, k = (x.unflatten(0, (-1, 4)) for x in several)
+    assert torch.equal(start, alone.start[:, None].expand_as(start))
+    assert torch.equal(k, alone.k[:, None].expand_as(k))
+    assert torch.equal(steps[:, 0], alone.steps)
+    assert len(steps.flatten(2).unique(dim=1)[0]) == 4
+
+
 def test_the_same_noise_draws_the_same_sample(family: Family) -> None:
     policy, seen = build(family), observe()
     first = policy.act(seen, "sample", chance())

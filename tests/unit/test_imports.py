@@ -83,9 +83,27 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "host",
         "serving",
     ),
-    "reporting": (*BASE, "envs.base", "evaluation.report", "evaluation.statistics"),
+    "reporting": (
+        *BASE,
+        "envs.base",
+        "evaluation.comparison",
+        "evaluation.report",
+        "evaluation.statistics",
+        "studies",
+    ),
     "training": (*BASE, *CONTRACTS, "algorithms", "checkpoint", "reporting", "rundir"),
     "recipes": (*BASE, "envs"),
+    "studies": (*BASE, "recipes"),
+    "study": (
+        *BASE,
+        "checkpoint",
+        "evaluation.comparison",
+        "host",
+        "recipes",
+        "reporting.study",
+        "rundir",
+        "studies",
+    ),
     "doctor": ("",),
     "preflight": (
         *BASE,
@@ -123,10 +141,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tokenizers": ("policies", "doctor.py"),
     "rich": ("reporting", "cli", "cli.py", "doctor.py"),
     "jinja2": ("reporting",),
+    "scipy": ("evaluation/comparison.py",),
     "wandb": ("reporting",),
     "tensorboard": ("reporting",),
 }
-OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "wandb"}
+OPTIONAL = {"ray", "mani_skill", "sapien", "libero", "robosuite", "scipy", "wandb"}
 """Imported inside the function that uses them, so that their absence is felt there only."""
 
 DERIVED = ("envs/maniskill/put_on_plate/task.py",)

@@ -107,6 +107,22 @@ def test_the_schedule_ends_with_the_run_also_where_rows_were_dropped():
     assert rates[1] == pytest.approx(1 - last / 2)
 
 
+def test_without_a_correction_an_older_policys_batch_is_trained_on_as_it_is():
+    """Decoupled, the first step's ratios are 1 and samples weighted; else ratios are those to who acted."""
+    batch = replace(make_batch(make_policy(critic=True), normalized=False), version=0)
+    metrics = {}
+    for decoupled in (True, False):
+        learner = make_learner(PPO(decoupled=decoupled), make_policy(critic=True), micro_batch=N)
+        metrics[decoupled] = learner.update(batch, 1)
+        assert metrics[decoupled]["train/behind"] == 1
+    assert "train/behavior_weight" in metrics[True] and "train/behavior_weight" not in metrics[False]
+    same = make_learner(PPO(), make_policy(critic=True), micro_batch=N).update(replace(batch, version=1), 1)
+    for name in ("policy_loss", "ratio", "approx_kl", "clip_fraction"):
+        assert metrics[False][f"train/{name}"] == same[f"train/{name}"]
+    assert metrics[True]["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics[False]["train/approx_kl"] > 1e-3
+
+
 def test_what_is_frozen_stays_and_all_else_moves():
     policy = make_policy(critic=True)
     training = TrainingConfig(iterations=1, batch=N, micro_batch=N, freeze=("vlm.towers", "vlm.projector"))

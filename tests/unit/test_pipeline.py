@@ -14,6 +14,7 @@ from tests.faulty_env import FaultyConfig, FaultyEnv
 from tests.point_env import PointEnv
 from torch import nn
 
+from rove.algorithms import ppo
 from rove.config.schema import GRPO, PPO, PlacementConfig, RolloutConfig, Run
 from rove.envs import registry
 from rove.errors import RoveError
@@ -133,6 +134,23 @@ def test_values_that_no_action_needs_fill_the_policys_pauses():
     assert_equal(paused, late)
     assert pieces.count(1) >= B // 2 and whole.count(1) == 0
     assert sum(pieces) == sum(whole) and pieces[-1] <= whole[-1] - B // 2
+
+
+def test_without_refill_a_slot_waits_for_the_next_rollout():
+    """Every rollout begins B new episodes, and a slot whose episode has ended does nothing more."""
+    refilled, _ = collect(run_of(), inside=True)
+    waiting, _ = collect(run_of(PPO(refill=False)), inside=True)
+    assert len(refilled[0].finished) > B
+    for trajectory in waiting:
+        assert sorted(record.slot for record in trajectory.finished) == list(range(B))
+        lengths = torch.tensor(
+            [record.length for record in sorted(trajectory.finished, key=lambda r: r.slot)]
+        )
+        assert torch.equal(trajectory.executed.sum((0, 2)), lengths)
+    first, second = ({r.spec.seed for r in trajectory.finished} for trajectory in waiting)
+    assert not first & second
+    batch, _ = ppo.prepare([waiting[0]], PPO(refill=False))
+    assert int(batch.mask.sum()) == int(waiting[0].executed.sum())
 
 
 def test_groups_are_the_same_however_slots_are_cut_into_stages():

@@ -10,7 +10,8 @@ import torch
 from tests.unit.test_plan import LAPTOP
 
 from rove import train as training
-from rove.config.schema import PPO, LoggingConfig, PolicyConfig, Run, ValueHeadConfig
+from rove.config.schema import PPO, LoggingConfig, PolicyConfig, Run, TrainingConfig, ValueHeadConfig
+from rove.train import Spent
 
 
 class Stop(Exception):
@@ -41,3 +42,11 @@ def test_the_memory_of_a_warm_up_is_free_before_the_workers_start(tmp_path: Path
     with pytest.raises(Stop):
         training.train(run, tmp_path / "run")
     assert freed == [True]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "over"), [(1.9, 99, False), (2.0, 0, True), (0.0, 100, True), (0.0, 0, False)]
+)
+def test_a_run_ends_when_its_minutes_or_its_actions_are_spent(minutes, steps, over):
+    assert Spent(minutes, steps).all_of(TrainingConfig(max_minutes=2.0, max_simulated_steps=100)) == over
+    assert not Spent(minutes, steps).all_of(TrainingConfig())

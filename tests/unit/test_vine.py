@@ -22,6 +22,7 @@ from rove.envs.tabletop.env import TabletopEnv
 from rove.envs.tabletop.suite import TabletopSuite
 from rove.errors import RoveError
 from rove.policies.openvla import OpenVLA
+from rove.reporting.summary import rollout_metrics
 from rove.rollout.stage import StagePlan
 from rove.runtime.local import InChild, InProcess
 from rove.timing import Stopwatch
@@ -131,6 +132,13 @@ def test_the_first_try_is_the_one_carried_on(rollouts) -> None:
         assert torch.equal(getattr(branches, name)[:, :, 0], getattr(trajectory, name)), name
     assert (branches.sample[:, :, 1:] != branches.sample[:, :, :1]).any(-1).any(-1).all()
     assert branches.reward.std(2).max() > 0
+
+
+def test_tries_count_as_simulated(rollouts) -> None:
+    one, four = (rollout_metrics([rollouts[branches][0]], 1, {}, 1.0) for branches in (1, 4))
+    assert one["rollout/simulated_steps"] == one["rollout/env_steps"] == four["rollout/env_steps"]
+    tried = rollouts[4][0].branches.executed
+    assert four["rollout/simulated_steps"] == int(tried.sum()) > 3 * four["rollout/env_steps"]
 
 
 def test_a_try_answers_what_a_step_would() -> None:

@@ -25,6 +25,12 @@ class Needs:
     """Chunks tried from each state, of which the first is carried on; more than 1 needs a `Brancher`."""
     bootstrap: Literal["truncated", "always"] | None = None
     """Ends of episodes after which the critic's value of the last observation is asked for; None: none."""
+    refill: bool = True
+    """Where there are no groups: a slot's next episode begins as soon as one ends, not with the next rollout
+    only."""
+    decoupled: bool = True
+    """What an older policy has collected is trained on by the decoupled objective; see
+    `losses.policy_loss`."""
     max_rounds: int = 1
     """Rollouts that an iteration may take, at most."""
     length_normalization: bool = False

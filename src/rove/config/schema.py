@@ -419,6 +419,13 @@ class PPO:
     max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
+    decoupled: bool = True
+    """Asynchronous mode: updates stay close to the policy as it is when they begin, and samples are weighted
+    as `max_behavior_weight` says. Off, they stay close to the older policy that acted, unweighted: the
+    objective without a correction, to compare with."""
+    refill: bool = True
+    """Begin a slot's next episode as soon as one ends (partial reset). Off, slots whose episode has ended
+    idle until all begin anew with the next rollout, to compare with; that needs T·C = horizon."""
     bootstrap: Literal["truncated", "always"] = "truncated"
     """"always" adds the discounted value after every end, success included: published ManiSkill setting."""
     normalize_advantage: bool = True
@@ -442,12 +449,20 @@ class GRPO:
     keep_low: Fraction = 0.0
     keep_high: Fraction = 1.0
     """A group is kept when its success rate is inside [keep_low, keep_high] and not uniform."""
+    keep_uniform: bool = False
+    """Train on groups whose episodes all score alike, too: their advantage is zero, so that they cost time
+    and teach nothing. No filter at all, to compare with."""
     max_rounds: PositiveInt = 1
     """Rollout rounds an iteration may take to fill the batch with kept groups (dynamic sampling); 1: off."""
     max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
+    decoupled: bool = True
+    """As in `PPO`."""
     length_normalization: bool = True
+    valid_action_mask: bool = True
+    """Train on executed actions only. Off, the rest of the chunk in which an episode ended, drawn but never
+    executed, counts like what was: to compare with."""
     kl_coef: NonNegativeFloat = 0.0
     """Weight of KL(policy ‖ the policy that the run started from)."""
     entropy_coef: NonNegativeFloat = 0.0
@@ -475,6 +490,8 @@ class Vine:
     max_behavior_weight: Ratio = 2.0
     """Asynchronous mode: cap on the ratio of the learner's policy to the older one that acted, by which a
     sample counts."""
+    decoupled: bool = True
+    """As in `PPO`."""
     entropy_coef: NonNegativeFloat = 0.0
     epochs: PositiveInt = 1
 
@@ -541,6 +558,9 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient, each skipped, after which the run stops."""
     max_minutes: Annotated[float, above(0, MOST)] | None = None
     """Stop after this long, saved and resumable; schedules still run over `iterations`."""
+    max_simulated_steps: PositiveInt | None = None
+    """Stop after the iteration in which so many actions have been simulated, those that vine sampling only
+    tries included; schedules still run over `iterations`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,7 @@ def _schedules(run: Run) -> Problems:
 
 
 def _groups(run: Run) -> Problems:
-    size, kind = needs(run.algorithm).group_size, run.algorithm.kind.upper()
-    rollout, horizon = run.rollout, run.env.horizon
+    size, rollout = needs(run.algorithm).group_size, run.rollout
     if size is None:
         return
     if size < 2:
@@ -166,17 +165,39 @@ def _groups(run: Run) -> Problems:
             f"--algorithm.group_size {_divisor(rollout.num_envs, size, least=2)} "
             f"or --rollout.num_envs {-(-rollout.num_envs // size) * size}."
         )
-    if rollout.chunks * rollout.chunk != horizon and horizon % max(rollout.chunk, 1) == 0:
-        yield (
-            f"rollout.chunks = {rollout.chunks} of rollout.chunk = {rollout.chunk} actions are "
-            f"{rollout.chunks * rollout.chunk}, but {kind} scores whole episodes of env.horizon = {horizon}: "
-            f"set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
-        )
     low, high = _get(run, "algorithm.keep_low"), _get(run, "algorithm.keep_high")
     if low is not None and high is not None and low > high:
         yield (
             f"algorithm.keep_low = {low} is above algorithm.keep_high = {high}: no group could be kept; swap "
             "them."
+        )
+    bounded = low is not None and high is not None and (low > 0 or high < 1)
+    if _get(run, "algorithm.keep_uniform") and (bounded or needs(run.algorithm).max_rounds > 1):
+        yield (
+            "algorithm.keep_uniform = true trains on every group: nothing is left out or made up for. Set "
+            "--algorithm.keep_low 0 --algorithm.keep_high 1 --algorithm.max_rounds 1, or "
+            "--algorithm.keep_uniform false."
+        )
+    if _get(run, "algorithm.valid_action_mask") is False and (
+        rollout.chunk == 1 or _get(run, "algorithm.ratio_level") == "chunk"
+    ):
+        yield (
+            "algorithm.valid_action_mask = false has no effect where a chunk counts as a whole: set "
+            "--algorithm.valid_action_mask true, or --algorithm.ratio_level action and a longer chunk."
+        )
+
+
+def _whole_episodes(run: Run) -> Problems:
+    wanted, rollout, horizon = needs(run.algorithm), run.rollout, run.env.horizon
+    if wanted.group_size is None and wanted.refill:
+        return
+    if rollout.chunks * rollout.chunk != horizon and horizon % max(rollout.chunk, 1) == 0:
+        kind = run.algorithm.kind.upper()
+        whole = "scores" if wanted.refill else "with algorithm.refill = false plays"
+        yield (
+            f"rollout.chunks = {rollout.chunks} of rollout.chunk = {rollout.chunk} actions are "
+            f"{rollout.chunks * rollout.chunk}, but {kind} {whole} whole episodes of env.horizon = "
+            f"{horizon}: set --rollout.chunks {horizon // max(rollout.chunk, 1)}."
         )
 
 
@@ -337,6 +358,17 @@ def _unread(run: Run) -> Problems:
             f"set --algorithm.max_behavior_weight {default}, or "
             "--placement.ahead 1."
         )
+    if _get(run, "algorithm.decoupled") is False:
+        if not run.placement.ahead:
+            yield (
+                "algorithm.decoupled = false is read where a rollout may be off-policy, but placement.ahead "
+                "= 0: set --algorithm.decoupled true, or --placement.ahead 1."
+            )
+        elif _get(run, "algorithm.max_behavior_weight") not in (None, default):
+            yield (
+                "algorithm.max_behavior_weight is set, but algorithm.decoupled = false weights nothing: set "
+                f"--algorithm.max_behavior_weight {default}, or --algorithm.decoupled true."
+            )
     placement = run.placement
     if placement.ray_address is not None and placement.executor != "ray":
         yield (
@@ -364,6 +396,7 @@ RULES: tuple[Callable[[Run], Problems], ...] = (
     _model_sizes,
     _schedules,
     _groups,
+    _whole_episodes,
     _branches,
     _critic,
     _decoding,

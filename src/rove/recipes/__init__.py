@@ -52,7 +52,7 @@ def build(name: str) -> Run:
     fails."""
     found = get(name)
     file = found.build.__code__.co_filename
-    run = found.build() if Path(file).parent == Path(__file__).parent else _run_own(found.build, file)
+    run = found.build() if Path(file).parent == Path(__file__).parent else run_own(found.build, file)
     if not isinstance(run, Run):
         raise RoveError(f"Recipe {found.name!r} in {file} returns {type(run).__name__}; expected a rove.Run.")
     return run
@@ -103,14 +103,14 @@ def import_file(path: Path) -> None:
 
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
-        _run_own(partial(spec.loader.exec_module, module), str(path.resolve()))
+        run_own(partial(spec.loader.exec_module, module), str(path.resolve()))
     except BaseException:  # an interrupt too: half a module is none
         del sys.modules[path.stem]
         raise
     repeat(import_file, path.resolve())
 
 
-def _run_own(function: Callable[[], T], file: str) -> T:
+def run_own(function: Callable[[], T], file: str) -> T:
     """Call what a user wrote in `file`. Raises RoveError naming the line in which it failed."""
     try:
         return function()

@@ -33,6 +33,16 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """Success of several runs of one kind along their way."""
+
+    label: str
+    colour: str
+    points: Sequence[tuple[float, float, float, float]]
+    """(x, lowest, mean, highest) of the runs, success in fractions."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlotArea:
     """The plotting area of a chart, which maps values to pixels and draws in SVG."""
 
@@ -129,6 +139,19 @@ def learning_curve(width: int, rollout: Mapping[int, Rate], held_out: Sequence[H
         *(_point(plot, point) for point in held_out),
     ]
     return plot.svg("Success rate over iterations", "".join(body))
+
+
+def bands(width: int, curves: Sequence[Band], x_title: str) -> str:
+    """Draw success over time or effort: for each curve the mean of its runs as a line, and their range."""
+    last = max([x for curve in curves for x, *_ in curve.points], default=1.0)
+    plot = PlotArea(width, 340 if width > 500 else 260, (0.0, last or 1.0), (0.0, 1.0))
+    body = [plot.axes(x_title, lambda value: f"{value:.0%}", [0, 0.25, 0.5, 0.75, 1])]
+    for curve in curves:
+        if curve.points:
+            low, mean, high = ([(point[0], point[i]) for point in curve.points] for i in (1, 2, 3))
+            drawn = plot.area(low, high, curve.colour, 0.15) + plot.line(mean, curve.colour)
+            body.append(f"<g>{drawn}<title>{escape(curve.label)}</title></g>")
+    return plot.svg(f"Success over {x_title}", "".join(body))
 
 
 def stacked_area(width: int, parts: Mapping[str, Sequence[Point]]) -> str:

@@ -58,7 +58,7 @@ def write_report(run_dir: Path) -> Path:
     about = _object(run_dir / "about.json") if (run_dir / "about.json").exists() else {}
     reports = _reports(run_dir)
     lines = log.read(run_dir)
-    page = _environment().get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         name=config["name"],
         facts=_facts(config, about, reports),
         rates={name: Rate.of(evaluation.in_distribution(report)) for name, report in reports.items()},
@@ -114,18 +114,18 @@ def _reports(run_dir: Path) -> Reports:
     return {name: report for name, report in reports.items() if evaluation.in_distribution(report)}
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Make the template environment: values are escaped, and a name that is not given is an error."""
-    environment = Environment(
+    made = Environment(
         loader=PackageLoader("rove.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
-    environment.globals["titles"] = NAMES
-    return environment
+    made.filters["percent"] = lambda fraction, digits=1: f"{100 * fraction:.{digits}f}"
+    made.globals["titles"] = NAMES
+    return made
 
 
 def _facts(config: Mapping[str, Any], about: Mapping[str, Any], reports: Reports) -> list[str]:

@@ -50,6 +50,11 @@ _DECLARED = (
     ),
     Metric("rollout/truncated", "fraction", "Episodes that the horizon ended", "lower"),
     Metric("rollout/env_steps", "actions", "Actions executed over all environments"),
+    Metric(
+        "rollout/simulated_steps",
+        "actions",
+        "Actions simulated, those that vine sampling only tries included",
+    ),
     Metric("rollout/rounds", "rounds", "Rollouts it took to fill the batch (dynamic sampling)"),
     Metric("rollout/groups", "groups", "Groups sampled"),
     Metric("rollout/kept_groups", "groups", "Groups that the success-rate filter kept"),

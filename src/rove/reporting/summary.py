@@ -19,9 +19,11 @@ def rollout_metrics(
     """
     records = [record for trajectory in rounds for record in trajectory.finished]
     steps = sum(int(trajectory.executed.sum()) for trajectory in rounds)
+    tried = [each.executed if each.branches is None else each.branches.executed for each in rounds]
     metrics = {
         "rollout/episodes": len(records),
         "rollout/env_steps": steps,
+        "rollout/simulated_steps": sum(int(executed.sum()) for executed in tried),
         "speed/env_steps_per_second": steps / total,
         "time/iteration": total,
     }

@@ -97,7 +97,7 @@ class StagePlan:
             run.env,
             num_envs=self.num_envs,
             chunk=run.rollout.chunk,
-            autoreset="refill" if wanted.group_size is None else "stop",
+            autoreset="refill" if wanted.group_size is None and wanted.refill else "stop",
             gpu=self.gpu,
         )
         if wanted.branches > 1 and not isinstance(env, Brancher):

@@ -9,7 +9,6 @@ on the one thread, as in the workers of its DataLoader, which are copies too.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
@@ -22,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from rove.errors import RoveError
+from rove.host import with_parent
 from rove.runtime.actor import Lost
 from rove.runtime.channel import Channel, ChannelClosed
 from rove.runtime.process import Crash, crash
@@ -31,7 +31,6 @@ R = TypeVar("R")
 
 DEADLINE = 600.0
 """Seconds after which a copy that has not answered counts as hung."""
-_PR_SET_PDEATHSIG = 1
 
 
 def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) -> R:
@@ -42,7 +41,7 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
     """
     if sys.platform != "linux":
         raise RoveError(f"A process with threads can be copied on Linux alone, not on {sys.platform}.")
-    prctl = ctypes.CDLL(None).prctl  # looked up here: the copy had better not search libraries
+    tied = with_parent(signal.SIGKILL)  # made here: the copy had better not search libraries
     ours, theirs = socket.socketpair()
     channel, original, pid, status = Channel(ours, patience=deadline), os.getpid(), 0, 0
     faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
@@ -56,7 +55,7 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
                 except OSError as error:
                     raise Lost(name, f"could not be made: {error}") from error
             if pid == 0:
-                _be_copy(theirs, function, original, prctl)
+                _be_copy(theirs, function, original, tied)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, heard)
             theirs.close()
@@ -75,11 +74,13 @@ def in_copy(name: str, function: Callable[[], R], deadline: float = DEADLINE) ->
     return answer[0]
 
 
-def _be_copy(theirs: socket.socket, function: Callable[[], Any], original: int, prctl: Any) -> NoReturn:
+def _be_copy(
+    theirs: socket.socket, function: Callable[[], Any], original: int, tied: Callable[[], None]
+) -> NoReturn:
     """Be the copy, to the end: no handler, destructor or buffer of the original is run or emptied."""
     try:
         channel = Channel(theirs)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        tied()
         if os.getppid() == original:  # else it has gone before it could be told
             gc.disable()  # a destructor may wait for a thread that is not here
             torch.set_num_threads(1)

@@ -79,11 +79,11 @@ class Learner:
 
         `iteration` is also the version of the weights: where older ones acted, updates stay close to policy
         and critic as they are now, and samples are weighted by how likely the policy is to act so (decoupled
-        objective, see `losses.policy_loss`).
+        objective, see `losses.policy_loss`), unless the algorithm is told to leave that out.
         """
         batch = share.batch
         behind = 0 if batch.version is None else iteration - batch.version
-        if behind > 0 and len(batch):
+        if behind > 0 and len(batch) and needs(self.config).decoupled:
             batch = self.anchored(batch)
         totals: dict[str, float] = defaultdict(float)
         steps = skipped = 0

@@ -347,13 +347,20 @@ class FlowVLA(FlowModel, Locator):
     # --- their parts --------------------------------------------------------------------------------
 
     def noise(self, noise: SamplingNoise, samples: int = 1) -> Noise:
-        """Draw the chance of `samples` chunks for each row, [B · samples], on the model's device."""
+        """Draw the chance of `samples` chunks for each row, [B · samples], on the model's device.
+
+        The chunks of a row start from one noise, and have the same stochastic step: where they are compared,
+        as vine sampling does, they differ only by what has a density. What a start of its own does to a chunk
+        is more, and no gradient knows it.
+        """
         sampling, horizon, dim = self.sampling, self.horizon, self.config.max_action
-        parts = 1 + (sampling.steps if sampling.joint else 1)
-        k = (noise.uniform(samples).flatten() * sampling.choices).long()
-        normal = noise.normal(samples * parts * horizon * dim).float().view(-1, parts, horizon, dim)
+        steps = sampling.steps if sampling.joint else 1
+        k = (noise.uniform(1) * sampling.choices).long().expand(-1, samples).flatten()
+        normal = noise.normal((1 + samples * steps) * horizon * dim).float().unflatten(-1, (-1, horizon, dim))
         k, normal = transfer.to((k, normal), self.device)
-        return Noise(normal[:, 0], normal[:, 1:] if sampling.joint else normal[:, 1], k)
+        start = normal[:, :1].expand(-1, samples, -1, -1).flatten(0, 1)
+        drawn = normal[:, 1:].unflatten(1, (samples, steps)).flatten(0, 1)
+        return Noise(start, drawn if sampling.joint else drawn[:, 0], k)
 
     def observe(self, observation: Observation, *, output: bool = True) -> Prefix:
         """Compute the prefix of observations; see `FlowModel.prefix`.
