@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
+import mujoco
 import numpy as np
 import pytest
 import torch
 
 from rove.config.schema import LiberoConfig
 from rove.envs import registry
-from rove.envs.libero import package, placement
+from rove.envs.libero import package, placement, wide
 from rove.envs.libero.scenes import TaskModel, load_task
-from rove.envs.libero.suite import GENERATED, LiberoSuite
+from rove.envs.libero.suite import GENERATED, WIDE, LiberoSuite, perturbed
 from rove.errors import RoveError
 from rove.types import EpisodeSpec
 
@@ -119,6 +121,92 @@ def test_generated_states_are_trained_on_and_all_published_ones_kept() -> None:
         assert torch.equal(one.state, again.state.flip(0))
         with pytest.raises(RoveError, match=f"0 to {GENERATED - 1}, not {GENERATED}"):
             env.reset([EpisodeSpec(SOUP, GENERATED)])
+
+
+BOWL = "goal/put_the_bowl_on_the_plate"
+
+
+def spread(task: TaskModel, states: np.ndarray) -> dict[str, np.ndarray]:
+    """Things that lie anywhere -> where wide initial states [n, ...] have them, [n, 2]."""
+    found = {}
+    for thing in task.placement["things"]:
+        if thing["name"] in wide.rules(task).radii:
+            start = 1 + int(task.model.joint(thing["joint"]).qposadr[0])
+            found[thing["name"]] = states[:, start : start + 2]
+    return found
+
+
+def penetration(task: TaskModel, initial_state: int) -> float:
+    """How deep things are in fixtures or in each other, metres, in an initial state."""
+    state, poses = task.start(initial_state)
+    scene = wide.Scene(task.model)
+    scene.arrange(task.fixtures, poses, state[1 : 1 + task.model.nq])
+    mujoco.mj_forward(scene.model, scene.data)
+    owners = scene.model.body_rootid[scene.model.geom_bodyid[scene.data.contact.geom]]
+    roots = [scene.model.body(thing["body"]).id for thing in task.placement["things"]]
+    between = np.isin(owners, roots).all(1) & (owners[:, 0] != owners[:, 1])
+    return float(-scene.data.contact.dist[between].min(initial=0.0))
+
+
+@pytest.mark.parametrize("name", [SOUP, pytest.param(BOWL, marks=pytest.mark.libero_full)])
+def test_wide_states_have_things_anywhere_in_reach_and_clear_of_each_other(name: str) -> None:
+    task = load_task(name)
+    starts = [task.start(GENERATED + i) for i in range(80)]
+    states, poses = (np.stack(parts) for parts in zip(*starts, strict=True))
+    places, by = spread(task, states), wide.rules(task)
+    assert len(places) >= 3
+    for thing, xy in places.items():
+        start = 1 + int(task.model.joint(f"{thing}_joint0").qposadr[0])
+        published = np.ptp(task.initial_states[:, start : start + 2], axis=0)
+        assert (np.ptp(xy, axis=0) > np.maximum(0.25, 2 * published)).all(), "far beyond its region"
+        offset = np.linalg.norm(xy - by.base, axis=1)
+        assert (wide.REACH[0] < offset).all() and (offset < wide.REACH[1]).all()
+        # spread to the left and right, but for where a fixture stands
+        quarters = np.histogram(xy[:, 1] - by.base[1], 4, (-wide.ASIDE, wide.ASIDE))[0]
+        assert (quarters >= 5).sum() >= 3
+    assert max(penetration(task, GENERATED + i) for i in range(5)) < 1e-3
+    np.testing.assert_allclose(states[:, 1:8].std(0), wide.ARM_NOISE, rtol=0.3)
+    generated = np.stack([task.start(50 + i)[1] for i in range(40)])
+    assert np.abs(poses.mean(0) - generated.mean(0)).max(initial=0.0) < 0.01, "fixtures stay"
+
+
+@pytest.mark.parametrize("name", [SOUP, pytest.param(BOWL, marks=pytest.mark.libero_full)])
+def test_wide_states_are_never_those_of_the_shifted_sets(name: str) -> None:
+    """Nor near them: what LIBERO-PRO moves lies at none of its places in the perturbed sets."""
+    task, moved = load_task(name), 0
+    places = spread(task, np.stack([task.start(GENERATED + i)[0] for i in range(40)]))
+    for thing in task.placement["things"]:
+        if thing["name"] not in places:
+            continue
+        start = 1 + int(task.model.joint(thing["joint"]).qposadr[0])
+        theirs = package.initial_states(perturbed(name, "swap"))[:, start : start + 2]
+        own = task.initial_states[:, start : start + 2]
+        if np.linalg.norm(theirs.mean(0) - own.mean(0)) > 0.1:
+            moved += 1
+            apart = np.linalg.norm(places[thing["name"]][:, None] - theirs, axis=-1)
+            assert apart.min() > wide.AVOIDED - 1e-3
+    assert moved >= 1, "the shifted set shifts something"
+
+
+def test_wide_states_stay_what_the_instruction_says() -> None:
+    """What is told by its place has it, no state is one in which the task is done, and suites that name
+    places are refused."""
+    book = load_task("90/STUDY_SCENE4_pick_up_the_book_on_the_right_and_place_it_under_the_cabinet_shelf")
+    assert not any("book" in name for name in wide.rules(book).radii), "one of several books"
+    push = load_task("goal/push_the_plate_to_the_front_of_the_stove")
+    assert list(wide.rules(push).radii) == ["plate_1"], "an area of the table is the goal"
+    scene = wide.Scene(push.model)
+    for i in range(10):
+        state, poses = push.start(GENERATED + i)
+        scene.arrange(push.fixtures, poses, state[1 : 1 + push.model.nq])
+        assert not scene.solved(push.goal)
+    config = LiberoConfig(tasks="goal", protocol="generated_wide")
+    suite = LiberoSuite(config)
+    assert suite.initial_states(BOWL, "held_out") == range(50)
+    assert suite.initial_states(BOWL, "train") == range(GENERATED, WIDE)
+    for tasks in ("spatial", "goal_swap", "object,spatial"):
+        with pytest.raises(RoveError, match=r"generated_wide.*does not allow.*Choose among object, goal"):
+            LiberoSuite(replace(config, tasks=tasks))
 
 
 @pytest.mark.libero_full

@@ -80,10 +80,12 @@ class LiberoConfig:
     90 and 130."""
     wait: NonNegativeInt = 15
     """Actions that pass, doing nothing, before an episode begins, while things settle."""
-    protocol: Literal["split", "published", "generated"] = "split"
+    protocol: Literal["split", "published", "generated", "generated_wide"] = "split"
     """"split" trains on 40 of a task's 50 initial states and keeps 10 to evaluate on; "published" does both
     on all 50, as published numbers were obtained; "generated" trains on states that are drawn anew, as those
-    were, and keeps all 50 to evaluate on."""
+    were, and keeps all 50 to evaluate on; "generated_wide" likewise, but with things anywhere in reach, never
+    where LIBERO-PRO shifts them to, and the arm's start varied (not in spatial, whose instructions name
+    places)."""
     reward: Literal["sparse", "shaped"] = "sparse"
     """"sparse": 1 on success. "shaped": besides, what an action takes off the way that the hand still has to
     go, in units of 1.5 m. It is read off where everything is, which no robot knows: for training only."""

@@ -103,7 +103,8 @@ class LiberoEnv(ChunkedEnv):
         for slot in self._running().tolist():
             place = self._place(slot)
             place.group.refresh(np.array([place.row]))
-            goal = place.task.goal[self._expert.about(slot) if self._led[slot] else 0]
+            step = self._expert.step(slot) if self._led[slot] else None
+            goal = place.task.goal[0] if step is None else step.spec
             where[slot] = grounding.pixels(place, goal, self.image_shape[1])
         return where
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
@@ -28,6 +28,23 @@ ANGLES = np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90])
 """Places on an edge to try, from the direction in which the fingers open to begin with."""
 
 
+UP = np.array([0.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Pose of the hand at what it is about to hold or push."""
+
+    point: np.ndarray
+    """Point [3] between the fingertips, in the frame of the body that is held, metres."""
+    rotation: np.ndarray
+    """Rotation [3, 3] of the grip site in the world."""
+    back: np.ndarray = field(default_factory=UP.copy)
+    """Unit vector [3] in the world, along which the hand comes and leaves."""
+    pushes: bool = False
+    """The fingers are shut, and push."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grasp:
     """Pose of the hand, fingers pointing down."""
@@ -37,6 +54,12 @@ class Grasp:
     yaw: float
     """Turn about the vertical, radians, from the hand's orientation after a reset, when the fingers open
     along y."""
+
+    def hold(self, frame: np.ndarray, home: np.ndarray) -> Hold:
+        """Return it for a body with this rotation [3, 3], and the grip site's rotation `home` [3, 3] after a
+        reset."""
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        return Hold(self.point @ frame, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ home)
 
 
 def shape(model: mujoco.MjModel, body: int) -> np.ndarray:
@@ -137,13 +160,14 @@ class Obstacles:
 
 
 def _hand() -> np.ndarray:
-    """Return points [n, 3] of the open fingers and of the palm, from between the fingertips, metres; fingers
-    open along y."""
+    """Return points [n, 3] of the open fingers, the palm and the wrist, from between the fingertips, metres;
+    fingers open along y."""
     fingers = itertools.product(
         (-0.018, 0.0, 0.018), (-0.065, -0.055, -0.044, 0.044, 0.055, 0.065), (0.0, 0.015, 0.03, 0.05)
     )
     palm = itertools.product((-0.03, 0.0, 0.03), np.linspace(-0.1, 0.1, 9), (0.07, 0.1))
-    return np.array([*fingers, *palm])
+    wrist = itertools.product((-0.05, 0.0, 0.05), (-0.05, 0.0, 0.05), (0.13, 0.17, 0.21))
+    return np.array([*fingers, *palm, *wrist])
 
 
 _HAND = _hand()

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rove.envs.libero import package, scenes
+from rove.envs.libero import course, package, scenes
+from rove.envs.libero.handles import Handle
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import CAMERAS, LiberoScene, TaskModel
 from rove.envs.libero.worlds import Place
 
 
 def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
-    """Return where object, destination and hand are, float32 [3, 2], in a world whose positions are up to
-    date, right and down from the upper left corner of the first camera's picture, as an observation shows it:
-    mirrored."""
+    """Return where object (or handle), destination and hand are, float32 [3, 2], in a world whose positions
+    are up to date, right and down from the upper left corner of the first camera's picture, as an observation
+    shows it: mirrored."""
     data, rows = place.group.data, np.array([place.row])
     model = place.task.model
     where = np.full((3, 3), np.nan)
@@ -32,6 +33,10 @@ def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
             where[1] = Region(model, goal["region"]).pose(data, rows)[0][0]
         else:
             where[1] = data["xpos"][place.row, model.body(goal["other"]).id]
+    else:
+        handle = _handle(place.task.scene, goal)
+        by = handle.left(data, place.row)
+        where[0], where[1], _ = handle.moved(data, place.row, handle.middle, by)
     where[2] = data["site_xpos"][place.row, place.group.arm.site]
     camera, rotation, slope = _camera(place.task.scene)
     seen = (where - camera) @ rotation  # right, up, towards the viewer
@@ -40,6 +45,20 @@ def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
     outside = (flat < 0) | (flat > 1)
     flat[outside.any(1)] = np.nan
     return torch.from_numpy((size * flat).astype(np.float32))
+
+
+_handles: weakref.WeakKeyDictionary[LiberoScene, dict[tuple[str, str, float], Handle]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _handle(scene: LiberoScene, goal: Mapping[str, Any]) -> Handle:
+    """Return the handle of a predicate about a joint, which is looked for once."""
+    known = _handles.setdefault(scene, {})
+    key = goal["joints"][0], goal["comparison"], goal["limit"]
+    if key not in known:
+        known[key] = course.handle(scene.model, goal)
+    return known[key]
 
 
 _cameras: weakref.WeakKeyDictionary[LiberoScene, tuple[np.ndarray, np.ndarray, float]] = (

@@ -16,6 +16,8 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero.controller import FINGERS, JOINTS, POSTURE
+from rove.envs.libero.wide import ARM_NOISE as WIDE_ARM_NOISE
+from rove.envs.libero.wide import GAP, Wide
 from rove.envs.rotations import matrix
 
 ARM_NOISE = 0.02
@@ -34,21 +36,31 @@ class _NoRoom(Exception):
 
 
 def draw(
-    model: mujoco.MjModel, placement: Mapping[str, Any], fixtures: Sequence[int], rng: np.random.Generator
+    model: mujoco.MjModel,
+    placement: Mapping[str, Any],
+    fixtures: Sequence[int],
+    rng: np.random.Generator,
+    wide: Wide | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an initial state [1 + nq + nv], and the poses [fixtures, 7] of these bodies, which cannot move."""
+    """Draw an initial state [1 + nq + nv], and the poses [fixtures, 7] of these bodies, which cannot move;
+    with `wide`, things lie where it admits them."""
     while True:
         try:
-            return _reset(model, placement, fixtures, rng)
+            return _reset(model, placement, fixtures, rng, wide)
         except _NoRoom:  # the stock environment begins again, too
             continue
 
 
 def _reset(
-    model: mujoco.MjModel, placement: Mapping[str, Any], fixtures: Sequence[int], rng: np.random.Generator
+    model: mujoco.MjModel,
+    placement: Mapping[str, Any],
+    fixtures: Sequence[int],
+    rng: np.random.Generator,
+    wide: Wide | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     qpos = model.qpos0.copy()
-    qpos[:JOINTS] = POSTURE + ARM_NOISE * rng.standard_normal(JOINTS)
+    noise = ARM_NOISE if wide is None else WIDE_ARM_NOISE
+    qpos[:JOINTS] = POSTURE + noise * rng.standard_normal(JOINTS)
     for name, opening in zip(FINGERS, OPEN, strict=True):
         qpos[model.joint(name).qposadr] = opening
     for drawn in placement["joints"]:
@@ -57,12 +69,29 @@ def _reset(
             qpos[model.joint(name).qposadr] = value
     sites = _sites(model, qpos) if any(thing["site"] for thing in placement["things"]) else np.zeros((0, 3))
     placed: Placed = {}
-    for thing in placement["things"]:
+    footprints = None
+    for thing in placement["things"] if wide is None else _fixed_first(placement["things"], wide):
+        if wide is not None and thing["name"] in wide.radii:
+            if footprints is None:
+                wide.scene.arrange(fixtures, _poses(model, fixtures, qpos, placed), qpos)
+                footprints = wide.scene.footprints(wide.boxes)
+            placed[thing["name"]] = _put_anywhere(thing, wide, footprints, placed, rng)
+            continue
         origin, site = _origin(thing, placed), np.zeros(3)
         if thing["site"]:
             # where the site is before its fixture is moved, which lies at the world's origin until then
             site = matrix(placed[thing["reference"]][1]) @ sites[model.site(thing["site"]).id]
         placed[thing["name"]] = _put(thing, origin, site, placed, rng)
+    poses = _poses(model, fixtures, qpos, placed)
+    if wide is not None:
+        wide.scene.arrange(fixtures, poses, qpos)
+        if wide.scene.solved(wide.goal):
+            raise _NoRoom
+    return np.concatenate([[0.0], qpos, np.zeros(model.nv)]), poses
+
+
+def _poses(model: mujoco.MjModel, fixtures: Sequence[int], qpos: np.ndarray, placed: Placed) -> np.ndarray:
+    """Return the poses [fixtures, 7] of fixtures that have been placed; those of things go into `qpos`."""
     poses = np.concatenate([model.body_pos[list(fixtures)], model.body_quat[list(fixtures)]], axis=1)
     for position, quaternion, thing in placed.values():
         pose = np.concatenate([position, quaternion])
@@ -71,7 +100,7 @@ def _reset(
         else:
             start = int(model.joint(thing["joint"]).qposadr[0])
             qpos[start : start + 7] = pose
-    return np.concatenate([[0.0], qpos, np.zeros(model.nv)]), poses
+    return poses
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -108,6 +137,29 @@ def _put(
         position = np.array([x, y, z])
         if not thing["apart"] or all(_clear(position, thing, *other) for other in placed.values()):
             return position, _orientation(thing, rng), thing
+    raise _NoRoom
+
+
+def _fixed_first(things: Sequence[Mapping[str, Any]], wide: Wide) -> list[Mapping[str, Any]]:
+    """Sort things: those that have a place, those that lie anywhere, then what lies on another one."""
+    return sorted(things, key=lambda thing: 2 if thing["reference"] else int(thing["name"] in wide.radii))
+
+
+def _put_anywhere(
+    thing: Mapping[str, Any], wide: Wide, footprints: np.ndarray, placed: Placed, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
+    """Find a place for a thing anywhere in reach."""
+    name, z = thing["name"], thing["above"] + thing["origin"][2] - thing["bottom"]
+    near = [
+        (where[:2], wide.radii.get(other["name"], other["radius"]))
+        for where, _, other in placed.values()
+        if other["joint"] is not None
+    ]
+    for _ in range(TRIES):
+        xy = wide.anywhere(rng)
+        apart = all(np.linalg.norm(xy - where) > wide.radii[name] + radius + GAP for where, radius in near)
+        if apart and wide.admits(name, xy) and wide.clear(name, xy, footprints):
+            return np.array([*xy, z]), _orientation(thing, rng), thing
     raise _NoRoom
 
 

@@ -14,14 +14,14 @@ plain arithmetic, so that a world's potential does not depend on how many others
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import mujoco
 import numpy as np
 
 from rove.envs.libero.controller import Arm
-from rove.envs.libero.grasps import Grasp, grasps, shape
-from rove.envs.libero.predicates import COMPARISONS
+from rove.envs.libero.course import course
+from rove.envs.libero.grasps import Grasp, grasps
+from rove.envs.libero.handles import Handle
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.targets import Target
 
@@ -43,12 +43,6 @@ LEFT_BEHIND = (0.05, 0.08)
 """Metres from its grasp within which an open hand has not left a thing yet, and beyond which it has."""
 SETTLED = (-0.05, 0.03)
 """Metres above and below its destination between which a thing has been put down."""
-HANDLE = 0.025
-"""Metres from the outermost point of a drawer, door or knob within which its points are its handle."""
-OUTSIDE = 0.02
-"""Metres before a handle at which the hand pushes it."""
-KNOB = 0.08
-"""Metres around its axis within which all of a knob is."""
 STAGES = 6
 """Stages of a goal at most; LIBERO's have up to three predicates."""
 
@@ -100,12 +94,12 @@ class Guide:
         self._stages = np.zeros((size, STAGES), _STAGE)
         self.grasp = np.zeros((size, STAGES, GRASP))
         self._most = 1
-        self._courses: dict[str, tuple[np.ndarray, list[Target | _Handle]]] = {}
+        self._courses: dict[str, tuple[np.ndarray, list[Target | Handle]]] = {}
 
     def place(self, row: int, task: TaskModel) -> None:
         """Give a row to a task; its grasps are chosen by `begin`, or restored."""
         if task.task not in self._courses:
-            self._courses[task.task] = _course(task)
+            self._courses[task.task] = _stages(task)
         self._stages[row], subjects = self._courses[task.task]
         self._most = max(self._most, len(subjects))
 
@@ -236,121 +230,50 @@ def _rotate(frame: np.ndarray, point: np.ndarray) -> np.ndarray:
 # --- the stages of a goal -------------------------------------------------------------------------
 
 
-class _Handle:
-    """What is taken hold of, or pushed, to move a joint."""
-
-    def __init__(self, model: mujoco.MjModel, joint: int, towards: float, pushed: bool) -> None:
-        self.body = int(model.jnt_bodyid[joint])
-        points = shape(model, self.body) - model.jnt_pos[joint]
-        axis, self.lever = model.jnt_axis[joint], 1.0
-        out = axis * (-towards if pushed else towards)  # the way in which it opens
-        self.out = np.zeros(3)
-        if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE:
-            radii = np.linalg.norm(np.cross(axis, points), axis=1)
-            self.lever = float(radii.max())
-            far = points[radii > radii.max() - HANDLE].mean(0)
-            out = np.cross(out, far) / np.linalg.norm(np.cross(out, far))
-        if self.lever < KNOB:
-            out, pushed = np.abs(axis), False  # taken from above, and turned
-        else:
-            self.out = out
-        along = points @ out
-        self.points = points[along > along.max() - HANDLE] + model.jnt_pos[joint]
-        self.pushed = pushed
-        self.push = self.points.mean(0) + OUTSIDE * out
-        """Where the hand pushes, in the body's frame."""
-
-
-def _course(task: TaskModel) -> tuple[np.ndarray, list[Target | _Handle]]:
-    """List the stages of a task's goal, in the order in which they can be done."""
-    places = [spec for spec in task.goal if spec["kind"] != "joint"]
-    joints = [spec for spec in task.goal if spec["kind"] == "joint"]
-    last = [spec for spec in joints if places and spec["all"]]
-    rows: list[np.ndarray] = []
-    subjects: list[Target | _Handle] = []
-
-    def add(row: np.ndarray, subject: Target | _Handle) -> None:
-        rows.append(row)
-        subjects.append(subject)
-
-    for spec in joints:
-        if not any(spec is other for other in last):
-            for each in _joint_stages(task, spec):
-                add(*each)
-    for spec in places:
-        if (drawer := _drawer(task, spec)) is not None:
-            drawer[0]["until"] = len(rows) + 1
-            add(*drawer)
-        add(*_place_stage(task, spec))
-    for spec in last:
-        for row, handle in _joint_stages(task, spec):
-            row["late"] = True
-            add(row, handle)
+def _stages(task: TaskModel) -> tuple[np.ndarray, list[Target | Handle]]:
+    """Return the stages of a task's goal, and what each is about."""
     stages = np.zeros(STAGES, _STAGE)
     stages["until"] = -1
-    stages[: len(rows)] = rows
+    subjects: list[Target | Handle] = []
+    for row, step in zip(stages, steps := course(task), strict=False):
+        if isinstance(step.subject, Handle):
+            _describe_handle(row, step.subject)
+        else:
+            _describe_target(row, step.subject)
+        row["until"], row["late"] = step.until, step.late
+        subjects.append(step.subject)
+    assert len(subjects) == len(steps), f"more than {STAGES} stages in {task.task!r}"
     return stages, subjects
 
 
-def _place_stage(task: TaskModel, spec: Mapping[str, Any]) -> tuple[np.ndarray, Target]:
-    target = Target(task, spec)
-    row = np.zeros((), _STAGE)
-    row["kind"], row["body"], row["until"] = _PLACE, target.body, -1
+def _describe_target(row: np.void, target: Target) -> None:
+    row["kind"], row["body"] = _PLACE, target.body
     if target.region is None:
         row["onto"], row["near"] = target.other, 0.03
     else:
         row["onto"], row["offset"] = target.region.body, target.region.position
         flat = np.sort(np.abs(target.region.rotation @ target.region.size))[-2]
         row["near"] = max(0.8 * flat, 0.02)
-    return row, target
 
 
-def _joint_stages(task: TaskModel, spec: Mapping[str, Any]) -> list[tuple[np.ndarray, _Handle]]:
-    towards = 1.0 if COMPARISONS[spec["comparison"]](1.0, 0.0) else -1.0
-    names = spec["joints"] if spec["all"] else spec["joints"][:1]
-    at = spec["comparison"] in ("<=", ">=")
-    return [_moved(task, name, spec["limit"], towards, at, spec["all"]) for name in names]
-
-
-def _drawer(task: TaskModel, spec: Mapping[str, Any]) -> tuple[np.ndarray, _Handle] | None:
-    """Return the stage of opening the drawer that a thing goes into, if it goes into one."""
-    model = task.model
-    if spec["kind"] != "in_region":
-        return None
-    body = model.body(spec["region"]["body"]).id
-    joint = int(model.body_jntadr[body])
-    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
-        return None
-    low, high = model.jnt_range[joint]
-    towards = 1.0 if abs(high) > abs(low) else -1.0
-    return _moved(task, model.joint(joint).name, (low + high) / 2, towards, False, False)
-
-
-def _moved(
-    task: TaskModel, name: str, limit: float, towards: float, at: bool, pushed: bool
-) -> tuple[np.ndarray, _Handle]:
-    model = task.model
-    joint = model.joint(name).id
-    handle = _Handle(model, joint, towards, pushed)
-    row = np.zeros((), _STAGE)
-    row["kind"], row["body"], row["pushed"], row["until"] = _JOINT, handle.body, handle.pushed, -1
-    row["joint"], row["limit"], row["towards"], row["at"] = model.jnt_qposadr[joint], limit, towards, at
-    row["lever"], row["out"] = handle.lever, handle.out
-    return row, handle
+def _describe_handle(row: np.void, handle: Handle) -> None:
+    row["kind"], row["body"], row["pushed"] = _JOINT, handle.body, handle.pushed
+    row["joint"], row["limit"], row["towards"] = handle.joint, handle.limit, handle.towards
+    row["at"], row["lever"], row["out"] = handle.at, handle.lever, handle.out
 
 
 # --- what is chosen when an episode begins --------------------------------------------------------
 
 
 def _chosen(
-    subject: Target | _Handle, stage: np.ndarray, row: int, data: Mapping[str, np.ndarray]
+    subject: Target | Handle, stage: np.ndarray, row: int, data: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """Return the numbers of a stage, see `GRASP`."""
     numbers = np.zeros(GRASP)
     frame = data["xmat"][row, subject.body].reshape(3, 3)
     axis = int(np.abs(frame[2]).argmin())
     numbers[_AXIS] = axis
-    if isinstance(subject, _Handle):
+    if isinstance(subject, Handle):
         options: Sequence[Grasp] = [] if subject.pushed else grasps(subject.points @ frame.T)
         point = subject.push if subject.pushed else subject.points.mean(0)
     else:

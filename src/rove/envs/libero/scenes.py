@@ -25,8 +25,9 @@ import mujoco
 import numpy as np
 
 from rove import host
-from rove.envs.libero import package, placement
+from rove.envs.libero import package, placement, wide
 from rove.envs.libero.controller import Arm
+from rove.envs.libero.suite import GENERATED
 from rove.errors import RoveError
 from rove.runtime.actor import Lost
 from rove.runtime.local import InChild
@@ -79,11 +80,13 @@ class TaskModel:
 
     def start(self, initial_state: int) -> tuple[np.ndarray, np.ndarray]:
         """Return an initial state [1 + nq + nv] and its fixtures' poses [fixtures, 7]: a published one, or
-        from the number after theirs on one that is drawn anew, the same in every process."""
+        from the number after theirs on one that is drawn anew, the same in every process; from `GENERATED` on
+        with things anywhere in reach."""
         if initial_state < len(self.initial_states):
             return self.initial_states[initial_state], self.fixture_poses[initial_state]
         generator = np.random.default_rng([zlib.crc32(self.task.encode()), initial_state])
-        return placement.draw(self.model, self.placement, self.fixtures, generator)
+        drawn_by = None if initial_state < GENERATED else wide.rules(self)
+        return placement.draw(self.model, self.placement, self.fixtures, generator, drawn_by)
 
     @property
     def model(self) -> mujoco.MjModel:

@@ -14,6 +14,11 @@ TRAIN = 0.8
 """Share of a task's initial states, from the first on, that RL may see under protocol "split": 40 of 50."""
 GENERATED = 2**31
 """Initial states of a task under protocol "generated": those after the published ones are drawn anew."""
+WIDE = 2**32
+"""Initial states under protocol "generated_wide", which trains on those from `GENERATED` on."""
+VARIED = ("object", "goal", "10", "90")
+"""Folders of tasks that stay what they are when things lie anywhere: in `spatial` the instruction tells a
+bowl by what stands about it."""
 HORIZONS = {"spatial": 240, "object": 240, "goal": 320, "10": 512, "90": 512}
 """Actions of an episode, by the suite's first word; see `LiberoConfig.horizon`."""
 VARIANTS = {"object": "vision", "swap": "execution", "lan": "semantics", "task": "semantics"}
@@ -62,6 +67,14 @@ class LiberoSuite(TaskSuite):
         self.name = f"libero:{config.tasks}"
         self.tasks = chosen(config.tasks)
         self._protocol = config.protocol
+        fixed = [task for task in self.tasks if task.partition("/")[0] not in VARIED]
+        if fixed and config.protocol == "generated_wide":
+            raise RoveError(
+                f"env.protocol = 'generated_wide' puts things anywhere, which {fixed[0]!r} does not allow: "
+                "in spatial the instruction tells a bowl by what stands about it, and LIBERO-PRO's sets are "
+                "there to be evaluated on. Choose among "
+                f"{', '.join(VARIED)}, or set --env.protocol generated."
+            )
         self.variants: Mapping[str, str] = {
             name: axis
             for name, axis in VARIANTS.items()
@@ -87,8 +100,7 @@ class LiberoSuite(TaskSuite):
                 f"Unknown variant {episode.variant!r} of {self.name}. {nearest(episode.variant, known)}"
             )
         states = len(package.initial_states(perturbed(episode.task, episode.variant)))
-        if self._protocol == "generated":
-            states = GENERATED
+        states = {"generated": GENERATED, "generated_wide": WIDE}.get(self._protocol, states)
         if not 0 <= episode.initial_state < states:
             raise RoveError(
                 f"{episode.task} has the initial states 0 to {states - 1}, not {episode.initial_state}."
@@ -103,5 +115,7 @@ class LiberoSuite(TaskSuite):
             return range(states)
         if self._protocol == "generated":
             return range(states, GENERATED) if split == "train" else range(states)
+        if self._protocol == "generated_wide":
+            return range(GENERATED, WIDE) if split == "train" else range(states)
         train = round(TRAIN * states)
         return range(train) if split == "train" else range(train, states)

@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from rove.envs.libero.grasps import Grasp, Obstacles, grasps, shape
+from rove.envs.libero.controller import HAND
+from rove.envs.libero.grasps import Grasp, Hold, Obstacles, grasps, shape
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import TaskModel
+from rove.errors import RoveError
 
+FAR = 0.70
+"""Metres from the robot's base, in the plane, from which on its arm is stretched."""
+STRETCHED = 400.0
+"""Points of the hand in another thing that a metre beyond that is as bad as."""
+ROOM = 0.02
+"""Metres by which a region should be wider than what goes into it."""
 LET_GO = 0.012
 """Metres over its place at which a thing is let go."""
 
@@ -19,12 +27,16 @@ LET_GO = 0.012
 class Target:
     """One predicate: a thing, and where it goes."""
 
-    def __init__(self, task: TaskModel, spec: Mapping[str, Any]) -> None:
+    def __init__(self, task: TaskModel, spec: Mapping[str, Any], aside: float = 0.0) -> None:
+        """`aside` is how far beside the middle of its region the thing goes, as a share of its half size."""
         model = task.model
-        self.body = model.body(spec["body"]).id
+        self.name: str = spec["body"]
+        self.body = model.body(self.name).id
+        self.robot = int(model.body_rootid[model.body(HAND).id])
         self.points = shape(model, self.body)
         self.obstacles = Obstacles(model, self.body)
         self.region = Region(model, spec["region"]) if "region" in spec else None
+        self.aside = 0.0 if self.region is None else aside * float(self.region.size[0])
         self.inside = spec["kind"] == "in_region"
         self.other = -1 if self.region else model.body(spec["other"]).id
 
@@ -33,12 +45,39 @@ class Target:
         return self.points @ data["xmat"][row, self.body].reshape(3, 3).T
 
     def grasps(self, data: Mapping[str, np.ndarray], row: int) -> list[Grasp]:
-        """List ways to hold the thing as it lies, best first: rather those that strike nothing else."""
+        """List ways to hold the thing as it lies, best first: rather those that strike nothing else, and for
+        which the arm need not be stretched."""
         xpos, xmat = data["xpos"][row], data["xmat"][row]
-        return sorted(
-            grasps(self.shape(data, row)),
-            key=lambda option: self.obstacles.hits(option, xpos[self.body], xpos, xmat),
-        )
+        base, origin = xpos[self.robot], xpos[self.body]
+
+        def cost(option: Grasp) -> float:
+            out = float(np.linalg.norm((origin + option.point - base)[:2]))
+            return self.obstacles.hits(option, origin, xpos, xmat) + STRETCHED * max(0.0, out - FAR)
+
+        return sorted(grasps(self.shape(data, row)), key=cost)
+
+    def hold(self, data: Mapping[str, np.ndarray], row: int, home: np.ndarray, attempt: int) -> Hold:
+        """Choose how to hold the thing as it lies, another way with each attempt; `home`: see `Grasp.hold`.
+        Raises RoveError where there is no way."""
+        options = self.grasps(data, row)
+        if not options:
+            raise RoveError(f"No way to hold the body {self.name!r} was found.")
+        frame = data["xmat"][row, self.body].reshape(3, 3)
+        return options[attempt % len(options)].hold(frame, home)
+
+    def turn(self, data: Mapping[str, np.ndarray], row: int) -> float:
+        """Return the turn about the vertical, radians, with which the thing fits into its region: 0 where it
+        does as it is."""
+        if self.region is None or not self.inside:
+            return 0.0
+        rotation = self.region.pose(data, np.array([row]))[1][0]
+        room = 2.0 * np.abs(rotation @ self.region.size)[:2] - ROOM
+        turns = np.deg2rad(np.arange(-90, 90, 3))
+        x, y = self.shape(data, row)[:, :2].T
+        turned = [(x * np.cos(t) - y * np.sin(t), x * np.sin(t) + y * np.cos(t)) for t in turns]
+        over = [sum(max(np.ptp(u) - own, 0.0) for u, own in zip(us, room, strict=True)) for us in turned]
+        best = np.lexsort((np.abs(turns), np.round(over, 3)))[0]
+        return float(turns[best]) if over[np.abs(turns).argmin()] > over[best] + 0.005 else 0.0
 
     def destination(self, data: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """Return where the thing's position should be when it is let go, [n, 3]."""
@@ -51,7 +90,7 @@ class Target:
             return place
         position, rotation = self.region.pose(data, rows)
         half = np.abs(rotation @ self.region.size)
-        place = position.copy()
+        place = position + self.aside * rotation[:, :, 0]
         if self.inside:
             place[:, 2] += np.minimum(half[:, 2], lowest + LET_GO - half[:, 2])
         else:
