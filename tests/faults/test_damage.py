@@ -27,6 +27,8 @@ from tests.faults.runs import (
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 EVERY = 1 if FULL else 67
 """Of the ways to damage a file, one in so many is tried."""
+OF_A_RUN = 2 if FULL else EVERY
+"""The same of a run's files, most of which are there in each of its checkpoints: every way on every second."""
 PARTS = 3 if FULL else 1
 """Into which those of a run are dealt, so that several processes can try them."""
 WHOLE = Path("whole")
@@ -107,6 +109,7 @@ def damage_each(
     result: Path,
     part: int = 0,
     parts: int = 1,
+    every: int = EVERY,
 ) -> Found:
     """Damage each file of a directory in every way, and use what is there.
 
@@ -120,7 +123,7 @@ def damage_each(
     files, found = files_of(directory), Found(kind)
     for number, file in enumerate(files):
         for place, how in enumerate(kinds_of(file)):
-            if (number + place) % EVERY or (number + place) % parts != part:
+            if (number + place) % every or (number + place) % parts != part:
                 continue
             restore()
             damage(file, how)
@@ -153,7 +156,7 @@ def damage_a_run(part: int) -> Found:
     stopped_after("iteration_000002")
     return damage_each(
         "a file of a run is damaged", DIRECTORY, copied(WHOLE, DIRECTORY), lambda: forked(command, *RESUME),
-        DIRECTORY, part, PARTS,
+        DIRECTORY, part, PARTS, OF_A_RUN,
     )  # fmt: skip
 
 
