@@ -28,7 +28,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 EVERY = 1 if FULL else 67
 """Of the ways to damage a file, one in so many is tried."""
 OF_A_RUN = 2 if FULL else EVERY
-"""The same of a run's files, most of which are there in each of its checkpoints: every way on every second."""
+"""The same of a run's files: most are there in each of its checkpoints, so every way on every second."""
 PARTS = 3 if FULL else 1
 """Into which those of a run are dealt, so that several processes can try them."""
 WHOLE = Path("whole")
