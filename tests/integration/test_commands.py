@@ -49,7 +49,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"maniskill_tiny|maniskill:|CHECKPOINT --suite maniskill|put_on_plate_tiny|rove assets", SIMULATOR),
     (r"train openvla_oft_", LARGE),
     (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole"),
-    (r"sft tabletop_smolvla_ppo", "tests/integration/test_float_samples.py does it with a smaller policy"),
+    (r"sft tabletop_smolvla_vine", "tests/integration/test_float_samples.py does it with a smaller policy"),
     (r"plan RECIPE --profile", "needs a profile that was measured on a GPU"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"rove (serve|eval ws:)", "tests/integration/test_serve.py serves and asks"),

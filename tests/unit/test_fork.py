@@ -134,15 +134,16 @@ def test_a_copy_hears_no_signals(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_interrupt_of_the_original_ends_the_copy(pipe):
+def test_an_interrupt_of_the_original_ends_the_copy(pipe, tmp_path):
     def interrupt() -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
         os.kill(os.getppid(), signal.SIGINT)
         hang(pipe)
 
     with pytest.raises(KeyboardInterrupt):
         in_copy("a copy", interrupt)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ChildProcessError):  # it has been waited for, so that it is no child any more
+        os.waitpid(int((tmp_path / "pid").read_text()), os.WNOHANG)
 
 
 def test_another_system_is_named(monkeypatch):

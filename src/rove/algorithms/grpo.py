@@ -124,7 +124,7 @@ def _kept_slots(trajectory: Trajectory, config: GRPO) -> Tensor:
         config.group_size,
         keep_low=config.keep_low,
         keep_high=config.keep_high,
-        keep_uniform=config.keep_uniform,
+        keep_uniform=getattr(config, "keep_uniform", False),
     )
     return groups.repeat_interleave(config.group_size).nonzero().squeeze(1)
 
@@ -132,7 +132,8 @@ def _kept_slots(trajectory: Trajectory, config: GRPO) -> Tensor:
 def _rows(trajectory: Trajectory, config: GRPO) -> TrainBatch:
     t, _, c = trajectory.shape
     mask, score = _first_episodes(trajectory)
-    if not config.valid_action_mask:
+    # Settings of one's own, which come here as well, need not have the switches that studies compare with.
+    if not getattr(config, "valid_action_mask", True):
         mask = per_chunk(mask).expand_as(mask)
     normalized = config.length_normalization
     return batching.flatten(
