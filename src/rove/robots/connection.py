@@ -82,8 +82,8 @@ class Connection:
             self._open.request(method, (self._path + path) or "/", content, headers)
             answer = self._open.getresponse()
             return answer.status, answer.read(), dict(answer.headers.items())
-        except BaseException:
-            self.close()  # half an answer would be taken for that of the next request
+        except BaseException:  # an interrupt too: half an answer would be taken for that of the next request
+            self.close()
             raise
 
     def close(self) -> None:

@@ -252,9 +252,8 @@ class _Episode:
             runner.estop.wait(_LOOK)
             self._listen(now)
         if not self._schedule.left(now):
-            self._hold(
-                seen, now
-            )  # in the period that was asked for: then the answer is for whenever it comes
+            # In the period of the question: the answer is then for whenever it comes.
+            self._hold(seen, now)
 
     def _ahead(self) -> int:
         """How many actions are left when the next chunk is asked for."""
