@@ -253,6 +253,18 @@ def test_an_episode_does_not_begin_with_a_picture_of_what_was_before_it() -> Non
         cameras.close()
 
 
+def test_an_arm_that_begins_an_episode_waits_for_its_picture(monkeypatch) -> None:
+    camera = Slow()
+    robot = franka.Franka("http://127.0.0.1:1", {"front": camera}, LIMITS, rate=50.0)
+    monkeypatch.setattr(robot, "_ask", lambda path, body=None, timeout=0.0: setattr(camera, "scene", 150))
+    try:
+        robot._cameras.start()
+        robot.begin(0)
+        assert robot._cameras.frames()["front"].image[0, 0, 0] == 150
+    finally:
+        robot._cameras.close()
+
+
 def test_cameras_are_told_apart_from_dead_ones() -> None:
     limits = LIMITS.changed({"camera_frozen": 3, "camera_late": 0.1})
     watch = Watch("front", limits)
