@@ -128,7 +128,9 @@ def test_apply_refuses(words, message):
         config.apply(RUN, words)
 
 
-def test_a_key_of_the_other_variant_is_refused_under_ppo():
+def test_a_key_of_the_other_variant_is_refused_under_ppo(monkeypatch):
+    # Without an algorithm of one's own, such as a documented one that another test has imported.
+    monkeypatch.setattr(config, "_extra", {})
     with pytest.raises(RoveError, match="--algorithm.group_size is read with --algorithm.kind grpo only"):
         config.apply(replace(RUN, algorithm=PPO()), ["--algorithm.group_size", "4"])
 
