@@ -47,7 +47,7 @@ test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the cont
 
 test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; about a quarter of an hour
 	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py \
-	  tests/integration/test_lost_workers.py tests/integration/test_ray.py --numprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	  tests/integration/test_lost_workers.py tests/integration/test_ray.py --numprocesses 5 --dist worksteal $(PYTEST_ARGS)
 
 # Other people's programs, each in an environment of its own, since they need other versions of what Rove has.
 LEROBOT := build/lerobot/bin/python

@@ -27,8 +27,8 @@ from tests.faults.runs import (
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 EVERY = 1 if FULL else 67
 """Of the ways to damage a file, one in so many is tried."""
-OF_A_RUN = 2 if FULL else EVERY
-"""The same of a run's files: most are there in each of its checkpoints, so every way on every second."""
+OF_A_RUN = 3 if FULL else EVERY
+"""The same of a run's files: most are there in each of its checkpoints, so every way on every third."""
 PARTS = 3 if FULL else 1
 """Into which those of a run are dealt, so that several processes can try them."""
 WHOLE = Path("whole")
@@ -123,7 +123,7 @@ def damage_each(
     files, found = files_of(directory), Found(kind)
     for number, file in enumerate(files):
         for place, how in enumerate(kinds_of(file)):
-            if (number + place) % every or (number + place) % parts != part:
+            if (number + place) % every or (number + place) // every % parts != part:
                 continue
             restore()
             damage(file, how)

@@ -93,13 +93,13 @@ def signal_in_phases() -> Found:
 
 
 def signal_as_files_change() -> Found:
-    """At every second event: what a signal meets changes less from one to the next than what a kill does."""
+    """At every third event: what a signal meets changes less from one to the next than what a kill does."""
     names = moments_of(DIRECTORY, False, *START)
     wanted = left(DIRECTORY)
     found = Found("a signal as a file changes")
-    for at in range(1, len(names), 2):
+    for at in range(1, len(names), 3):
         shutil.rmtree(DIRECTORY)
-        signals = ((INT,), (TERM, TERM), (TERM,))[at % 3]
+        signals = ((INT,), (TERM, TERM), (TERM,))[at // 3 % 3]
         ended = forked(struck, DIRECTORY, at, signals, False, *START)
         problem = None if ended.status in STATUS[signals[-1]] and not ended.crashed else str(ended)
         if problem is None:
