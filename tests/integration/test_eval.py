@@ -11,10 +11,21 @@ import torch
 
 from rove import cli, host
 from rove.config import load
-from rove.config.schema import PPO, LlamaConfig, PolicyConfig, Run, TabletopConfig, TowerConfig
+from rove.config.schema import (
+    PPO,
+    FlowPolicyConfig,
+    FlowSampling,
+    FlowSizes,
+    LlamaConfig,
+    PolicyConfig,
+    Run,
+    TabletopConfig,
+    TowerConfig,
+)
 from rove.envs import registry as envs
 from rove.envs.tabletop.robot import ACTION_SPEC
 from rove.evaluation import checkpoint
+from rove.policies.flow import FlowVLA
 from rove.policies.openvla import OpenVLA
 
 SMALL = PolicyConfig(
@@ -119,6 +130,59 @@ def test_a_checkpoint_of_a_run_is_read_as_its_run_did(saved: Path, monkeypatch: 
     args = (saved, "tabletop", None, "none", load.decode(checkpoint.EvaluationConfig, {"episodes": 2}, ""))
     checkpoint.evaluate_checkpoint(*args, seed=0)
     assert seen == [("tabletop", torch.bfloat16, 0.7)]
+
+
+@pytest.fixture
+def flown(tmp_path: Path) -> Path:
+    """A flow policy's checkpoint that predicts four actions; the run that it is of lies above it."""
+    flow = FlowPolicyConfig(sampling=FlowSampling(steps=2), sizes=FlowSizes(layers=2, vision_layers=2))
+    policy = PolicyConfig(kind="smolvla", flow=flow)
+    built = FlowVLA.build(
+        policy,
+        chunk=4,
+        action_spec=ACTION_SPEC,
+        image_size=32,
+        vocabulary=envs.suite(TabletopConfig()).vocabulary,
+        statistics={"tabletop": {name: {"q01": [-1.0] * n, "q99": [1.0] * n} for name, n in SIZES.items()}},
+        seed=0,
+    )
+    built.save_pretrained(tmp_path / "run" / "policy")
+    run = Run("mine", PPO(), env=TabletopConfig(image_size=32), policy=policy)
+    load.save(replace(run, rollout=replace(run.rollout, chunk=4)), tmp_path / "run" / "run.json")
+    return tmp_path / "run" / "policy"
+
+
+SIZES = {"action": 5, "proprio": 5}
+"""Numbers of an action, and of the state, of the tabletop."""
+
+
+@pytest.mark.parametrize("of_a_run", [True, False])
+def test_fewer_actions_are_executed_than_are_predicted(
+    of_a_run: bool, flown: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def kept(env, policy, specs, **options):
+        seen.append((env.chunk, policy.chunk, policy.horizon))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "evaluate", kept)
+    if not of_a_run:
+        (flown.parent / "run.json").unlink()
+    assert evaluated(flown, "--suite", "tabletop", *QUICK.split(), "--execute", "2") == 130
+    assert seen == [(2, 2, 4)]
+    assert evaluated(flown, "--suite", "tabletop", *QUICK.split(), "--execute", "5") == 2
+    assert "the policy predicts 4" in capsys.readouterr().err
+
+
+def test_fewer_actions_are_executed_or_that_is_refused(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--suite", "tabletop", *QUICK.split(), "--execute", "1"]
+    assert evaluated(saved, *words, "--policy.unnorm_key", "tabletop") == 2
+    assert "all 2 actions that this policy predicts are executed" in capsys.readouterr().err
+    assert evaluated("random", *words) == 2
+    assert "--execute is for a policy that predicts" in capsys.readouterr().err
 
 
 def test_the_policy_is_asked_onto_the_gpu_where_there_is_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_greedy_follows_the_flow(family: Family) -> None:
     assert not torch.equal(given.actions, greedy.actions)
     with pytest.raises(RoveError, match="needs noise"):
         policy.act(seen, "sample")
+
+
+def test_a_chain_starts_from_as_much_noise_as_is_asked_for(family: Family, tmp_path: Path) -> None:
+    whole = build(family)
+    half, none = (build(family, replace(ONE, start=share)) for share in (0.5, 0.0))
+    seen, other = observe(), chance(seed=6)
+    close(half.noise(chance()).start, 0.5 * whole.noise(chance()).start)
+    assert torch.equal(none.act(seen, "greedy", chance()).actions, none.act(seen, "greedy", other).actions)
+    assert not torch.equal(none.act(seen, "sample", chance()).sample, none.act(seen, "sample", other).sample)
+    # Of a checkpoint it can be set alone.
+    whole.save_pretrained(tmp_path / "policy")
+    read = FlowVLA.from_pretrained(tmp_path / "policy", sampling={"start": 0.5})
+    assert read.sampling == replace(ONE, start=0.5)
 
 
 def test_one_prefix_serves_all_steps(family: Family) -> None:

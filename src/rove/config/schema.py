@@ -263,6 +263,10 @@ class FlowSampling:
     """Flow-SDE, Flow-CPS, or Flow-Noise, whose deviation is a small network's and is trained too."""
     level: Level = 0.5
     """Noise level a of Flow-SDE and Flow-CPS."""
+    start: Fraction = 1.0
+    """Standard deviation of the noise that a chain starts from, 0 to 1. The flow is learned from 1, and
+    published policies are evaluated so; with less, chunks lie closer to the flow's middle, and with 0 all
+    that they differ by is drawn on the way and has a density."""
     stochastic: Literal["one", "all"] = "one"
     """"one": a single step, drawn for each chunk, so that training needs one pass of the expert; the others
     follow the flow. "all": every step, as Flow-Noise always has it; training needs K passes."""

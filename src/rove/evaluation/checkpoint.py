@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import astuple, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,16 +169,33 @@ def policy_of(
     ("--policy."), and for `execute`: how many of more predicted actions are executed.
     """
     if str(path) == RANDOM:
+        if execute is not None:
+            raise RoveError(f"--execute is for a policy that predicts: {RANDOM!r} does not.")
         return RANDOM_CHUNK, lambda spec: Uniform(spec, RANDOM_CHUNK)
     device = host.device(run.placement.device)
     if trained:
-        return run.rollout.chunk, lambda spec: policies.restore(run, path, spec, device)
+        chunk = run.rollout.chunk
+        return execute or chunk, lambda spec: _executing(
+            policies.restore(run, path, spec, device), execute, chunk
+        )
     policy = policies.load(path, device=device, **_asked(run, settings))
-    if execute is not None and type(policy).horizon is not Policy.horizon:
-        if execute > policy.horizon:
-            raise RoveError(f"--execute {execute}: the policy predicts {policy.horizon}: set at most that.")
-        policy.chunk = execute
+    policy = _executing(policy, execute, policy.chunk)
     return policy.chunk, lambda spec: policy
+
+
+def _executing(policy: Policy, execute: int | None, chunk: int) -> Policy:
+    """Have `execute` of the predicted actions executed before the policy looks again, where that is asked.
+
+    Raises RoveError where there are not so many, or where the policy's actions are executed as predicted.
+    """
+    if execute is None or execute == chunk:
+        return policy
+    if type(policy).horizon is Policy.horizon:
+        raise RoveError(f"--execute {execute}: all {chunk} actions that this policy predicts are executed.")
+    if execute > policy.horizon:
+        raise RoveError(f"--execute {execute}: the policy predicts {policy.horizon}: set at most that.")
+    policy.chunk = execute
+    return policy
 
 
 def _served(uri: str, connections: int, execute: int | None) -> RemotePolicy:
@@ -194,15 +211,20 @@ def _asked(run: Run, settings: Sequence[str]) -> dict[str, Any]:
     words = [word.partition("=")[0] for word in settings]
     names = [word.removeprefix("--policy.") for word in words if word.startswith("--policy.")]
     known = ("unnorm_key", "center_crop", "dtype", "decoding", "attention", "temperature", "head")
-    known += ("flow.resizer", "flow.prompt", "flow.delta", "flow.sampling.steps")
+    known += ("flow.resizer", "flow.prompt", "flow.delta", "flow.sampling.steps", "flow.sampling.start")
     if wrong := [name for name in names if name not in known]:
         raise RoveError(
             f"--policy.{wrong[0]} is decided by the checkpoint; an evaluation can set "
             f"{', '.join(f'--policy.{name}' for name in known)}."
         )
-    asked = {name: getattr(run.policy, name) for name in names if not name.startswith("flow.")}
-    below = {name.split(".")[1] for name in names if name.startswith("flow.")}
-    return asked | {name: getattr(run.policy.flow, name) for name in below}
+    asked: dict[str, Any] = {}
+    for *sections, name in (name.split(".") for name in names):
+        value = getattr(reduce(getattr, sections, run.policy), name)
+        if "sampling" in sections:
+            asked.setdefault("sampling", {})[name] = value
+        else:
+            asked[name] = value
+    return asked
 
 
 def _variants(suite: TaskSuite, names: str) -> tuple[str, ...]:

@@ -51,14 +51,15 @@ TINY = FlowSizes(
 )
 """Sizes of a tiny policy of about a million weights, whose picture of 64 pixels becomes 64 tokens."""
 
-SMOLVLA = PolicyConfig(
-    kind="smolvla", pointers=3, flow=FlowPolicyConfig(sampling=FlowSampling(steps=4), sizes=TINY)
-)
+# A chain starts from no noise: what a start does to a chunk has no density, and RL learns nothing of it.
+TINY_SAMPLING = FlowSampling(steps=4, start=0.0)
+
+SMOLVLA = PolicyConfig(kind="smolvla", pointers=3, flow=FlowPolicyConfig(sampling=TINY_SAMPLING, sizes=TINY))
 # The robot's state is not in the prompt, as in openpi's LIBERO: the picture shows the hand.
 PI05 = replace(
     SMOLVLA,
     kind="pi05",
-    flow=FlowPolicyConfig(sampling=FlowSampling(steps=4), prompt="openpi", sizes=TINY),
+    flow=FlowPolicyConfig(sampling=TINY_SAMPLING, prompt="openpi", sizes=TINY),
 )
 
 CRITIC = ValueHeadConfig(level="chunk", detach=True)

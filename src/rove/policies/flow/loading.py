@@ -49,7 +49,7 @@ class Asked:
 
     lora: LoraConfig | Literal["saved"] | None
     value_head: ValueHeadConfig | Literal["saved"] | None
-    sampling: FlowSampling | None
+    sampling: FlowSampling | Mapping[str, Any] | None
     freeze: Freeze | None
     chunk: int | None
     horizon: int | None
@@ -95,7 +95,11 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
     head = about.get("value_head", ValueHeadConfig, None) if asked.value_head == "saved" else asked.value_head
     saved_head = about.get("value_head", ValueHeadConfig, None)
     saved_sampling = about.get("sampling", FlowSampling, None)
-    sampling = asked.sampling or saved_sampling or FlowSampling(steps=config.steps)
+    sampling = saved_sampling or FlowSampling(steps=config.steps)
+    if isinstance(asked.sampling, Mapping):
+        sampling = replace(sampling, **asked.sampling)
+    elif asked.sampling is not None:
+        sampling = asked.sampling
     saved = about.get("lora", LoraConfig, None)
     if saved is None and lora.is_adapter(directory):
         raise RoveError(

@@ -130,7 +130,7 @@ class FlowVLA(FlowModel, Locator):
         device: torch.device | str = "cpu",
         lora: LoraConfig | Literal["saved"] | None = "saved",
         value_head: ValueHeadConfig | Literal["saved"] | None = "saved",
-        sampling: FlowSampling | None = None,
+        sampling: FlowSampling | Mapping[str, Any] | None = None,
         freeze: Freeze | None = None,
         chunk: int | None = None,
         horizon: int | None = None,
@@ -145,7 +145,8 @@ class FlowVLA(FlowModel, Locator):
     ) -> Self:
         """Read a checkpoint of LeRobot, openpi, RLinf or Rove: a directory, or a name on the hub.
 
-        Parameters that are None are as saved, or as published for the layout. `chunk` of the `horizon`
+        Parameters that are None are as saved, or as published for the layout; of `sampling`, a mapping names
+        the fields that are not. `chunk` of the `horizon`
         predicted actions are executed. `statistics`, those of data to be trained on, replace the
         checkpoint's; `unnorm_key` names one of several data sets. `resizer`, `prompt` and `delta` (first
         numbers of the state that actions are relative to) say how the data were prepared. VLM and expert are
@@ -358,7 +359,7 @@ class FlowVLA(FlowModel, Locator):
         k = (noise.uniform(1) * sampling.choices).long().expand(-1, samples).flatten()
         normal = noise.normal((1 + samples * steps) * horizon * dim).float().unflatten(-1, (-1, horizon, dim))
         k, normal = transfer.to((k, normal), self.device)
-        start = normal[:, :1].expand(-1, samples, -1, -1).flatten(0, 1)
+        start = self.sampling.start * normal[:, :1].expand(-1, samples, -1, -1).flatten(0, 1)
         drawn = normal[:, 1:].unflatten(1, (samples, steps)).flatten(0, 1)
         return Noise(start, drawn if sampling.joint else drawn[:, 0], k)
 
@@ -429,7 +430,7 @@ class FlowVLA(FlowModel, Locator):
     def _joint(self, points: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy of all steps between points [B, K + 1, H, 32].
 
-        The start's density is counted too; it is the same for any weights, and so goes into no ratio.
+        The start counts as if it were drawn from 1, which is the same for any weights and goes into no ratio.
         """
         mean, std = self._counted(step.mean), self._counted(step.std)
         start = self._counted(points[:, 0])
