@@ -163,14 +163,15 @@ def test_fewer_actions_are_executed_than_are_predicted(
     seen = []
 
     def kept(env, policy, specs, **options):
-        seen.append((env.chunk, policy.chunk, policy.horizon))
+        seen.append((env.chunk, policy.chunk, policy.horizon, policy.sampling))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "evaluate", kept)
     if not of_a_run:
         (flown.parent / "run.json").unlink()
-    assert evaluated(flown, "--suite", "tabletop", *QUICK.split(), "--execute", "2") == 130
-    assert seen == [(2, 2, 4)]
+    words = ["--execute", "2", "--policy.flow.sampling.start", "0.5"]
+    assert evaluated(flown, "--suite", "tabletop", *QUICK.split(), *words) == 130
+    assert seen == [(2, 2, 4, FlowSampling(steps=2, start=0.5))]
     assert evaluated(flown, "--suite", "tabletop", *QUICK.split(), "--execute", "5") == 2
     assert "the policy predicts 4" in capsys.readouterr().err
 
