@@ -38,6 +38,7 @@ TOO_SMALL = {
     "libero_milk",
     "libero_multitask_grpo",
     "libero_object_grpo",
+    "libero_spatial_grpo",
     "libero_object_pi05_grpo",
     "libero_object_smolvla_grpo",
     "put_on_plate_tiny_grpo",
