@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("ROVE_CACHE", str(Path(__file__).resolve().parents[1] / "build" / "cache"))
+# Ray makes its processes nicer than any other: beside tests of other files they would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 LONGEST_FIRST = (
     "tests/learning/test_tabletop.py",
