@@ -50,7 +50,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"train openvla_oft_", LARGE),
     (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole"),
     (r"sft tabletop_smolvla_vine", "tests/integration/test_float_samples.py does it with a smaller policy"),
-    (r"eval runs/tabletop_smolvla_vine", "needs a warm-up: tests/integration/test_eval.py asks a small one"),
+    (r"eval runs/(tabletop_smolvla|libero_object)_", "needs a warm-up: test_eval.py asks a small one"),
     (r"plan RECIPE --profile", "needs a profile that was measured on a GPU"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
     (r"rove (serve|eval ws:)", "tests/integration/test_serve.py serves and asks"),

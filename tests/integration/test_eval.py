@@ -182,8 +182,7 @@ def test_fewer_actions_are_executed_or_that_is_refused(
     words = ["--suite", "tabletop", *QUICK.split(), "--execute", "1"]
     assert evaluated(saved, *words, "--policy.unnorm_key", "tabletop") == 2
     assert "all 2 actions that this policy predicts are executed" in capsys.readouterr().err
-    assert evaluated("random", *words) == 2
-    assert "--execute is for a policy that predicts" in capsys.readouterr().err
+    assert checkpoint.policy_of(Path("random"), Run("mine", PPO()), False, (), execute=3)[0] == 3
 
 
 def test_the_policy_is_asked_onto_the_gpu_where_there_is_one(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rove.serving.remote import RemotePolicy
 
 RANDOM = "random"
-"""The name that stands for a random policy: uniform actions, in chunks of RANDOM_CHUNK."""
+"""The name that stands for a random policy: uniform actions, by default in chunks of RANDOM_CHUNK."""
 RANDOM_CHUNK = 8
 SETTINGS = ("--env.", "--policy.", "--placement.device", "--placement.deadline")
 """Beginnings of the settings of a run that an evaluation takes too."""
@@ -169,9 +169,8 @@ def policy_of(
     ("--policy."), and for `execute`: how many of more predicted actions are executed.
     """
     if str(path) == RANDOM:
-        if execute is not None:
-            raise RoveError(f"--execute is for a policy that predicts: {RANDOM!r} does not.")
-        return RANDOM_CHUNK, lambda spec: Uniform(spec, RANDOM_CHUNK)
+        drawn = execute or RANDOM_CHUNK
+        return drawn, lambda spec: Uniform(spec, drawn)
     device = host.device(run.placement.device)
     if trained:
         chunk = run.rollout.chunk
