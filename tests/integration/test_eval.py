@@ -36,6 +36,8 @@ STATISTICS = {
     name: {"action": {"q01": [-scale] * 5, "q99": [scale] * 5}}
     for name, scale in (("tabletop", 1.0), ("bridge_orig", 0.5))
 }
+SIZES = {"action": 5, "proprio": 5}
+"""Numbers of an action, and of the state, of the tabletop."""
 QUICK = "--episodes 2 --num-envs 2 --env.image_size 32 --env.horizon 4"
 
 
@@ -150,10 +152,6 @@ def flown(tmp_path: Path) -> Path:
     run = Run("mine", PPO(), env=TabletopConfig(image_size=32), policy=policy)
     load.save(replace(run, rollout=replace(run.rollout, chunk=4)), tmp_path / "run" / "run.json")
     return tmp_path / "run" / "policy"
-
-
-SIZES = {"action": 5, "proprio": 5}
-"""Numbers of an action, and of the state, of the tabletop."""
 
 
 @pytest.mark.parametrize("of_a_run", [True, False])

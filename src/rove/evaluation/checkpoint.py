@@ -173,24 +173,23 @@ def policy_of(
         return drawn, lambda spec: Uniform(spec, drawn)
     device = host.device(run.placement.device)
     if trained:
-        chunk = run.rollout.chunk
-        return execute or chunk, lambda spec: _executing(
-            policies.restore(run, path, spec, device), execute, chunk
-        )
-    policy = policies.load(path, device=device, **_asked(run, settings))
-    policy = _executing(policy, execute, policy.chunk)
+        chunk = execute or run.rollout.chunk
+        return chunk, lambda spec: _executing(policies.restore(run, path, spec, device), execute)
+    policy = _executing(policies.load(path, device=device, **_asked(run, settings)), execute)
     return policy.chunk, lambda spec: policy
 
 
-def _executing(policy: Policy, execute: int | None, chunk: int) -> Policy:
+def _executing(policy: Policy, execute: int | None) -> Policy:
     """Have `execute` of the predicted actions executed before the policy looks again, where that is asked.
 
     Raises RoveError where there are not so many, or where the policy's actions are executed as predicted.
     """
-    if execute is None or execute == chunk:
+    if execute is None or execute == policy.chunk:
         return policy
     if type(policy).horizon is Policy.horizon:
-        raise RoveError(f"--execute {execute}: all {chunk} actions that this policy predicts are executed.")
+        raise RoveError(
+            f"--execute {execute}: all {policy.chunk} actions that this policy predicts are executed."
+        )
     if execute > policy.horizon:
         raise RoveError(f"--execute {execute}: the policy predicts {policy.horizon}: set at most that.")
     policy.chunk = execute

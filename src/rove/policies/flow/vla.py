@@ -146,14 +146,13 @@ class FlowVLA(FlowModel, Locator):
         """Read a checkpoint of LeRobot, openpi, RLinf or Rove: a directory, or a name on the hub.
 
         Parameters that are None are as saved, or as published for the layout; of `sampling`, a mapping names
-        the fields that are not. `chunk` of the `horizon`
-        predicted actions are executed. `statistics`, those of data to be trained on, replace the
-        checkpoint's; `unnorm_key` names one of several data sets. `resizer`, `prompt` and `delta` (first
-        numbers of the state that actions are relative to) say how the data were prepared. VLM and expert are
-        converted to `dtype` one tensor at a time; the projections of actions, state and time, the critic and
-        adapters are float32. A new critic, or new adapters, are drawn from `seed`. Raises RoveError, naming
-        the key or the file, where weights are missing, left over, misshapen, or would execute code, and where
-        there are no statistics.
+        the fields that are not. `chunk` of the `horizon` predicted actions are executed. `statistics`, those
+        of data to be trained on, replace the checkpoint's; `unnorm_key` names one of several data sets.
+        `resizer`, `prompt` and `delta` (first numbers of the state that actions are relative to) say how the
+        data were prepared. VLM and expert are converted to `dtype` one tensor at a time; the projections of
+        actions, state and time, the critic and adapters are float32. A new critic, or new adapters, are drawn
+        from `seed`. Raises RoveError, naming the key or the file, where weights are missing, left over,
+        misshapen, or would execute code, and where there are no statistics.
         """
         parts = loading.read(
             path,
