@@ -52,7 +52,7 @@ def libero_object_grpo() -> Run:
         policy=TINY,
         rollout=RolloutConfig(num_envs=32, chunk=8, chunks=20),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
-        # Cream cheese lies flat: the hand has further down to go than for anything else, before it closes.
+        # Cream cheese is flat, where all other tasks have something tall: the hand closes too high above it.
         sft=SFTConfig(
             episodes=600,
             emphasis=("object/pick_up_the_cream_cheese:3",),
@@ -101,7 +101,7 @@ def libero_spatial_grpo() -> Run:
         name="libero_spatial_grpo",
         env=replace(base.env, tasks="spatial", horizon=240),
         rollout=replace(base.rollout, chunks=30),
-        # What stands highest failed most after half of this without: on the ramekin 9 of 10.
+        # Those that failed most after half of this warm-up: on the ramekin 9 of 10.
         sft=replace(
             base.sft,
             emphasis=(
