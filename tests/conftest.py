@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import rove  # noqa: F401 - before torch, whose threads are told by it how to wait
+
 os.environ.setdefault("ROVE_CACHE", str(Path(__file__).resolve().parents[1] / "build" / "cache"))
 # Ray makes its processes nicer than any other: beside tests of other files they would wait for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")

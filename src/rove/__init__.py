@@ -12,6 +12,7 @@ Names are imported when they are first used, so that `import rove` takes no time
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Run", "train", "evaluate", "make_env", "serve", "__version__"]
+# Read by OpenMP when PyTorch is imported, here and in child processes. By default threads that wait for each
+# other spin: as soon as anything else runs on their cores, they take the time of those that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 _FROM = {"Run": "rove.config.schema", "evaluate": "rove.api", "make_env": "rove.api", "serve": "rove.api"}
 
 

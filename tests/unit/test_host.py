@@ -33,6 +33,19 @@ def nobody(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.parametrize(("own", "spins"), [(None, False), ("active", True)])
+def test_threads_that_wait_leave_their_core_to_others(own, spins):
+    """Unless their user has said otherwise; as OpenMP itself tells it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({} if own is None else {"OMP_WAIT_POLICY": own})
+    words = [sys.executable, "-c", "from rove import host; host.prepare(2)"]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    counts = re.findall(r"GOMP_SPINCOUNT ?= ?'(\d+)'", ran.stderr)
+    if not counts:
+        pytest.skip("this PyTorch's threads are not GNU's, which tell how long they spin")
+    assert {int(count) > 0 for count in counts} == {spins}, ran.stderr
+
+
 def test_one_folder_holds_every_cache(nobody, tmp_path):
     nobody.setenv("HOME", str(tmp_path))
     assert host.cache() == tmp_path / ".cache" / "rove"
