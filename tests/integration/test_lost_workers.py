@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +36,17 @@ DEADLINE = 10.0
 """Seconds: a busy machine needs some for a chunk, or for a beat of a process that is well."""
 
 
-def strike(monkeypatch: pytest.MonkeyPatch, how: signal.Signals, when: dict[int, str], victim) -> list[str]:
-    """Have a worker's process signalled once before `when[i]` is called in iteration i, from 0; `victim`
+Strike = tuple[str, signal.Signals]
+"""A call, and what a worker's process is sent before it."""
+
+
+def in_turn(calls: Sequence[str], first: signal.Signals, second: signal.Signals) -> list[Strike]:
+    """One of the two before each call. A run takes half a minute for each, most of it to start a process."""
+    return list(zip(calls, itertools.cycle((first, second)), strict=False))
+
+
+def strike(monkeypatch: pytest.MonkeyPatch, when: dict[int, Strike], victim) -> list[str]:
+    """Have a worker's process signalled once before the call `when[i]` in iteration i, from 0; `victim`
     finds its process. Returns the calls, as they come."""
     struck: list[str] = []
 
@@ -45,14 +55,16 @@ def strike(monkeypatch: pytest.MonkeyPatch, how: signal.Signals, when: dict[int,
 
         def struck_first(self, *args, **kwargs):
             iteration = args[0] if call == "sync" else self.version
-            if when.get(iteration) == call and call not in struck:
+            wanted, how = when.get(iteration, (None, None))
+            if wanted == call and how is not None and call not in struck:
                 struck.append(call)
                 os.kill(victim(self), how)
             return asked(self, *args, **kwargs)
 
         monkeypatch.setattr(owner, call, struck_first)
 
-    for owner, call in itertools.product((Executor, *Executor.__subclasses__()), when.values()):
+    calls = [call for call, _ in when.values()]
+    for owner, call in itertools.product((Executor, *Executor.__subclasses__()), calls):
         if call in vars(owner):
             wrap(owner, call)
     return struck
@@ -100,26 +112,31 @@ def watched(run, iterations: int, *, evaluate: bool = True):
 
 
 @full
-@pytest.mark.parametrize("how", [KILL, STOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize(
-    ("victim", "calls", "placement"),
+    ("victim", "strikes", "placement"),
     [
-        (policy_apart, CALLS, {"map": APART, "env_workers": 1, "deadline": DEADLINE}),
-        (policy_on_ray, ON_RAY, {"map": APART, "env_workers": 1, "deadline": 20.0, "executor": "ray"}),
-        (environments, CALLS, {"map": "hybrid", "deadline": DEADLINE}),
+        (policy_apart, in_turn(CALLS, KILL, STOP), {"map": APART, "env_workers": 1, "deadline": DEADLINE}),
+        (policy_apart, in_turn(CALLS, STOP, KILL), {"map": APART, "env_workers": 1, "deadline": DEADLINE}),
+        (
+            policy_on_ray,
+            in_turn(ON_RAY, KILL, STOP),
+            {"map": APART, "env_workers": 1, "deadline": 20.0, "executor": "ray"},
+        ),
+        (environments, in_turn(CALLS, STOP, KILL), {"map": "hybrid", "deadline": DEADLINE}),
     ],
-    ids=["policy", "policy on Ray", "environments"],
+    ids=["policy, killed first", "policy, stopped first", "policy on Ray", "environments"],
 )
 def test_a_worker_that_can_be_replaced_is_at_every_call(
-    victim, calls, placement, how, started, tmp_path, monkeypatch
+    victim, strikes, placement, started, tmp_path, monkeypatch
 ):
     """Once in each iteration but the first and the last: what is found at its end is told with the next."""
     if victim is policy_on_ray:
         pytest.importorskip("rove.cluster.ray")
-    struck = strike(monkeypatch, how, dict(enumerate(calls, start=1)), victim)
+    calls = [call for call, _ in strikes]
+    struck = strike(monkeypatch, dict(enumerate(strikes, start=1)), victim)
     run = watched(run_of(started, **placement), len(calls) + 2)
     lines = measured(train(run, tmp_path / "run"))
-    assert struck == list(calls)
+    assert struck == calls
     assert [line["step"] for line in lines] == list(range(1, len(calls) + 3))
     assert sum(line["rollout/restarts"] for line in lines) == len(calls), lines
     whole = SHORT.rollout.num_envs * SHORT.rollout.chunks
@@ -128,8 +145,7 @@ def test_a_worker_that_can_be_replaced_is_at_every_call(
 
 LEARNER_CASES = [
     pytest.param(call, how, id=f"{'killed' if how == KILL else 'stopped'} before {call}")
-    for call in CALLS
-    for how in (KILL, STOP)
+    for call, how in in_turn(CALLS, KILL, STOP)
 ]
 
 
@@ -137,7 +153,7 @@ LEARNER_CASES = [
 @pytest.mark.parametrize(("call", "how"), LEARNER_CASES)
 def test_a_learner_that_is_lost_ends_the_run_with_its_name(call, how, started, tmp_path, monkeypatch):
     """One of two, in the second iteration; the checkpoint of the first is there, to go on from."""
-    struck = strike(monkeypatch, how, {1: call}, second_learner)
+    struck = strike(monkeypatch, {1: (call, how)}, second_learner)
     run = watched(run_of(started, learners=2, deadline=DEADLINE), 2, evaluate=call == "evaluate")
     said = "was killed by signal 9" if how == KILL else f"no sign of life for {DEADLINE:g} s"
     with pytest.raises(RoveError, match=f"learner 1 .*{said}"):
