@@ -220,10 +220,13 @@ def test_a_head_that_goes_away_ends_the_run_with_a_line(how, started, tmp_path):
         code, printed, seconds = struck(run, tmp_path / "run", strike)
         if how == "stopped":
             os.kill(head.all_processes["gcs_server"][0].process.pid, signal.SIGCONT)
-    assert len(errors(printed)) == 1 and code == 2, f"{code} after {seconds:.0f} s: {printed}"
+    assert len(errors(printed)) == 1, f"{code} after {seconds:.0f} s: {printed}"
     (line,) = errors(printed)
-    assert "head of the Ray cluster" in line and address in line, line
-    assert "has not answered for 30 s" in line and seconds < 60, "Ray's own 60 s were waited for"
+    if how == "killed" and code == 1:  # Ray ends who uses its object store before the 30 s are over
+        assert "with the Ray processes of this machine" in line, line
+    else:
+        assert code == 2 and "head of the Ray cluster" in line and address in line, line
+        assert "has not answered for 30 s" in line and seconds < 60, "Ray's own 60 s were waited for"
     assert checkpoint.load_trainer(checkpoint.latest(tmp_path / "run" / "checkpoints"))[0] >= 1
 
 

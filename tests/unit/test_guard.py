@@ -101,3 +101,38 @@ def test_a_head_that_does_not_answer_ends_the_process(nodes):
 def test_a_head_that_answers_ends_nothing_and_neither_does_one_that_was_left():
     code, printed, _ = run(HEAD.format(nodes="return []", seconds=6, then="head.stop()\ntime.sleep(5)"))
     assert (code, printed) == (0, [])
+
+
+WITNESS = """
+import os, socket, subprocess, sys, time
+from rove.runtime import ray as ours
+store = socket.socket(socket.AF_UNIX)
+store.bind(sys.argv[1])
+store.listen()
+witness = ours._Witness(sys.argv[1])
+time.sleep(0.5)
+{then}
+os._exit(1)
+"""
+IN_ANOTHER_PROCESS = (
+    "quiet = dict.fromkeys(('stdout', 'stderr'), subprocess.DEVNULL)\n"
+    "subprocess.Popen(['sleep', '5'], pass_fds=[store.fileno()], **quiet)"
+)
+
+
+@pytest.mark.parametrize(
+    ("then", "lines"),
+    [
+        ("store.close()", 1),
+        ("store.close(); witness.dismiss(); witness.dismiss()", 0),
+        (IN_ANOTHER_PROCESS, 0),
+    ],
+    ids=["with Ray", "by itself", "while Ray is well"],
+)
+def test_a_process_that_ray_ends_has_a_witness(then, lines, tmp_path):
+    """Of Ray here is but a socket, on which something listens or not when the process is gone."""
+    words = [sys.executable, "-c", WITNESS.format(then=then), str(tmp_path / "store")]
+    ran = subprocess.run(words, capture_output=True, text=True)  # until the witness has closed them, too
+    said = [line for line in ran.stderr.splitlines() if line.startswith("rove: error: ")]
+    assert ran.returncode == 1 and len(said) == lines, ran.stderr
+    assert all("with the Ray processes of this machine" in line for line in said)

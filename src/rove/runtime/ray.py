@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -89,7 +90,7 @@ def connect(address: str | None) -> None:
             f"Ray's sockets would have too long a path ({error}): set RAY_TMPDIR, or TMPDIR, to a short one, "
             "such as /tmp."
         ) from error
-    _head = _Head(address)
+    _head = _Head(address, _Witness.of_this_machine())
     # Wherever the process ends: a head that is being shut down does not answer either.
     atexit.register(_head.stop)
 
@@ -98,8 +99,9 @@ class _Head:
     """Has this process end once Ray's head no longer answers: calls of Ray's then wait without a deadline,
     until Ray ends the process."""
 
-    def __init__(self, address: str | None) -> None:
-        self._address, self._answers, self._patience = address, 0, Patience()
+    def __init__(self, address: str | None, witness: _Witness | None = None) -> None:
+        self._address, self._witness = address, witness
+        self._answers, self._patience = 0, Patience()
         self._over = threading.Event()
         self._guard = Guard(self._wrong)
         self._asking = threading.Thread(target=self._ask, daemon=True, name="asks Ray's head")
@@ -119,6 +121,7 @@ class _Head:
 
         if not ray.is_initialized() or self._patience.look(self._answers) <= _HEAD:
             return None
+        self._dismiss()  # one line is enough
         given = self._address
         where = "that this run started" if given is None else f"at placement.ray_address = {given!r}"
         return (
@@ -130,7 +133,61 @@ class _Head:
         """End nothing from now on."""
         self._guard.stop()
         self._over.set()
+        self._dismiss()
         self._asking.join(2 * WAKE)
+
+    def _dismiss(self) -> None:
+        if self._witness is not None:
+            self._witness.dismiss()
+
+
+_WITNESS = """
+import os, signal, socket, sys
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+if not sys.stdin.buffer.read():
+    try:
+        socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+    except OSError:
+        os.write(2, f"\\nrove: error: {sys.argv[2]}\\n".encode())
+"""
+"""Waits for the end of this process, and says what it was where nobody dismissed it before, and nothing
+listens at the socket any more."""
+
+
+class _Witness:
+    """A process that says why this one has ended, where Ray ends it.
+
+    Once the Ray processes of this machine are gone Ray ends whoever next uses its object store, at once, with
+    exit status 1, and tells nothing but a log file (`StoreConn::ExitIfErrorStatus`). Nothing of ours runs
+    then.
+    """
+
+    def __init__(self, store: str) -> None:
+        """`store` is the path of the object store's socket."""
+        message = (
+            "This process has ended with the Ray processes of this machine, which are gone: stopped, killed, "
+            "or out of memory. The newest checkpoint is kept: start the cluster again, and go on with rove "
+            "train --resume."
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WITNESS, store, message],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @classmethod
+    def of_this_machine(cls) -> _Witness | None:
+        """None where this process uses no object store of its machine, as over `ray://`."""
+        store = nodes()[0].get("ObjectStoreSocketName")
+        return cls(store) if store and os.path.exists(store) else None
+
+    def dismiss(self) -> None:
+        """Have it end, and say nothing; twice is harmless."""
+        with suppress(OSError, ValueError, subprocess.TimeoutExpired):  # it is gone, or was dismissed
+            self._process.communicate(b"dismissed", timeout=10)
 
 
 _head: _Head | None = None
