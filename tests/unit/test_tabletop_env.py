@@ -11,7 +11,7 @@ import torch
 
 from rove.config.schema import TabletopConfig
 from rove.envs.base import Demonstrator
-from rove.envs.tabletop import progress
+from rove.envs.tabletop import layout, progress
 from rove.envs.tabletop.env import TabletopEnv
 from rove.envs.tabletop.tasks import DEMO_TASKS, FAMILIES, TRAIN_TASKS
 from rove.types import ChunkResult, EpisodeRecord, EpisodeSpec
@@ -202,3 +202,11 @@ def test_failures() -> None:
     assert progress.failed(situation("push", target=np.array([[0.0, 0.0, 0.08]]))).all()
     assert not progress.failed(situation("put", target=np.array([[0.0, 0.0, 0.08]]))).any()
     assert progress.failed(situation("put", target=np.array([[0.31, 0.0, 0.023]]))).all()
+
+
+def test_a_picture_to_point_in_lays_its_scene_out_once(env, monkeypatch):
+    """What is shown and what is asked for are of one layout; seeds, which episodes have, change no scene."""
+    laid, objects = [], layout._objects
+    monkeypatch.setattr(layout, "_objects", lambda *given: laid.append(given) or objects(*given))
+    episodes = [EpisodeSpec(TRAIN_TASKS[i], 4000 + i, seed=17 + i) for i in range(4)]
+    assert len(env.ground(episodes).images) == len(laid) == len(episodes)

@@ -14,10 +14,10 @@ from rove.config.schema import TabletopConfig
 from rove.envs.chunked import Actions, ChunkedEnv, Frames, Outcome, Played, carry_out
 from rove.envs.tabletop import progress, robot
 from rove.envs.tabletop.expert import SLIP, expert_action, mistaken
-from rove.envs.tabletop.layout import DISPLACED_AFTER, layout
+from rove.envs.tabletop.layout import DISPLACED_AFTER
 from rove.envs.tabletop.render import RenderPool
 from rove.envs.tabletop.suite import TabletopSuite
-from rove.envs.tabletop.worlds import TabletopWorlds, background
+from rove.envs.tabletop.worlds import TabletopWorlds, background, setup
 from rove.types import ActionSpec, Autoreset, ChunkResult, Demonstrations, EpisodeSpec
 
 REQUESTS = 6
@@ -160,7 +160,8 @@ class TabletopEnv(ChunkedEnv):
             under_way = rng.random() < UNDER_WAY
             carried = self._worlds.catch_in_the_act(slot, rng) if under_way else None
             objects = self._worlds.object_places(slot)
-            for text, where in self._tasks.requests(layout(episode), objects, REQUESTS, rng, carried):
+            shown = setup(episode.task, episode.initial_state, episode.variant).layout
+            for text, where in self._tasks.requests(shown, objects, REQUESTS, rng, carried):
                 frame.append(slot)
                 instruction.append(text)
                 places.append([*where, self._worlds.pose[slot][:3]])

@@ -7,7 +7,6 @@ save where the thing changed has to be known before the scene can be drawn ("uns
 
 from __future__ import annotations
 
-import functools
 import zlib
 from dataclasses import dataclass
 
@@ -306,12 +305,8 @@ def _extras(rng: np.random.Generator, task: TabletopTask) -> tuple[Thing, ...]:
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def layout(episode: EpisodeSpec) -> Layout:
-    """The initial state of an episode, a function of its task, initial state and variant.
-
-    Cached, because what shows a scene and what asks for something in it both want it.
-    """
+    """The initial state of an episode, a function of its task, initial state and variant."""
     task, variant = parse(episode.task), episode.variant
     key = variant if variant in ARRANGING_VARIANTS else "none"
     rng = np.random.default_rng(zlib.crc32(f"{episode.task}|{episode.initial_state}|{key}".encode()))

@@ -48,6 +48,7 @@ _DIVERGED = [
 class Setup:
     """A layout as rows of MuJoCo's arrays."""
 
+    layout: Layout
     qpos: np.ndarray
     pose: np.ndarray
     """Commanded gripper pose [4]."""
@@ -160,6 +161,7 @@ def setup(task_id: str, initial_state: int, variant: str) -> Setup:
     position, orientation = _camera(start.look)
     target = sc.SHAPES[start.objects[0].kind]
     return Setup(
+        layout=start,
         qpos=qpos,
         pose=start.start,
         geom_size=paint.size,
