@@ -104,12 +104,12 @@ def test_a_head_that_answers_ends_nothing_and_neither_does_one_that_was_left():
 
 
 WITNESS = """
-import os, socket, subprocess, sys, time
+import os, socket, subprocess, time
 from rove.runtime import ray as ours
 store = socket.socket(socket.AF_UNIX)
-store.bind(sys.argv[1])
+store.bind("store")
 store.listen()
-witness = ours._Witness(sys.argv[1])
+witness = ours._Witness("store")
 time.sleep(0.5)
 {then}
 os._exit(1)
@@ -131,8 +131,9 @@ IN_ANOTHER_PROCESS = (
 )
 def test_a_process_that_ray_ends_has_a_witness(then, lines, tmp_path):
     """Of Ray here is but a socket, on which something listens or not when the process is gone."""
-    words = [sys.executable, "-c", WITNESS.format(then=then), str(tmp_path / "store")]
-    ran = subprocess.run(words, capture_output=True, text=True)  # until the witness has closed them, too
+    words = [sys.executable, "-c", WITNESS.format(then=then)]
+    # In the folder: a socket's path has at most a hundred letters. Lasts until the witness has ended, too.
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     said = [line for line in ran.stderr.splitlines() if line.startswith("rove: error: ")]
     assert ran.returncode == 1 and len(said) == lines, ran.stderr
     assert all("with the Ray processes of this machine" in line for line in said)
