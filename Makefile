@@ -45,7 +45,7 @@ test-libero: $(INSTALLED)  ## Compare all of LIBERO with the stock environment; 
 test-maniskill: $(INSTALLED)  ## Hold every put-on-plate environment to the contract; some minutes
 	MANISKILL_FULL=1 $(BIN)/python -m pytest tests/integration/test_maniskill.py $(PYTEST_ARGS)
 
-test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; about a quarter of an hour
+test-faults: $(INSTALLED)  ## Kill, damage, fuzz, misbehave, signal; a table of what held; about 12 minutes
 	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults tests/unit/test_config_fuzz.py \
 	  tests/integration/test_lost_workers.py tests/integration/test_ray.py --numprocesses 5 --dist worksteal $(PYTEST_ARGS)
 
