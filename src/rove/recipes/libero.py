@@ -52,10 +52,8 @@ def libero_object_grpo() -> Run:
         policy=TINY,
         rollout=RolloutConfig(num_envs=32, chunk=8, chunks=20),
         # A policy from scratch first has to see: it learns to point at what a sentence names, then to act.
-        # Cream cheese is flat, where all other tasks have something tall: the hand closes too high above it.
         sft=SFTConfig(
             episodes=600,
-            emphasis=("object/pick_up_the_cream_cheese:3",),
             smoothing=3.0,
             zero_centred=True,
             color_jitter=0.2,

@@ -26,6 +26,13 @@ SLAB = 0.010
 """Metres below the top of a hollow thing within which its points are its edge."""
 ANGLES = np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90])
 """Places on an edge to try, from the direction in which the fingers open to begin with."""
+APART = 0.25
+"""Radians by which the turns of two grasps with a finger on either side differ at least."""
+UPRIGHT = np.cos(np.deg2rad(20))
+"""Cosine of the angle from which on a hollow thing leans: its edge is then not all within `SLAB` of the
+top."""
+RAISED = np.deg2rad([0, 30, -30, 60])
+"""Places on the edge of what leans to try, from the highest on."""
 
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -87,10 +94,10 @@ def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
     return middle + half * np.array(list(itertools.product((-1, 1), repeat=3)))
 
 
-def grasps(points: np.ndarray) -> list[Grasp]:
+def grasps(points: np.ndarray, up: np.ndarray = UP) -> list[Grasp]:
     """List ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
-    first."""
-    return _across(points) or _edge(points)
+    first. A hollow thing opens towards `up` [3], a unit vector."""
+    return _across(points) or [*_raised(points, up), *_edge(points)]
 
 
 def _across(points: np.ndarray) -> list[Grasp]:
@@ -109,8 +116,11 @@ def _across(points: np.ndarray) -> list[Grasp]:
             # a hand that need not turn is worth a few millimetres
             found.append((width + 0.008 * abs(yaw), Grasp(np.array([*xy, z]), float(yaw))))
     found.sort(key=lambda one: one[0])
-    best = [grasp for _, grasp in found]
-    return best[:1] + [grasp for grasp in best[1:] if abs(grasp.yaw - best[0].yaw) > 0.6][:1]
+    apart: list[Grasp] = []
+    for _, grasp in found:
+        if all(abs(grasp.yaw - other.yaw) > APART for other in apart):
+            apart.append(grasp)
+    return apart
 
 
 def _edge(points: np.ndarray) -> list[Grasp]:
@@ -129,6 +139,24 @@ def _edge(points: np.ndarray) -> list[Grasp]:
             yaw = (turn + np.pi / 2) % np.pi - np.pi / 2  # either finger may be the one inside
             z = max(high - RIM_DEPTH, low + GROUND)
             found.append(Grasp(np.array([*xy, z]), float(yaw)))
+    return found
+
+
+def _raised(points: np.ndarray, up: np.ndarray) -> list[Grasp]:
+    """List grasps of what is hollow and leans to one side: by the raised half of its edge, the top first."""
+    if not 0.0 < up[2] < UPRIGHT:
+        return []
+    height = points @ up
+    edge = points[height > height.max() - SLAB]
+    middle = (edge.min(0) + edge.max(0)) / 2
+    level = np.cross(up, UP) / np.linalg.norm(np.cross(up, UP))
+    found = []
+    for angle in RAISED:
+        out = np.cos(angle) * np.cross(level, up) + np.sin(angle) * level
+        x, y, top = middle + ((edge - middle) @ out).max() * out
+        yaw = (np.arctan2(-out[0], out[1]) + np.pi / 2) % np.pi - np.pi / 2  # either finger may be inside
+        z = max(top - RIM_DEPTH, points[:, 2].min() + GROUND)
+        found.append(Grasp(np.array([x, y, z]), float(yaw)))
     return found
 
 
@@ -165,7 +193,7 @@ def _hand() -> np.ndarray:
     fingers = itertools.product(
         (-0.018, 0.0, 0.018), (-0.065, -0.055, -0.044, 0.044, 0.055, 0.065), (0.0, 0.015, 0.03, 0.05)
     )
-    palm = itertools.product((-0.03, 0.0, 0.03), np.linspace(-0.1, 0.1, 9), (0.07, 0.1))
+    palm = itertools.product((-0.03, 0.0, 0.03), np.linspace(-0.1, 0.1, 9), (0.03, 0.05, 0.07, 0.1))
     wrist = itertools.product((-0.05, 0.0, 0.05), (-0.05, 0.0, 0.05), (0.13, 0.17, 0.21))
     return np.array([*fingers, *palm, *wrist])
 

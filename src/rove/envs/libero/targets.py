@@ -54,7 +54,8 @@ class Target:
             out = float(np.linalg.norm((origin + option.point - base)[:2]))
             return self.obstacles.hits(option, origin, xpos, xmat) + STRETCHED * max(0.0, out - FAR)
 
-        return sorted(grasps(self.shape(data, row)), key=cost)
+        up = data["xmat"][row, self.body].reshape(3, 3)[:, 2]
+        return sorted(grasps(self.shape(data, row), up), key=cost)
 
     def hold(self, data: Mapping[str, np.ndarray], row: int, home: np.ndarray, attempt: int) -> Hold:
         """Choose how to hold the thing as it lies, another way with each attempt; `home`: see `Grasp.hold`.
