@@ -71,8 +71,8 @@ PI05_PERCEPTION = ("model.paligemma_with_expert.paligemma", "pointer")
 # --- tiny, on a CPU -------------------------------------------------------------------------------
 
 
-def _tiny(base: Run, name: str, policy: PolicyConfig, perception: tuple[str, ...]) -> Run:
-    """Build a PPO recipe for a tiny flow policy from that of another policy."""
+def _tiny(base: Run, name: str, policy: PolicyConfig, perception: tuple[str, ...], episodes: int) -> Run:
+    """Build a PPO recipe for a tiny flow policy from that of another policy, with `episodes` to imitate."""
     assert base.sft is not None
     return replace(
         base,
@@ -83,7 +83,7 @@ def _tiny(base: Run, name: str, policy: PolicyConfig, perception: tuple[str, ...
         # demonstrations by heart before long: there are more, each at several noisy points of one pass.
         sft=replace(
             base.sft,
-            episodes=3 * base.sft.episodes,
+            episodes=episodes,
             smoothing=0.0,
             steps=1000,
             draws=8,
@@ -129,7 +129,7 @@ def _vine(base: Run, name: str) -> Run:
 @recipe
 def tabletop_smolvla_ppo() -> Run:
     """PPO for a tiny SmolVLA on eight tabletop tasks: Flow-SDE, a critic on the prefix."""
-    return _tiny(tabletop_ppo(), "tabletop_smolvla_ppo", SMOLVLA, SMOLVLA_PERCEPTION)
+    return _tiny(tabletop_ppo(), "tabletop_smolvla_ppo", SMOLVLA, SMOLVLA_PERCEPTION, episodes=990)
 
 
 @recipe
@@ -147,7 +147,7 @@ def tabletop_smolvla_vine() -> Run:
 @recipe
 def tabletop_pi05_ppo() -> Run:
     """PPO for a tiny π0.5 on eight tabletop tasks."""
-    return _tiny(tabletop_ppo(), "tabletop_pi05_ppo", PI05, PI05_PERCEPTION)
+    return _tiny(tabletop_ppo(), "tabletop_pi05_ppo", PI05, PI05_PERCEPTION, episodes=990)
 
 
 @recipe
@@ -165,10 +165,10 @@ def tabletop_pi05_vine() -> Run:
 def _libero_tiny(name: str, policy: PolicyConfig, perception: tuple[str, ...]) -> Run:
     base = libero_object_grpo()
     assert base.sft is not None
-    # A third of what is said here, and no bins that zero could be the centre of.
-    base = replace(base, sft=replace(base.sft, episodes=200, zero_centred=False))
+    # No bins that zero could be the centre of.
+    base = replace(base, sft=replace(base.sft, zero_centred=False))
     policy = replace(policy, flow=replace(policy.flow, cameras=2)) if policy.flow else policy
-    run = _tiny(base, name, policy, perception)
+    run = _tiny(base, name, policy, perception, episodes=600)
     return replace(run, rollout=RolloutConfig(num_envs=32, chunk=8, chunks=8))
 
 

@@ -7,8 +7,9 @@ here may differ for that reason, too.
 
 from rove.studies import Arm, Pair, Study, study
 
-WARM_UP = Arm("tabletop_vine")
-"""The tiny policy of the demo, without a critic."""
+WARM_UP = Arm("tabletop_vine", "--sft.episodes 330 --sft.steps 300")
+"""The tiny policy of the demo, without a critic, and with a quarter of its demonstrations: more is left to
+learn."""
 JUDGED = (
     "--evaluation.every 0 --evaluation.episodes 512 --evaluation.variant_episodes 0 "
     "--logging.tensorboard false --logging.keep 1"
