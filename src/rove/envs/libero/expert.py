@@ -36,6 +36,9 @@ CLOSING, OPENING, RISING = 10, 8, 12
 """Actions that the fingers are given, and the hand that leaves."""
 PATIENCE = 30
 """Actions after which a movement that should have ended is ended."""
+NEAR, NEAREST = 0.014, 0.004
+"""Metres over its grasp at which a hand closes at the earliest, of what rises far above that, and of what is
+flat: fingers that close over its top hold nothing."""
 STUCK = 0.001
 """Metres in an action, of a hand that something is in the way of."""
 CRUISE = 0.12
@@ -155,6 +158,7 @@ class Expert:
         self._height = np.zeros(count)
         self._held = np.zeros((count, 3))
         self._last, self._joint = np.zeros((count, 3)), np.zeros(count)
+        self._near = np.full(count, NEAR)
         self._gain = np.full(count, GAIN)
         self._hover = np.full(count, HOVER)
 
@@ -176,9 +180,13 @@ class Expert:
         hold = subject.hold(data, place.row, place.group.arm.home.rotation[0], own.attempt)
         self._point[slot], self._wanted[slot], self._back[slot] = hold.point, hold.rotation, hold.back
         self._pushes[slot], self._turning[slot] = hold.pushes, False
+        self._near[slot] = NEAR
+        frame = data["xmat"][place.row, subject.body].reshape(3, 3)
         if isinstance(subject, Handle):
-            frame = data["xmat"][place.row, subject.body].reshape(3, 3)
             self._wanted[slot] = frame.T @ hold.rotation
+        else:
+            above = subject.shape(data, place.row)[:, 2].max() - (frame @ hold.point)[2]
+            self._near[slot] = np.clip(above - 0.004, NEAREST, NEAR)
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
     def act(self, slots: np.ndarray, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +305,7 @@ class Expert:
             (
                 over | (since >= np.where(sight.handle, 60, 40)),
                 # as soon as the fingers are around it: a hand that waits there is hard to imitate
-                ((flat < 0.008) & (np.abs(along) < 0.014)) | late,
+                ((flat < 0.008) & (np.abs(along) < self._near[slots])) | late,
                 since >= CLOSING,
                 (hand[:, 2] > height - 0.03) | late,
                 ((left < 0.008) & (turned | ~self._turning[slots])) | (since >= 50),

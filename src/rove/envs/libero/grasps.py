@@ -16,8 +16,9 @@ OPENING = 0.066
 """Metres across the widest thing that the open fingers go around with room to spare; they open 0.08."""
 DEPTH = 0.040
 """Metres below its top at which a tall thing is held at least as high: the palm would press on it."""
-RIM_DEPTH = 0.022
-"""Metres below its edge at which the wall of a hollow thing is held."""
+RIM_DEPTH, BOWL_DEPTH = 0.022, 0.032
+"""Metres below its edge at which the wall of a hollow thing is held, and of one that is wider than high, a
+bowl, whose wall leans out of the fingers."""
 GROUND = 0.012
 """Metres over what the thing stands on: closer, and the fingertips would touch that."""
 MARGIN = 0.008
@@ -130,6 +131,7 @@ def _edge(points: np.ndarray) -> list[Grasp]:
     middle = (edge.min(0) + edge.max(0)) / 2
     offset = edge - middle
     radius, angle = np.linalg.norm(offset, axis=1), np.arctan2(offset[:, 1], offset[:, 0])
+    depth = BOWL_DEPTH if np.ptp(points[:, :2], axis=0).min() > high - low else RIM_DEPTH
     found = []
     for turn in ANGLES:
         at = np.pi / 2 + turn
@@ -137,7 +139,7 @@ def _edge(points: np.ndarray) -> list[Grasp]:
         if close.any():
             xy = middle + radius[close].max() * np.array([np.cos(at), np.sin(at)])
             yaw = (turn + np.pi / 2) % np.pi - np.pi / 2  # either finger may be the one inside
-            z = max(high - RIM_DEPTH, low + GROUND)
+            z = max(high - depth, low + GROUND)
             found.append(Grasp(np.array([*xy, z]), float(yaw)))
     return found
 
@@ -155,7 +157,7 @@ def _raised(points: np.ndarray, up: np.ndarray) -> list[Grasp]:
         out = np.cos(angle) * np.cross(level, up) + np.sin(angle) * level
         x, y, top = middle + ((edge - middle) @ out).max() * out
         yaw = (np.arctan2(-out[0], out[1]) + np.pi / 2) % np.pi - np.pi / 2  # either finger may be inside
-        z = max(top - RIM_DEPTH, points[:, 2].min() + GROUND)
+        z = max(top - BOWL_DEPTH, points[:, 2].min() + GROUND)
         found.append(Grasp(np.array([x, y, z]), float(yaw)))
     return found
 
