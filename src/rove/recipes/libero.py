@@ -119,7 +119,6 @@ def libero_milk() -> Run:
         sft=replace(
             base.sft,
             episodes=30,
-            emphasis=(),
             zero_centred=False,
             steps=180,
             grounding=300,

@@ -90,7 +90,7 @@ def tabletop_vine() -> Run:
     return replace(
         base,
         name="tabletop_vine",
-        # Four tries take 0.7 of the time of eight, and in the same time no less is learned.
+        # Four tries take 0.7 of the time of eight; 130 iterations of them ended no lower than 80 of those.
         algorithm=Vine(branches=4, epochs=2),
         policy=TINY,
         rollout=replace(base.rollout, num_envs=64),
@@ -127,13 +127,12 @@ def tabletop_all() -> Run:
     """PPO on every training task; takes as long as it takes."""
     base = tabletop_ppo()
     assert base.sft is not None
-    seen = replace(base.sft, grounding=30000, grounding_steps=4000)
     return replace(
         base,
         name="tabletop_all",
         env=replace(base.env, tasks="train"),
         rollout=replace(base.rollout, emphasis=()),
-        sft=replace(seen, episodes=3000, emphasis=(), steps=1500),
+        sft=replace(base.sft, episodes=3000, emphasis=(), steps=1500, grounding=30000, grounding_steps=4000),
         training=replace(base.training, iterations=2000, max_minutes=None),
     )
 

@@ -186,7 +186,7 @@ class Expert:
             self._wanted[slot] = frame.T @ hold.rotation
         else:
             above = subject.shape(data, place.row)[:, 2].max() - (frame @ hold.point)[2]
-            self._near[slot] = np.clip(above - 0.004, NEAREST, NEAR)
+            self._near[slot] = np.clip(above - NEAREST, NEAREST, NEAR)
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
     def act(self, slots: np.ndarray, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:

@@ -138,9 +138,8 @@ def _edge(points: np.ndarray) -> list[Grasp]:
         close = np.abs((angle - at + np.pi) % (2 * np.pi) - np.pi) < 0.4
         if close.any():
             xy = middle + radius[close].max() * np.array([np.cos(at), np.sin(at)])
-            yaw = (turn + np.pi / 2) % np.pi - np.pi / 2  # either finger may be the one inside
             z = max(high - depth, low + GROUND)
-            found.append(Grasp(np.array([*xy, z]), float(yaw)))
+            found.append(Grasp(np.array([*xy, z]), _either_way(turn)))
     return found
 
 
@@ -151,15 +150,21 @@ def _raised(points: np.ndarray, up: np.ndarray) -> list[Grasp]:
     height = points @ up
     edge = points[height > height.max() - SLAB]
     middle = (edge.min(0) + edge.max(0)) / 2
-    level = np.cross(up, UP) / np.linalg.norm(np.cross(up, UP))
+    level = np.cross(up, UP)
+    level /= np.linalg.norm(level)
     found = []
     for angle in RAISED:
         out = np.cos(angle) * np.cross(level, up) + np.sin(angle) * level
         x, y, top = middle + ((edge - middle) @ out).max() * out
-        yaw = (np.arctan2(-out[0], out[1]) + np.pi / 2) % np.pi - np.pi / 2  # either finger may be inside
         z = max(top - BOWL_DEPTH, points[:, 2].min() + GROUND)
-        found.append(Grasp(np.array([x, y, z]), float(yaw)))
+        found.append(Grasp(np.array([x, y, z]), _either_way(np.arctan2(-out[0], out[1]))))
     return found
+
+
+def _either_way(yaw: float) -> float:
+    """Return the turn, a quarter at most, that brings the fingers to the same places: either may be the one
+    inside."""
+    return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
 
 
 class Obstacles:
