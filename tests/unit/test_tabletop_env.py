@@ -14,6 +14,7 @@ from rove.envs.base import Demonstrator
 from rove.envs.tabletop import layout, progress
 from rove.envs.tabletop.env import TabletopEnv
 from rove.envs.tabletop.tasks import DEMO_TASKS, FAMILIES, TRAIN_TASKS
+from rove.envs.tabletop.worlds import setup
 from rove.types import ChunkResult, EpisodeRecord, EpisodeSpec
 
 CHUNK = 8
@@ -207,6 +208,7 @@ def test_failures() -> None:
 def test_a_picture_to_point_in_lays_its_scene_out_once(env, monkeypatch):
     """What is shown and what is asked for are of one layout; seeds, which episodes have, change no scene."""
     laid, objects = [], layout._objects
+    setup.cache_clear()
     monkeypatch.setattr(layout, "_objects", lambda *given: laid.append(given) or objects(*given))
     episodes = [EpisodeSpec(TRAIN_TASKS[i], 4000 + i, seed=17 + i) for i in range(4)]
     assert len(env.ground(episodes).images) == len(laid) == len(episodes)
