@@ -431,7 +431,7 @@ def test_an_arm_of_lerobots_is_driven_within_its_limits(tmp_path: Path, monkeypa
     assert min(action["gripper.pos"] for action in toy.sent) == 0.0
     assert not toy.connected
     # What was carried out is kept beside what was asked for, and the episode is ended though nobody said how.
-    # Else the arm holds still: at the end, twice, and wherever this machine is too slow for an answer in time.
+    # Else the arm holds still: at the end, twice, and wherever an answer came too late.
     assert kept.ended == [None]
     assert [row[1][0] for row in kept.rows] == [90.0] * len(kept.rows)
     carried_out, still = iter([row[0][0] for row in kept.rows]), 0

@@ -188,6 +188,36 @@ def test_the_expert_succeeds_and_a_restored_world_is_seen_as_it_is(soup):
         assert all(60 < record.length < 200 for record in records)
 
 
+def test_an_expert_that_looks_on_at_what_it_would_do_says_the_same(soup):
+    """Through a whole episode, of which it does nothing itself."""
+    with closing(make(SOUP)) as other:
+        episodes = [EpisodeSpec(SOUP, 3), EpisodeSpec(SOUP, 17)]
+        soup.reset(episodes)
+        other.reset(episodes)
+        differing = []
+        while any(soup.specs):
+            wanted, result = soup.step_expert_chunk(0.0, np.random.default_rng(0))
+            other.watch(np.ones(2, bool), wanted)
+            said, beside = other.step_expert_chunk(1.0, np.random.default_rng(0))
+            assert torch.equal(result.success, beside.success)
+            differing.append(((wanted - said).abs().amax(2) > 0.1)[result.executed])
+        assert all(record.success for record in beside.finished)
+    assert torch.cat(differing).float().mean() < 0.05, "it may come down a little earlier"
+
+
+def test_the_expert_goes_on_from_where_another_has_gone(soup):
+    """Four chunks that let go of what is held, or close the fingers on nothing, wherever the expert was."""
+    soup.reset([EpisodeSpec(SOUP, 3), EpisodeSpec(SOUP, 17)])
+    records, generator, chunks = [], np.random.default_rng(0), 0
+    while any(soup.specs):
+        meddled = torch.tensor([0.3, 0.3, -0.3, 0.0, 0.0, 0.0, 1.0 if chunks < 6 else -1.0])
+        soup.watch(np.full(2, chunks in (2, 3, 8, 9)), meddled.expand(2, 8, 7))
+        _, result = soup.step_expert_chunk(0.0, generator)
+        records += result.finished
+        chunks += 1
+    assert chunks > 14 and all(record.success for record in records) and len(records) == 2
+
+
 def test_the_same_generator_gives_the_same_actions(soup):
     def play(seed: int) -> torch.Tensor:
         soup.reset([EpisodeSpec(SOUP, 3)])

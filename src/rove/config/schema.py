@@ -590,6 +590,14 @@ class SFTConfig:
     shows how to try again. For experts that can: see `rove.envs.base.Fallible`."""
     steps: PositiveInt = 1000
     """Optimizer steps on the demonstrations."""
+    relabel: Count = 0
+    """Rounds after these steps in which policy and expert take turns acting, and the policy goes on learning,
+    at half of the learning rate, from what the expert did until then and from where the policy had gone
+    (DAgger, Ross et al. 2011); 0: none. For experts that can: see `rove.envs.base.Corrector`."""
+    relabel_episodes: Pieces = 300
+    """Successes of both together in a round."""
+    relabel_steps: PositiveInt = 900
+    """Optimizer steps in a round."""
     grounding: SomePieces = 0
     """Pictures in which the policy first learns to point at what a sentence names; 0: none. For policies
     trained from scratch."""

@@ -143,6 +143,11 @@ def _schedules(run: Run) -> Problems:
             f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.steps = {run.sft.steps}: "
             "lower the warm-up, or raise --sft.steps."
         )
+    if run.sft and run.sft.relabel and run.sft.optim.warmup >= run.sft.relabel_steps:
+        yield (
+            f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.relabel_steps = {run.sft.relabel_steps}: "
+            "lower the warm-up, or raise --sft.relabel_steps."
+        )
     if run.sft and 0 < run.sft.grounding_steps <= run.sft.optim.warmup:
         yield (
             f"sft.optim.warmup = {run.sft.optim.warmup}, but sft.grounding_steps = "
@@ -266,6 +271,11 @@ def _start(run: Run) -> Problems:
             "sft is none and policy.checkpoint is none: RL has nothing to start from; set "
             "--policy.checkpoint DIRECTORY, or --sft.steps to warm up here."
         )
+    if run.sft and run.sft.relabel and run.sft.data is not None:
+        yield (
+            f"sft.data = {run.sft.data} and sft.relabel = {run.sft.relabel}: rounds add to what the "
+            "expert has demonstrated itself; set --sft.relabel 0, or --sft.data none."
+        )
     if run.sft and bool(run.sft.grounding) != bool(run.sft.grounding_steps):
         yield (
             f"sft.grounding = {run.sft.grounding} pictures, but sft.grounding_steps = "
@@ -386,6 +396,13 @@ def _unread(run: Run) -> Problems:
             "sft.pointing_weight is set, but sft.grounding = 0 does not read it: "
             f"set --sft.pointing_weight {default}, or --sft.grounding and --sft.grounding_steps."
         )
+    for name in ("relabel_episodes", "relabel_steps"):
+        default = _default(SFTConfig, name)
+        if run.sft and not run.sft.relabel and getattr(run.sft, name) != default:
+            yield (
+                f"sft.{name} is set, but sft.relabel = 0 does not read it: set --sft.{name} {default}, or "
+                "--sft.relabel to the number of rounds."
+            )
 
 
 RULES: tuple[Callable[[Run], Problems], ...] = (

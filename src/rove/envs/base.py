@@ -193,6 +193,16 @@ class Fallible(Demonstrator, Protocol):
 
 
 @runtime_checkable
+class Corrector(Demonstrator, Protocol):
+    """Optional: a demonstrator whose expert looks on while a policy acts, and can go on from there."""
+
+    def watch(self, slots: np.ndarray, actions: Tensor) -> None:
+        """Have these slots (bool [B]) execute `actions` [B, C, A] in the coming expert chunk, without noise.
+        The expert looks on; what it then answers there is what it would have done at each action."""
+        ...
+
+
+@runtime_checkable
 class Grounder(VectorEnv, Protocol):
     """Optional: an environment that can say where the things in a scene are."""
 

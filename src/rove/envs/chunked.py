@@ -116,6 +116,8 @@ class ChunkedEnv(VectorEnv):
         self._total_reward = np.zeros(num_envs)
         self._won = np.zeros(num_envs, bool)
         """Whether each slot's episode has been a success at any time."""
+        self._watched, self._given = np.zeros(num_envs, bool), np.zeros((num_envs, chunk, 1))
+        """Slots that carry out the actions given [B, C, A] in the coming expert chunk, not the expert's."""
 
     # --- supplied by the suite --------------------------------------------------------------------
 
@@ -262,6 +264,10 @@ class ChunkedEnv(VectorEnv):
         rows = self._running()
         return self._result(rows, *self.play(rows, actions))
 
+    def watch(self, slots: np.ndarray, actions: Tensor) -> None:
+        """See `rove.envs.base.Corrector`."""
+        self._watched, self._given = slots.copy(), self._checked(actions)
+
     def _demonstrate(
         self,
         expert: Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray]],
@@ -280,6 +286,7 @@ class ChunkedEnv(VectorEnv):
 
         def choose(c: int, rows: np.ndarray) -> np.ndarray:
             action, executed = expert(rows, c == self.chunk - 1)
+            executed = np.where(self._watched[rows, None], self._given[rows, c], executed)
             wanted[rows, c] = action
             # An episode that ends here is padded with "stay": what the policy should do when it is done.
             if gripper is not None:
@@ -287,6 +294,7 @@ class ChunkedEnv(VectorEnv):
             return np.clip(executed, spec.low, spec.high)
 
         result = self._execute(choose)
+        self._watched[:] = False
         return torch.from_numpy(wanted.astype(np.float32)), result
 
     def _result(self, rows: np.ndarray, played: Played, frames: Frames) -> ChunkResult:

@@ -11,9 +11,11 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from rove.envs.base import Brancher
+from rove.envs.base import Brancher, Corrector
+from rove.errors import RoveError
 from rove.testing import check_results
 from rove.testing.check_results import require_tensor
 from rove.testing.playthrough import (
@@ -321,6 +323,30 @@ def tries(envs: Envs) -> None:
     require(agrees, "step_chunk answers otherwise than try_chunks did")
 
 
+def watching(envs: Envs) -> None:
+    """Where an expert looks on, what is given is carried out as by `step_chunk`: neither the noise that there
+    would be nor what the expert wants makes a difference."""
+    env, generator = envs.refill, np.random.default_rng(0)
+    if not isinstance(env, Corrector):
+        return
+    env.reset(envs.episodes[:NUM_ENVS])
+    try:
+        env.step_expert_chunk(0.0, generator)
+    except RoveError:  # these tasks have no expert
+        return
+    env.reset(envs.episodes[:NUM_ENVS])
+    env.enqueue(envs.episodes[NUM_ENVS:])
+    env.watch(np.ones(NUM_ENVS, bool), actions(env))
+    _, result = env.step_expert_chunk(1.0, generator)
+    expected = envs.refilled[0].result
+    for name in ("reward", "terminated", "truncated", "success", "executed"):
+        agrees = torch.equal(getattr(result, name), getattr(expected, name))
+        require(agrees, f"an expert that looks on changes {name}")
+    for slot in range(NUM_ENVS):
+        agrees = same(result.observation, slot, expected.observation, slot)
+        require(agrees, f"slot {slot}: an expert that looks on changes the picture")
+
+
 def finals(envs: Envs) -> None:
     """`finals` chooses whose last observation is given: "none", "truncated" (the default) or "ended"."""
     env = envs.refill
@@ -367,6 +393,7 @@ CHECKS = (
     record,
     finals,
     tries,
+    watching,
     close,
 )
 """The checks, in their order; a check's name is its function's, and what it demands the first line of its

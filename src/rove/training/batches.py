@@ -34,18 +34,21 @@ def gradient_descent(
     on_step: OnStep,
     jitter: ColorJitter,
     snapshots: Snapshots | None = None,
+    phase: str | None = None,
 ) -> None:
     """Train `policy` in place for `steps` optimizer steps on batches of `rows` examples.
 
     Names of metrics, those of `gradient` and those measured here, begin with `name`. `gradient` draws from
-    `jitter`. With `snapshots` the training goes on where it was stopped, to the bit.
+    `jitter`. With `snapshots` the training goes on where it was stopped, to the bit, as `phase` of a
+    warm-up; None: `name`.
     """
+    phase = phase or name
     kept = {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
     if snapshots is not None:
         kept = snapshots.parameters = snapshots.parameters | kept
     optimizer = Optimizer(policy, config.optim, steps, max_bad_steps)
     rows_of = batches(rows, config.batch, seed)
-    if snapshots is not None and (saved := snapshots.take(name)) is not None:
+    if snapshots is not None and (saved := snapshots.take(phase)) is not None:
         policy.load_state_dict(saved["policy"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         jitter.load_state_dict(saved["jitter"])
@@ -66,7 +69,7 @@ def gradient_descent(
         numbers["lr"] = optimizer.last_lr
         on_step(optimizer.steps, {f"{name}/{key}": value for key, value in numbers.items()})
         if snapshots is not None:
-            snapshots.keep(name, state)
+            snapshots.keep(phase, state)
     policy.eval()
 
 

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from rove.envs.answers import Checked
-from rove.envs.base import Demonstrator, Fallible, Grounder, VectorEnv
+from rove.envs.base import Corrector, Demonstrator, Fallible, Grounder, VectorEnv
 from rove.envs.sampler import EpisodeSampler
 from rove.errors import RoveError
-from rove.types import Demonstrations, EpisodeRecord
+from rove.types import Demonstrations, EpisodeRecord, Observation
 
 _AT_REST = 0.05
 """Share of an expert's actions that are exactly zero in a dimension, from which on zero is one of its own."""
+_TURN = 3
+"""Chunks, in the mean, that an expert and a policy that take turns act before the other does."""
 
 
 def dataset_statistics(
@@ -142,6 +144,8 @@ def collect_demonstrations(
     slips: float = 0.0,
     emphasis: Sequence[str] = (),
     on_episode: Callable[[EpisodeRecord], None] = lambda record: None,
+    drive: Callable[[Observation], torch.Tensor] | None = None,
+    stream: int = 1,
 ) -> Demonstrations:
     """Collect the first `episodes` successes of the environment's scripted expert on train states.
 
@@ -149,16 +153,22 @@ def collect_demonstrations(
     expert did in the chunks that followed included, as far as the episode went without a miss on purpose.
     Failures are left out. `noise`: see `Demonstrator.step_expert_chunk`; `slips`: the share of chunks in
     which the expert misses on purpose, which are left out, so that the chunks after them show how to recover;
-    `emphasis`: see `RolloutConfig`. `on_episode` is called with every record, failures included. Raises
-    RoveError where the suite has no expert, or none that can miss, or where it fails more than half of the
-    time.
+    `emphasis`: see `RolloutConfig`. `on_episode` is called with every record, failures included. `drive`,
+    which chooses actions [B, C, A], takes turns with the expert, of a few chunks each, and only what the
+    expert did is shown. `stream` numbers the episodes that are drawn. Raises RoveError where the suite has no
+    expert, or none that can miss or look on as asked, or where it fails more than half of the time.
     """
     if not isinstance(env, Demonstrator):
         raise RoveError(f"Suite {env.suite.name!r} has no scripted expert; bring demonstrations in a file.")
     if slips and not isinstance(env, Fallible):
         raise RoveError(f"The expert of suite {env.suite.name!r} cannot miss; set sft.slips to 0.")
-    sampler = EpisodeSampler(env.suite, seed, stream=1, emphasis=emphasis)
-    generator = np.random.default_rng(seed)
+    if drive and not isinstance(env, Corrector):
+        raise RoveError(f"The expert of suite {env.suite.name!r} cannot look on; set sft.relabel to 0.")
+    sampler = EpisodeSampler(env.suite, seed, stream=stream, emphasis=emphasis)
+    generator = np.random.default_rng((seed, stream) if drive else seed)
+    watching = np.zeros(env.num_envs, bool)
+    if drive:
+        watching = generator.random(env.num_envs) < 0.5
     pending: dict[int, list[tuple]] = defaultdict(list)
     rows: list[tuple] = []
     episode: list[int] = []
@@ -174,6 +184,9 @@ def collect_demonstrations(
         if isinstance(env, Fallible) and slips:
             slipping = generator.random(env.num_envs) < slips
             env.slip(slipping, generator)
+        if drive and isinstance(env, Corrector):
+            watching ^= generator.random(env.num_envs) < 1 / _TURN
+            env.watch(watching, drive(observation))
         actions, result = calls.step_expert_chunk(noise, generator)
         for slot, spec in enumerate(specs):
             assert spec is not None
@@ -181,7 +194,7 @@ def collect_demonstrations(
             point = None if points is None else points[slot]
             state = None if observation.state is None else observation.state[slot]
             # What follows a chunk is not shown beyond a miss: nobody is to expect to miss.
-            counts = result.executed[slot] & ~torch.tensor(bool(slipping[slot]))
+            counts = result.executed[slot] & ~torch.tensor(bool(slipping[slot] or watching[slot]))
             pending[slot].append((*seen, actions[slot], counts, point, state))
         for record in result.finished:
             chunks = pending.pop(record.slot, [])
@@ -251,17 +264,30 @@ def _shown(chunks: Sequence[tuple], horizon: int) -> list[tuple]:
     return rows
 
 
-def _join(parts: Sequence[Demonstrations]) -> Demonstrations:
-    """Concatenate the rows of all parts, in order; points are kept where all parts have them."""
-    offsets = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
-    points = [part.points for part in parts if part.points is not None]
+def join(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """Concatenate the rows of all parts, in order; points, states and episodes are kept where all parts have
+    them."""
+    frames = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
+    episodes = np.cumsum(
+        [0, *(0 if part.episode is None else 1 + int(part.episode.max()) for part in parts)]
+    ).tolist()
+
+    def all_of(columns: Iterator[torch.Tensor | None]) -> torch.Tensor | None:
+        there = [column for column in columns if column is not None]
+        return torch.cat(there) if len(there) == len(parts) else None
+
     return Demonstrations(
         torch.cat([part.images for part in parts]),
-        torch.cat([part.frame + offset for part, offset in zip(parts, offsets, strict=False)]),
+        torch.cat([part.frame + offset for part, offset in zip(parts, frames, strict=False)]),
         tuple(text for part in parts for text in part.instruction),
         torch.cat([part.actions for part in parts]),
         torch.cat([part.mask for part in parts]),
-        torch.cat(points) if len(points) == len(parts) else None,
+        all_of(part.points for part in parts),
+        all_of(part.state for part in parts),
+        all_of(
+            None if part.episode is None else part.episode + offset
+            for part, offset in zip(parts, episodes, strict=False)
+        ),
     )
 
 
@@ -283,4 +309,4 @@ def collect_grounding_images(
         parts.append(calls.ground(sampler.take(min(env.num_envs, left))))
         left -= len(parts[-1].images)
         on_image(len(parts[-1].images))
-    return _join(parts)
+    return join(parts)

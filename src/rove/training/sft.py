@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from rove import checkpoint, rundir
 from rove.config import load
 from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
-from rove.envs.base import VectorEnv
+from rove.envs.base import Corrector, VectorEnv
 from rove.errors import RoveError
 from rove.interrupt import Interrupt
 from rove.policies import registry as policies
 from rove.policies.base import Locator, Policy, SamplingNoise
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
+from rove.rollout.collect import act
 from rove.training.augment import ColorJitter
 from rove.training.batches import Gradient, OnStep, gradient_descent
 from rove.training.brought import bring
@@ -32,6 +34,7 @@ from rove.training.demonstrations import (
     collect_grounding_images,
     dataset_statistics,
     described,
+    join,
     load_demonstrations,
     made_from,
     save_demonstrations,
@@ -44,7 +47,8 @@ from rove.types import Demonstrations, EpisodeRecord
 _MADE_FROM = "made_from.json"
 """In the directory of a warm-up: the settings that it was made from."""
 _PHASES = ("pointing", "sft")
-"""Phases of a warm-up that take optimizer steps, in order; their metrics begin with these."""
+"""Phases of a warm-up that take optimizer steps, in order; their metrics begin with these. Rounds of
+relabelling, which follow, count on the steps of the second."""
 
 
 def warm_up(
@@ -77,9 +81,19 @@ def warm_up(
             snapshots.delete()  # where a kill came before that
             return target
         progress.message(f"{target} {wrong}: the warm-up is made anew.")
-    log.keep(partial(_logged_before, snapshots.phase, snapshots.step))
+    rounds = [directory / f"relabelled_{number}.npz" for number in range(1, run.sft.relabel + 1)]
+    first = _round(snapshots.phase)
+    if missing := next((path for path in rounds[:first] if not path.exists()), None):
+        progress.message(f"{missing} is missing: the warm-up is made anew.")
+        snapshots.delete()
+        snapshots, first = Snapshots(directory / "warm_up", key, check=interrupt.check), 0
+    before = run.sft.steps + (first - 1) * run.sft.relabel_steps if first else 0
+    phase = "sft" if first else snapshots.phase
+    log.keep(partial(_logged_before, phase, before + snapshots.step))
 
     with closing(make_env(run, device)) as env:
+        if run.sft.relabel and not isinstance(env, Corrector):
+            raise RoveError(f"The expert of {env.suite.name!r} cannot look on: set --sft.relabel 0.")
         if run.sft.data is None:
             demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
             every = run.rollout.chunk
@@ -97,16 +111,16 @@ def warm_up(
             device=device,
         )
         grounding = None
-        if run.sft.grounding and snapshots.phase != "sft":
+        if run.sft.grounding and snapshots.phase in (None, "pointing"):
             progress.phase("picture", run.sft.grounding)
             grounding = collect_grounding_images(
                 env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
             )
 
-    def on_step(step: int, metrics: dict[str, float]) -> None:
+    def on_step(step: int, metrics: dict[str, float], before: int = 0) -> None:
         progress.advance()
         if step % 50 == 0:
-            log.log_sft(step, metrics)
+            log.log_sft(before + step, metrics)
 
     common = {"max_bad_steps": run.training.max_bad_steps, "on_step": on_step, "snapshots": snapshots}
     with interrupt.patient("this step"):
@@ -117,10 +131,24 @@ def warm_up(
                 progress.advance(snapshots.step)
             learn_to_point(policy, grounding, run.sft, run.seed, **common)
         freeze(policy, run.sft.freeze, "sft.freeze")
-        progress.phase("sft", run.sft.steps)
-        if snapshots.phase == "sft":
+        if not first:
+            progress.phase("sft", run.sft.steps)
+            if snapshots.phase == "sft":
+                progress.advance(snapshots.step)
+            fit(policy, demonstrations, run.sft, run.seed, **common)
+    lessons = _lessons(run.sft)
+    for number, path in enumerate(rounds, start=1):
+        relabelled = relabel(run, policy, number, path, progress, device)
+        demonstrations = join([demonstrations, relabelled])
+        if number < first:
+            continue
+        progress.phase(f"sft, round {number}", run.sft.relabel_steps)
+        if number == first:
             progress.advance(snapshots.step)
-        fit(policy, demonstrations, run.sft, run.seed, **common)
+        done = run.sft.steps + (number - 1) * run.sft.relabel_steps
+        common["on_step"] = partial(on_step, before=done)
+        with interrupt.patient("this step"):
+            fit(policy, demonstrations, lessons, run.seed + number, phase=_ROUND + str(number), **common)
 
     def write(draft: Path) -> None:
         policy.save_pretrained(draft)
@@ -131,11 +159,57 @@ def warm_up(
     return target
 
 
+_ROUND = "relabelled_"
+"""What the names of phases of relabelling begin with."""
+
+
+def _round(phase: str | None) -> int:
+    """The round of relabelling that a phase is; 0: none."""
+    return int(phase.removeprefix(_ROUND)) if phase and phase.startswith(_ROUND) else 0
+
+
+def _lessons(config: SFTConfig) -> SFTConfig:
+    """How a round of relabelling is learned from."""
+    optim = replace(config.optim, lr=config.optim.lr / 2)
+    return replace(config, steps=config.relabel_steps, optim=optim)
+
+
+def relabel(
+    run: Run, policy: Policy, number: int, path: Path, progress: Progress, device: str
+) -> Demonstrations:
+    """What the expert did in a round of taking turns with the policy: read from `path` where it is there and
+    was made from the same settings, else collected and kept there."""
+    assert run.sft is not None
+    # More rounds do not change what is collected in those before.
+    upto = replace(run, sft=replace(run.sft, relabel=number))
+    key = _made_from(upto)
+    if path.exists() and (made := made_from(path)) is not None and _difference(made, key) is None:
+        return load_demonstrations(path)
+    progress.phase(f"take turns, round {number}", run.sft.relabel_episodes)
+    with closing(make_env(run, device)) as env:
+        found = collect_demonstrations(
+            env,
+            episodes=run.sft.relabel_episodes,
+            noise=run.sft.noise,
+            seed=run.seed,
+            horizon=policies.horizon(run),
+            emphasis=run.sft.emphasis,
+            on_episode=lambda record: progress.advance() if record.success else None,
+            drive=lambda seen: act(policy, env.action_spec, seen, None).actions,
+            stream=2 + number,
+        )
+    save_demonstrations(found, path, key)
+    return found
+
+
 def _made_from(run: Run) -> dict[str, Any]:
     """All that a warm-up depends on."""
     run = rundir.settled(run)
     assert run.sft is not None
-    key = {**_demonstrated_with(run), "policy": load.to_dict(run.policy), "sft": load.to_dict(run.sft)}
+    sft = load.to_dict(run.sft)
+    if not run.sft.relabel:  # which warm-ups from before there was any do not say
+        sft = {name: value for name, value in sft.items() if not name.startswith("relabel")}
+    key = {**_demonstrated_with(run), "policy": load.to_dict(run.policy), "sft": sft}
     return key if run.sft.data is None else key | {"data": described(Path(run.sft.data))[2]}
 
 
@@ -244,6 +318,7 @@ def fit(
     max_bad_steps: int,
     on_step: OnStep = lambda step, metrics: None,
     snapshots: Snapshots | None = None,
+    phase: str = "sft",
 ) -> None:
     """Train `policy` in place for `config.steps` optimizer steps.
 
@@ -267,6 +342,7 @@ def fit(
         seed,
         gradient,
         name="sft",
+        phase=phase,
         steps=config.steps,
         max_bad_steps=max_bad_steps,
         on_step=on_step,

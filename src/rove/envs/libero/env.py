@@ -89,7 +89,8 @@ class LiberoEnv(ChunkedEnv):
         shoves = noise * generator.normal(size=(self.num_envs, 3))
 
         def act(rows: np.ndarray, last: bool) -> tuple[np.ndarray, np.ndarray]:
-            wanted, freedom = self._expert.act(rows, [self._place(row) for row in rows.tolist()])
+            places = [self._place(row) for row in rows.tolist()]
+            wanted, freedom = self._expert.act(rows, places, self._watched[rows])
             pushed = wanted.copy()
             if last:
                 pushed[:, :3] += freedom[:, None] * shoves[rows]

@@ -48,6 +48,13 @@ SHOULDER, WRIST, BEHIND, STRETCH = 0.333, 0.21, 0.088, 0.66
 behind it; how far they may be apart: with its elbow straight an arm cannot be made to bend it."""
 LOST = 0.06
 """Metres that a thing has moved in the hand when it is no longer held."""
+FUNNEL = 0.25
+"""Metres, for each above its grasp, that a hand may be off and still come down; where another has brought it
+there it need not go up again."""
+ASTRAY = 0.04
+"""Metres beside its grasp at which a hand that was coming down has left its way."""
+TAKEN = 0.02
+"""Metres that a thing has been raised when another must have taken it."""
 
 
 class Phase(IntEnum):
@@ -93,6 +100,8 @@ class _Sight(NamedTuple):
     lever: np.ndarray
     passed: np.ndarray
     """Whether the joint is where it should be."""
+    closed: np.ndarray
+    """How far the fingers are told to close, [n], from -1 to 1."""
     ceiling: np.ndarray
     """Height [n] to which the arm reaches where the hand is, metres."""
     hover: np.ndarray
@@ -156,7 +165,11 @@ class Expert:
         self._turning = np.zeros(count, bool)
         """Whether a thing is turned on its way, to fit where it goes."""
         self._height = np.zeros(count)
+        self._lying = np.zeros(count)
+        """Height of the thing when the expert turned to it."""
         self._held = np.zeros((count, 3))
+        self._watches = np.zeros(count, bool)
+        """Whether another moved the hand in the last action, and the expert looked on."""
         self._last, self._joint = np.zeros((count, 3)), np.zeros(count)
         self._near = np.full(count, NEAR)
         self._gain = np.full(count, GAIN)
@@ -170,7 +183,7 @@ class Expert:
         self._courses[slot] = _Course(self._steps[name], -1)
         self._gain[slot] = GAIN * generator.uniform(0.75, 1.1)
         self._hover[slot] = HOVER + generator.uniform(-0.02, 0.02)
-        self._height[slot] = 0.0
+        self._height[slot], self._watches[slot] = 0.0, False
         self._go_on(slot, place)
 
     def _aim(self, slot: int, place: Place) -> None:
@@ -187,14 +200,18 @@ class Expert:
         else:
             above = subject.shape(data, place.row)[:, 2].max() - (frame @ hold.point)[2]
             self._near[slot] = np.clip(above - NEAREST, NEAREST, NEAR)
+            self._lying[slot] = data["xpos"][place.row, subject.body, 2]
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
-    def act(self, slots: np.ndarray, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
+    def act(
+        self, slots: np.ndarray, places: Sequence[Place], watches: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return actions [n, 7] for slots whose worlds are in one group, and how freely [n] each hand moves:
-        1 on the way, less near contact."""
+        1 on the way, less near contact. `watches` says where something else will be done, bool [n]."""
         group, rows = places[0].group, np.array([place.row for place in places])
         sight = self._look(group, slots, rows)
         self._advance(slots, places, sight)
+        self._watches[slots] = watches
         return self._actions(slots, sight)
 
     def step(self, slot: int) -> Step | None:
@@ -247,6 +264,7 @@ class Expert:
             joint,
             lever,
             passed,
+            group.controller.gripper[rows, 1],
             ceiling,
             np.where(handle, self._hover[slots], np.clip(ceiling - grasp[:, 2], LOW, self._hover[slots])),
         )
@@ -256,22 +274,27 @@ class Expert:
         left = np.linalg.norm((sight.thing - sight.destination)[:, :2], axis=1)
         slipped = np.linalg.norm((sight.thing - sight.hand) - self._held[slots], axis=1) > LOST
         ended = self._ended(slots, sight, left)
+        brought = self._brought(slots, sight)
         self._last[slots], self._joint[slots] = sight.hand, sight.joint
-        self._since[slots] += 1
+        self._count(slots, sight)
         for i, (slot, place) in enumerate(zip(slots.tolist(), places, strict=True)):
             phase, handle = Phase(self.phase[slot]), bool(sight.handle[i])
+            placed = left[i] < 0.08 and abs(sight.thing[i, 2] - sight.destination[i, 2]) < 0.03
             if not handle and Phase.RAISE <= phase <= Phase.LOWER and slipped[i]:
-                self._again(slot, place)
+                (self._go_on if self._watches[slot] and placed else self._again)(slot, place)
             elif ended[i] and phase == Phase.LEAVE:
                 done = sight.passed[i] if handle else left[i] < 0.08
                 (self._go_on if done else self._again)(slot, place)
-            elif ended[i]:
-                following = _following(phase, handle, bool(sight.pushes[i]))
+            elif ended[i] or brought[i] != phase:
+                following = Phase(brought[i])
+                if following == phase:
+                    following = _following(phase, handle, bool(sight.pushes[i]))
                 self.phase[slot], self._since[slot] = following, 0
                 if following == Phase.RAISE:
                     self._held[slot] = sight.thing[i] - sight.hand[i]
                     # never lower than the things that stand about
-                    top = max(sight.thing[i, 2], sight.destination[i, 2])
+                    lay = self._lying[slot] if self._watches[slot] else sight.thing[i, 2]
+                    top = max(lay, sight.destination[i, 2])
                     self._height[slot] = top + LIFT - self._held[slot, 2]
                 elif following == Phase.CARRY:
                     self._fit(slot, place)
@@ -287,16 +310,46 @@ class Expert:
         cos, sin = np.cos(turn), np.sin(turn)
         self._wanted[slot] = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._wanted[slot]
 
+    def _count(self, slots: np.ndarray, sight: _Sight) -> None:
+        """Count the actions in each phase, but not while another leaves the fingers as they are that it is
+        to close or to open."""
+        phase = self.phase[slots]
+        idle = (phase == Phase.CLOSE) & (sight.closed < -0.9) | (phase == Phase.OPEN) & (sight.closed > 0.9)
+        self._since[slots] += ~(self._watches[slots] & idle)
+
+    def _brought(self, slots: np.ndarray, sight: _Sight) -> np.ndarray:
+        """Return the phases [n], as another has brought it about where the expert looked on."""
+        now = self.phase[slots]
+        off = sight.hand - sight.grasp
+        along = (off * sight.back).sum(1)
+        flat = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
+        above = (along > 0) & (flat < 0.006 + FUNNEL * along) & self._turned(sight)
+        above &= ~sight.handle | (along < sight.hover - 0.03)  # before a handle it first comes down
+        taken = ~sight.handle & (sight.thing[:, 2] > self._lying[slots] + TAKEN)
+        taken &= (np.linalg.norm(off, axis=1) < LOST) & (sight.closed > 0)
+        phase = np.where((now == Phase.APPROACH) & above, Phase.DESCEND, now)
+        phase = np.where((now == Phase.DESCEND) & (flat > ASTRAY), Phase.APPROACH, phase)
+        phase = np.where((now < Phase.RAISE) & taken, Phase.RAISE, phase)
+        phase = np.where((now < Phase.CLOSE) & sight.handle & sight.passed, Phase.LEAVE, phase)
+        return np.where(self._watches[slots], phase, now)
+
+    def _turned(self, sight: _Sight) -> np.ndarray:
+        """Tell whose hand is turned as its grasp needs, bool [n]."""
+        angle = np.linalg.norm(sight.turn, axis=1)
+        return np.where(sight.handle, angle < 0.12, np.abs(sight.turn[:, 2]) < 0.06)
+
     def _ended(self, slots: np.ndarray, sight: _Sight, left: np.ndarray) -> np.ndarray:
         """Tell whose present phase is done, or is not to be waited for any longer: bool [n]."""
         hand, since = sight.hand, self._since[slots]
         off = hand - sight.grasp
         along = (off * sight.back).sum(1)
         flat = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
-        angle = np.linalg.norm(sight.turn, axis=1)
-        turned = np.where(sight.handle, angle < 0.12, np.abs(sight.turn[:, 2]) < 0.06)
+        turned = self._turned(sight)
         over = (flat < 0.009) & (np.abs(along - sight.hover) < 0.03) & turned
         stuck = (since >= 6) & (np.linalg.norm(hand - self._last[slots], axis=1) < STUCK)
+        # another that rests, or is long about it, need not have come as far as it goes
+        there = ~self._watches[slots] | (np.linalg.norm(off, axis=1) < 0.025)
+        stuck &= there
         still = stuck & (sight.lever * np.abs(sight.joint - self._joint[slots]) < STUCK / 2)
         late = (since >= PATIENCE) | stuck
         height = np.minimum(self._height[slots], sight.ceiling)
@@ -305,7 +358,7 @@ class Expert:
             (
                 over | (since >= np.where(sight.handle, 60, 40)),
                 # as soon as the fingers are around it: a hand that waits there is hard to imitate
-                ((flat < 0.008) & (np.abs(along) < self._near[slots])) | late,
+                ((flat < 0.008) & (np.abs(along) < self._near[slots])) | (late & there),
                 since >= CLOSING,
                 (hand[:, 2] > height - 0.03) | late,
                 ((left < 0.008) & (turned | ~self._turning[slots])) | (since >= 50),

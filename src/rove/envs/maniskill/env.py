@@ -186,7 +186,11 @@ class ManiSkillEnv(ChunkedEnv):
         """
         shape, rows = (self.num_envs, 1, self.action_spec.dim), self._running()
         pushed = torch.from_numpy(noise * generator.normal(size=shape).astype(np.float32))
-        wanted, played, films = self._play(rows, pushed[rows].expand(-1, self.chunk, -1), expert=True)
+        actions = pushed.repeat(1, self.chunk, 1)
+        watched = torch.from_numpy(self._watched)
+        actions[watched] = torch.from_numpy(self._given).float()[watched]
+        wanted, played, films = self._play(rows, actions[rows], expert=True)
+        self._watched[:] = False
         return self._spread(rows, wanted), self._result(rows, played, films)
 
     def _play(self, rows: np.ndarray, actions: Tensor, expert: bool) -> tuple[Tensor, Played, Frames]:
@@ -194,7 +198,14 @@ class ManiSkillEnv(ChunkedEnv):
         wanted."""
         place = {slot: i for i, slot in enumerate(rows.tolist())}
         orders = {
-            n: Play(tuple(part), actions[[place[slot] for slot in part]], expert, self.finals, self._recorded)
+            n: Play(
+                tuple(part),
+                actions[[place[slot] for slot in part]],
+                expert,
+                tuple(self._watched[part].tolist()),
+                self.finals,
+                self._recorded,
+            )
             for n, part in self._by_worker(list(place)).items()
         }
         answers = list(self._ask(Fleet.play, orders).values())

@@ -43,6 +43,8 @@ class Play(NamedTuple):
     actions: Tensor
     """float32 [slots, C, A]; where the expert acts, standard normal noise for the last action."""
     expert: bool
+    watched: tuple[bool, ...]
+    """Slots in which the expert only looks on, and `actions` are carried out."""
     finals: Finals
     recorded: tuple[int, ...]
 
@@ -150,6 +152,8 @@ class Fleet:
             action, reach = world.expert(row)
             wanted[i, c:] = torch.from_numpy(action)
             wanted[i, c + 1 :, : len(reach) - 1] = 0.0  # padded with "stay"
+            if order.watched[i]:
+                return done[i, c].numpy()
             if c == self._chunk - 1:
                 action = action + reach * order.actions[i, 0].numpy()
             low, high = np.array(world.action_spec.low), np.array(world.action_spec.high)
