@@ -39,6 +39,8 @@ TOO_SMALL = {
     "libero_multitask_grpo",
     "libero_object_grpo",
     "libero_spatial_grpo",
+    "libero_goal_grpo",
+    "libero_10_grpo",
     "libero_object_pi05_grpo",
     "libero_object_smolvla_grpo",
     "put_on_plate_tiny_grpo",

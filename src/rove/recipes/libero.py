@@ -102,6 +102,40 @@ def libero_spatial_grpo() -> Run:
 
 
 @recipe
+def libero_goal_grpo() -> Run:
+    """GRPO on libero_goal for a laptop: one scene, and ten things to do in it."""
+    base = libero_spatial_grpo()
+    return replace(base, name="libero_goal_grpo", env=replace(base.env, tasks="goal", scenes=1))
+
+
+LONG = (
+    "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it",
+    "KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it",
+    "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
+    "LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket",
+    "LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket",
+    "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
+    "LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate",
+    "LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate",
+    "STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy",
+)
+"""Tasks of libero_10 that have an expert: all but the mug in the microwave."""
+
+
+@recipe
+def libero_10_grpo() -> Run:
+    """GRPO on nine of libero_10's long tasks for a laptop: all but the one without a scripted expert."""
+    base = libero_spatial_grpo()
+    tasks = ",".join(f"10/{task}" for task in LONG)
+    return replace(
+        base,
+        name="libero_10_grpo",
+        env=replace(base.env, tasks=tasks, horizon=400),
+        rollout=replace(base.rollout, chunks=50),
+    )
+
+
+@recipe
 def libero_milk() -> Run:
     """One task of libero_object, one camera: warmed up in a minute or two, for `rove demo robot`."""
     base = libero_object_grpo()
