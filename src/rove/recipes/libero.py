@@ -105,7 +105,12 @@ def libero_spatial_grpo() -> Run:
 def libero_goal_grpo() -> Run:
     """GRPO on libero_goal for a laptop: one scene, and ten things to do in it."""
     base = libero_spatial_grpo()
-    return replace(base, name="libero_goal_grpo", env=replace(base.env, tasks="goal", scenes=1))
+    return replace(
+        base,
+        name="libero_goal_grpo",
+        env=replace(base.env, tasks="goal", horizon=320, scenes=1),
+        rollout=replace(base.rollout, chunks=40),
+    )
 
 
 LONG = (

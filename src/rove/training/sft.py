@@ -49,6 +49,9 @@ _MADE_FROM = "made_from.json"
 _PHASES = ("pointing", "sft")
 """Phases of a warm-up that take optimizer steps, in order; their metrics begin with these. Rounds of
 relabelling, which follow, count on the steps of the second."""
+_ROUND = "relabelled_"
+"""What the phase of a round of relabelling begins with, and the file of what it has learned from; its number
+follows."""
 
 
 def warm_up(
@@ -64,7 +67,8 @@ def warm_up(
     Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
     demonstrations, the expert's or those of `run.sft.data`, from that checkpoint or from scratch.
     `directory/demonstrations.npz` and `directory/sft` are used again where they were made from the same
-    settings, and a warm-up that was stopped goes on where it was. A signal that `interrupt` hears between
+    settings, `directory/relabelled_N.npz` as well, what a round of taking turns with the expert showed, and a
+    warm-up that was stopped goes on where it was. A signal that `interrupt` hears between
     two steps is raised once they are saved.
     """
     if run.policy.checkpoint is not None:
@@ -81,7 +85,7 @@ def warm_up(
             snapshots.delete()  # where a kill came before that
             return target
         progress.message(f"{target} {wrong}: the warm-up is made anew.")
-    rounds = [directory / f"relabelled_{number}.npz" for number in range(1, run.sft.relabel + 1)]
+    rounds = [directory / f"{_ROUND}{number}.npz" for number in range(1, run.sft.relabel + 1)]
     first = _round(snapshots.phase)
     if missing := next((path for path in rounds[:first] if not path.exists()), None):
         progress.message(f"{missing} is missing: the warm-up is made anew.")
@@ -148,7 +152,7 @@ def warm_up(
         done = run.sft.steps + (number - 1) * run.sft.relabel_steps
         common["on_step"] = partial(on_step, before=done)
         with interrupt.patient("this step"):
-            fit(policy, demonstrations, lessons, run.seed + number, phase=_ROUND + str(number), **common)
+            fit(policy, demonstrations, lessons, run.seed + number, phase=f"{_ROUND}{number}", **common)
 
     def write(draft: Path) -> None:
         policy.save_pretrained(draft)
@@ -157,10 +161,6 @@ def warm_up(
     checkpoint.write_atomically(target, write)
     snapshots.delete()
     return target
-
-
-_ROUND = "relabelled_"
-"""What the names of phases of relabelling begin with."""
 
 
 def _round(phase: str | None) -> int:

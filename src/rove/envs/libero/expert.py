@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rove.envs.libero import grasps
 from rove.envs.libero.controller import REACH, TURN
 from rove.envs.libero.course import Step, course
 from rove.envs.libero.handles import Handle
@@ -48,6 +49,9 @@ SHOULDER, WRIST, BEHIND, STRETCH = 0.333, 0.21, 0.088, 0.66
 behind it; how far they may be apart: with its elbow straight an arm cannot be made to bend it."""
 LOST = 0.06
 """Metres that a thing has moved in the hand when it is no longer held."""
+FLAT, LEVEL = 0.025, 0.02
+"""Height of what is flat, metres, and how far apart in height two places are on one level: what is flat and
+held by its edge would tilt out of the fingers, and is drawn along from one to the other."""
 FUNNEL = 0.25
 """Metres, for each above its grasp, that a hand may be off and still come down; where another has brought it
 there it need not go up again."""
@@ -165,6 +169,7 @@ class Expert:
         self._turning = np.zeros(count, bool)
         """Whether a thing is turned on its way, to fit where it goes."""
         self._height = np.zeros(count)
+        self._flat = np.zeros(count, bool)
         self._lying = np.zeros(count)
         """Height of the thing when the expert turned to it."""
         self._held = np.zeros((count, 3))
@@ -198,7 +203,10 @@ class Expert:
         if isinstance(subject, Handle):
             self._wanted[slot] = frame.T @ hold.rotation
         else:
-            above = subject.shape(data, place.row)[:, 2].max() - (frame @ hold.point)[2]
+            corners = subject.shape(data, place.row)
+            *wide, high = np.ptp(corners, axis=0)
+            self._flat[slot] = high < FLAT and min(wide) > grasps.OPENING
+            above = corners[:, 2].max() - (frame @ hold.point)[2]
             self._near[slot] = np.clip(above - NEAREST, NEAREST, NEAR)
             self._lying[slot] = data["xpos"][place.row, subject.body, 2]
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
@@ -295,7 +303,9 @@ class Expert:
                     # never lower than the things that stand about
                     lay = self._lying[slot] if self._watches[slot] else sight.thing[i, 2]
                     top = max(lay, sight.destination[i, 2])
-                    self._height[slot] = top + LIFT - self._held[slot, 2]
+                    level = abs(lay - sight.destination[i, 2]) < LEVEL
+                    drawn = self._flat[slot] and level
+                    self._height[slot] = sight.hand[i, 2] if drawn else top + LIFT - self._held[slot, 2]
                 elif following == Phase.CARRY:
                     self._fit(slot, place)
                 elif following == Phase.MOVE and not sight.pushes[i]:
@@ -345,8 +355,9 @@ class Expert:
         along = (off * sight.back).sum(1)
         flat = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
         turned = self._turned(sight)
-        over = (flat < 0.009) & (np.abs(along - sight.hover) < 0.03) & turned
         stuck = (since >= 6) & (np.linalg.norm(hand - self._last[slots], axis=1) < STUCK)
+        # an arm that is stretched may come to rest a little off
+        over = (flat < np.where(stuck, 0.018, 0.009)) & (np.abs(along - sight.hover) < 0.03) & turned
         # another that rests, or is long about it, need not have come as far as it goes
         there = ~self._watches[slots] | (np.linalg.norm(off, axis=1) < 0.025)
         stuck &= there

@@ -19,6 +19,9 @@ KNOB = 0.08
 """Metres around its axis within which all of a knob is."""
 TILTS = np.deg2rad([82, 75, 68, 60])
 """Angles from straight down to try, at which the fingers point at a handle that is pulled out sideways."""
+SHUTS = np.deg2rad([30, 45, 0, 60])
+"""Angles from straight down to try, at which shut fingers push a drawer: before one that is low and far out
+an arm cannot point further forward."""
 PALM = (0.03, 0.1)
 """Metres from between the fingertips to the palm, and half its length."""
 LEAD = 0.05
@@ -110,6 +113,10 @@ class Handle:
             return options[attempt % len(options)].hold(frame, home)
         out = frame @ self.out
         aside = np.cross(out, UP)
+        if self.pushed:
+            tilt = SHUTS[attempt % len(SHUTS)]
+            towards = -(np.sin(tilt) * out + np.cos(tilt) * UP)
+            return Hold(self.push, _turned(aside, towards, home), out, True)
         points = self.points @ frame.T
         upright = np.ptp(points @ UP) > np.ptp(points @ aside)
         # the palm, which is as long as the fingers open, stays off the table that the fixture stands on
@@ -121,8 +128,7 @@ class Handle:
         towards = -(np.sin(tilt) * out + np.cos(tilt) * UP)
         # the fingers open across the handle's length, which is along `aside` or upright
         across = aside if flat else np.cross(towards, aside)
-        point = self.push if self.pushed else self.middle
-        return Hold(point, _turned(across, towards, home), out, self.pushed)
+        return Hold(self.middle, _turned(across, towards, home), out)
 
     def passed(self, data: Mapping[str, np.ndarray], row: int) -> bool:
         """Tell whether the joint is where it should be."""
