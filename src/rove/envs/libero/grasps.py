@@ -62,6 +62,8 @@ class Grasp:
     yaw: float
     """Turn about the vertical, radians, from the hand's orientation after a reset, when the fingers open
     along y."""
+    way: int
+    """Which of the ways that there are to hold such a thing it is, wherever the thing lies."""
 
     def hold(self, frame: np.ndarray, home: np.ndarray) -> Hold:
         """Return it for a body with this rotation [3, 3], and the grip site's rotation `home` [3, 3] after a
@@ -115,12 +117,12 @@ def _across(points: np.ndarray) -> list[Grasp]:
             along_at, beside_at = ((extent.min() + extent.max()) / 2 for extent in extents)
             xy = along_at * along + beside_at * beside
             # a hand that need not turn is worth a few millimetres
-            found.append((width + 0.008 * abs(yaw), Grasp(np.array([*xy, z]), float(yaw))))
+            found.append((width + 0.008 * abs(yaw), np.array([*xy, z]), float(yaw)))
     found.sort(key=lambda one: one[0])
     apart: list[Grasp] = []
-    for _, grasp in found:
-        if all(abs(grasp.yaw - other.yaw) > APART for other in apart):
-            apart.append(grasp)
+    for _, point, yaw in found:
+        if all(abs(yaw - other.yaw) > APART for other in apart):
+            apart.append(Grasp(point, yaw, len(apart)))
     return apart
 
 
@@ -133,13 +135,13 @@ def _edge(points: np.ndarray) -> list[Grasp]:
     radius, angle = np.linalg.norm(offset, axis=1), np.arctan2(offset[:, 1], offset[:, 0])
     depth = BOWL_DEPTH if np.ptp(points[:, :2], axis=0).min() > high - low else RIM_DEPTH
     found = []
-    for turn in ANGLES:
+    for way, turn in enumerate(ANGLES):
         at = np.pi / 2 + turn
         close = np.abs((angle - at + np.pi) % (2 * np.pi) - np.pi) < 0.4
         if close.any():
             xy = middle + radius[close].max() * np.array([np.cos(at), np.sin(at)])
             z = max(high - depth, low + GROUND)
-            found.append(Grasp(np.array([*xy, z]), _either_way(turn)))
+            found.append(Grasp(np.array([*xy, z]), _either_way(turn), way))
     return found
 
 
@@ -153,11 +155,11 @@ def _raised(points: np.ndarray, up: np.ndarray) -> list[Grasp]:
     level = np.cross(up, UP)
     level /= np.linalg.norm(level)
     found = []
-    for angle in RAISED:
+    for way, angle in enumerate(RAISED, start=len(ANGLES)):
         out = np.cos(angle) * np.cross(level, up) + np.sin(angle) * level
         x, y, top = middle + ((edge - middle) @ out).max() * out
         z = max(top - BOWL_DEPTH, points[:, 2].min() + GROUND)
-        found.append(Grasp(np.array([x, y, z]), _either_way(np.arctan2(-out[0], out[1]))))
+        found.append(Grasp(np.array([x, y, z]), _either_way(np.arctan2(-out[0], out[1])), way))
     return found
 
 

@@ -3,9 +3,13 @@
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import copy
+import functools
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import mujoco
 import numpy as np
 
 from rove.envs.libero.controller import HAND
@@ -20,6 +24,11 @@ STRETCHED = 400.0
 """Points of the hand in another thing that a metre beyond that is as bad as."""
 ROOM = 0.02
 """Metres by which a region should be wider than what goes into it."""
+USUAL, NEAR = 12, 0.06
+"""Initial states in which it is looked up how a task's thing is usually held, and metres from where it is in
+them, in the mean, within which it is held so."""
+ODD = 15.0
+"""Points of the hand in another thing, more than usual, from which on a thing is held otherwise."""
 LET_GO = 0.012
 """Metres over its place at which a thing is let go."""
 
@@ -34,6 +43,7 @@ class Target:
         self.body = model.body(self.name).id
         self.robot = int(model.body_rootid[model.body(HAND).id])
         self.points = shape(model, self.body)
+        self._task = task
         self.obstacles = Obstacles(model, self.body)
         self.region = Region(model, spec["region"]) if "region" in spec else None
         self.aside = 0.0 if self.region is None else aside * float(self.region.size[0])
@@ -46,16 +56,51 @@ class Target:
 
     def grasps(self, data: Mapping[str, np.ndarray], row: int) -> list[Grasp]:
         """List ways to hold the thing as it lies, best first: rather those that strike nothing else, and for
-        which the arm need not be stretched."""
+        which the arm need not be stretched.
+
+        Where the thing is about where it usually is, that is judged by the task's initial states together: a
+        way that changed from one to the next could not be imitated, since what decides it cannot be seen.
+        """
         xpos, xmat = data["xpos"][row], data["xmat"][row]
-        base, origin = xpos[self.robot], xpos[self.body]
+        options = [(option, self._cost(option, xpos, xmat)) for option in self._options(xpos, xmat)]
+        place, usual = self._usually
+        near = np.linalg.norm((xpos[self.body] - place)[:2]) < NEAR
+        if near and options and options[0][0].way in usual:  # not of what leans once it has come to rest
+            means = [usual.get(option.way, np.inf) for option, _ in options]
+            options = [
+                (option, mean + max(0.0, cost - mean - ODD))
+                for (option, cost), mean in zip(options, means, strict=True)
+            ]
+        return [option for option, _ in sorted(options, key=lambda one: one[1])]
 
-        def cost(option: Grasp) -> float:
-            out = float(np.linalg.norm((origin + option.point - base)[:2]))
-            return self.obstacles.hits(option, origin, xpos, xmat) + STRETCHED * max(0.0, out - FAR)
+    def _options(self, xpos: np.ndarray, xmat: np.ndarray) -> list[Grasp]:
+        """The ways to hold the thing, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
+        frame = xmat[self.body].reshape(3, 3)
+        return grasps(self.points @ frame.T, frame[:, 2])
 
-        up = data["xmat"][row, self.body].reshape(3, 3)[:, 2]
-        return sorted(grasps(self.shape(data, row), up), key=cost)
+    def _cost(self, option: Grasp, xpos: np.ndarray, xmat: np.ndarray) -> float:
+        """Points of the hand that would be in another thing, and as much for an arm that is stretched."""
+        origin = xpos[self.body]
+        out = float(np.linalg.norm((origin + option.point - xpos[self.robot])[:2]))
+        return self.obstacles.hits(option, origin, xpos, xmat) + STRETCHED * max(0.0, out - FAR)
+
+    @functools.cached_property
+    def _usually(self) -> tuple[np.ndarray, dict[int, float]]:
+        """Where the thing is in the mean of the task's initial states [3], and what each way to hold it that
+        there is in all of them costs in the mean."""
+        task, model = self._task, copy.copy(self._task.model)
+        data, fixtures = mujoco.MjData(model), list(task.fixtures)
+        places, costs = [], defaultdict(list)
+        for number in range(min(USUAL, len(task.initial_states))):
+            state, poses = task.start(number)
+            model.body_pos[fixtures], model.body_quat[fixtures] = poses[:, :3], poses[:, 3:]
+            data.qpos[:] = state[1 : 1 + model.nq]
+            mujoco.mj_kinematics(model, data)
+            places.append(data.xpos[self.body].copy())
+            for option in self._options(data.xpos, data.xmat):
+                costs[option.way].append(self._cost(option, data.xpos, data.xmat))
+        whole = {way: float(np.mean(own)) for way, own in costs.items() if len(own) == len(places)}
+        return np.mean(places, axis=0), whole
 
     def hold(self, data: Mapping[str, np.ndarray], row: int, home: np.ndarray, attempt: int) -> Hold:
         """Choose how to hold the thing as it lies, another way with each attempt; `home`: see `Grasp.hold`.
