@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.point_env import PointEnv, PointSuite
 
-from rove.envs.base import Brancher, VectorEnv
+from rove.envs.base import Brancher, Corrector, VectorEnv
 from rove.testing.check import CHECKS, check_env
 from rove.testing.playthrough import Envs
 from rove.types import EpisodeSpec
@@ -244,6 +244,32 @@ class TriesSomethingElse(Tries):
         return super().try_chunks(-actions)
 
 
+class LooksOn(PointEnv):
+    """Keeps the contract: an expert that stays where it is."""
+
+    given = None
+
+    def watch(self, slots, actions):
+        self.given = torch.as_tensor(slots)[:, None, None] * actions
+
+    def step_expert_chunk(self, noise, generator):
+        wanted = torch.zeros(self.num_envs, self.chunk, self.action_spec.dim)
+        given, self.given = self.given, None
+        return wanted, self.step_chunk(wanted if given is None else given)
+
+
+class ActsWhereItShouldLookOn(LooksOn):
+    def watch(self, slots, actions):
+        pass
+
+
+class PushesWhereItLooksOn(LooksOn):
+    def step_expert_chunk(self, noise, generator):
+        if self.given is not None:
+            self.given = self.given * (1 - 0.5 * noise)
+        return super().step_expert_chunk(noise, generator)
+
+
 class ClosesOnce(PointEnv):
     closed = False
 
@@ -289,6 +315,8 @@ BREACHES = {
     IgnoresFinals: "finals",
     TryingLeavesATrace: "tries",
     TriesSomethingElse: "tries",
+    ActsWhereItShouldLookOn: "watching",
+    PushesWhereItLooksOn: "watching",
     ClosesOnce: "close",
 }
 
@@ -297,6 +325,8 @@ def test_an_environment_that_keeps_the_contract_passes():
     assert isinstance(PointEnv(2, "stop"), VectorEnv)
     assert isinstance(Tries(2, "stop"), Brancher)
     assert [result for result in check_env(Tries) if not result.ok] == []
+    assert isinstance(LooksOn(2, "stop"), Corrector)
+    assert [result for result in check_env(LooksOn) if not result.ok] == []
     results = check_env(PointEnv)
     assert [result for result in results if not result.ok] == []
     assert [result.name for result in results] == [check.__name__ for check in CHECKS]

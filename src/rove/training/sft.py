@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rove import checkpoint, rundir
+from rove import checkpoint, rundir, transfer
 from rove.config import load
 from rove.config.schema import Run, SFTConfig
 from rove.envs import registry as envs
@@ -25,7 +25,6 @@ from rove.policies import registry as policies
 from rove.policies.base import Locator, Policy, SamplingNoise
 from rove.reporting.log import Logger
 from rove.reporting.progress import Progress
-from rove.rollout.collect import act
 from rove.training.augment import ColorJitter
 from rove.training.batches import Gradient, OnStep, gradient_descent
 from rove.training.brought import bring
@@ -42,7 +41,7 @@ from rove.training.demonstrations import (
 from rove.training.learner import freeze
 from rove.training.pointing import learn_to_point, pointing_loss, present
 from rove.training.snapshots import Snapshots
-from rove.types import Demonstrations, EpisodeRecord
+from rove.types import Demonstrations, EpisodeRecord, Observation
 
 _MADE_FROM = "made_from.json"
 """In the directory of a warm-up: the settings that it was made from."""
@@ -186,6 +185,11 @@ def relabel(
     if path.exists() and (made := made_from(path)) is not None and _difference(made, key) is None:
         return load_demonstrations(path)
     progress.phase(f"take turns, round {number}", run.sft.relabel_episodes)
+
+    def drive(seen: Observation) -> Tensor:
+        with torch.inference_mode():  # it has learned actions in the environment's own convention
+            return transfer.to(policy.act(seen, "greedy"), "cpu").actions
+
     with closing(make_env(run, device)) as env:
         found = collect_demonstrations(
             env,
@@ -195,7 +199,7 @@ def relabel(
             horizon=policies.horizon(run),
             emphasis=run.sft.emphasis,
             on_episode=lambda record: progress.advance() if record.success else None,
-            drive=lambda seen: act(policy, env.action_spec, seen, None).actions,
+            drive=drive,
             stream=2 + number,
         )
     save_demonstrations(found, path, key)
