@@ -19,6 +19,7 @@ from rove.envs.libero.handles import Handle
 from rove.envs.libero.scenes import load_task
 from rove.envs.libero.targets import Target
 from rove.errors import RoveError
+from rove.recipes.libero import LONG
 from rove.training.demonstrations import load_demonstrations
 from rove.types import EpisodeSpec
 
@@ -202,6 +203,10 @@ def test_a_thing_that_is_elsewhere_is_held_as_it_lies_there():
                 target._cost(way, data["xpos"][row], data["xmat"][row]) for way in target.grasps(data, row)
             ]
             assert away < 0.06 or costs[0] == min(costs)
+
+
+def test_the_long_recipe_has_the_tasks_that_have_an_expert():
+    assert [f"10/{task}" for task in sorted(LONG)] == sorted(filter(expert.has_expert, package.tasks("10")))
 
 
 def test_a_plate_is_drawn_along_and_not_lifted():

@@ -170,6 +170,7 @@ class Expert:
         """Whether a thing is turned on its way, to fit where it goes."""
         self._height = np.zeros(count)
         self._flat = np.zeros(count, bool)
+        """Whether a thing is flat, and held by its edge."""
         self._lying = np.zeros(count)
         """Height of the thing when the expert turned to it."""
         self._held = np.zeros((count, 3))
@@ -330,13 +331,11 @@ class Expert:
     def _brought(self, slots: np.ndarray, sight: _Sight) -> np.ndarray:
         """Return the phases [n], as another has brought it about where the expert looked on."""
         now = self.phase[slots]
-        off = sight.hand - sight.grasp
-        along = (off * sight.back).sum(1)
-        flat = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
+        distance, along, flat = _off(sight)
         above = (along > 0) & (flat < 0.006 + FUNNEL * along) & self._turned(sight)
         above &= ~sight.handle | (along < sight.hover - 0.03)  # before a handle it first comes down
         taken = ~sight.handle & (sight.thing[:, 2] > self._lying[slots] + TAKEN)
-        taken &= (np.linalg.norm(off, axis=1) < LOST) & (sight.closed > 0)
+        taken &= (distance < LOST) & (sight.closed > 0)
         phase = np.where((now == Phase.APPROACH) & above, Phase.DESCEND, now)
         phase = np.where((now == Phase.DESCEND) & (flat > ASTRAY), Phase.APPROACH, phase)
         phase = np.where((now < Phase.RAISE) & taken, Phase.RAISE, phase)
@@ -351,15 +350,13 @@ class Expert:
     def _ended(self, slots: np.ndarray, sight: _Sight, left: np.ndarray) -> np.ndarray:
         """Tell whose present phase is done, or is not to be waited for any longer: bool [n]."""
         hand, since = sight.hand, self._since[slots]
-        off = hand - sight.grasp
-        along = (off * sight.back).sum(1)
-        flat = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
+        distance, along, flat = _off(sight)
         turned = self._turned(sight)
         stuck = (since >= 6) & (np.linalg.norm(hand - self._last[slots], axis=1) < STUCK)
         # an arm that is stretched may come to rest a little off
         over = (flat < np.where(stuck, 0.018, 0.009)) & (np.abs(along - sight.hover) < 0.03) & turned
         # another that rests, or is long about it, need not have come as far as it goes
-        there = ~self._watches[slots] | (np.linalg.norm(off, axis=1) < 0.025)
+        there = ~self._watches[slots] | (distance < 0.025)
         stuck &= there
         still = stuck & (sight.lever * np.abs(sight.joint - self._joint[slots]) < STUCK / 2)
         late = (since >= PATIENCE) | stuck
@@ -433,6 +430,14 @@ class Expert:
         distance = np.linalg.norm(want - hand, axis=1)
         free = np.where(at(Phase.APPROACH, Phase.RAISE, Phase.CARRY), distance / REACH, 0.0)
         return action, np.clip(free, 0.1, 1.0)
+
+
+def _off(sight: _Sight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how far hands are from their grasps, along the way they come and beside it, metres, [n] each."""
+    off = sight.hand - sight.grasp
+    along = (off * sight.back).sum(1)
+    beside = np.linalg.norm(off - along[:, None] * sight.back, axis=1)
+    return np.linalg.norm(off, axis=1), along, beside
 
 
 def _ceiling(hand: np.ndarray, base: np.ndarray) -> np.ndarray:
