@@ -50,6 +50,15 @@ def test_only_what_the_expert_did_is_shown(env):
     assert made.state[:, 2].max() > alone.state[:, 2].max() + 0.01, "from higher up than the expert goes"
 
 
+def test_a_policy_that_spoils_everything_is_named():
+    """It opens the hand and goes up whenever it acts, in episodes too short to mend that."""
+    config = TabletopConfig(tasks="pick/red_cube", horizon=8)
+    with closing(registry.make(config, num_envs=8, chunk=4, autoreset="refill")) as short:
+        away = torch.tensor([0.04, 0.04, 0.04, 0.0, 1.0]).expand(8, 4, 5)
+        with pytest.raises(RoveError, match="taking turns, fail too often .* set sft.relabel to 0"):
+            collect_demonstrations(short, episodes=500, noise=0.0, seed=3, drive=lambda seen: away, stream=3)
+
+
 def test_an_expert_that_looks_on_leaves_the_others_alone(env):
     task = "pick/red_cube"
     episodes = [EpisodeSpec(task, n) for n in range(8)]

@@ -206,6 +206,11 @@ def collect_demonstrations(
                 episode += [successes] * (len(rows) - len(episode))
                 successes += 1
         if failures > max(successes, env.num_envs):
+            if drive:
+                raise RoveError(
+                    f"Policy and expert of {env.suite.name!r}, taking turns, fail too often ({failures} of "
+                    f"{failures + successes} episodes). Raise sft.steps, or set sft.relabel to 0."
+                )
             raise RoveError(
                 f"The expert of {env.suite.name!r} fails too often ({failures} of "
                 f"{failures + successes} episodes). Lower sft.noise or sft.slips, or look at the tasks."
