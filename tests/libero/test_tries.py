@@ -21,7 +21,8 @@ from rove.envs import registry
 from rove.envs.base import Brancher
 from rove.envs.libero import package, worlds
 from rove.envs.libero.env import LiberoEnv
-from rove.envs.libero.progress import FULL_WAY
+from rove.envs.libero.grasps import UP
+from rove.envs.libero.progress import FULL_WAY, Sight
 from rove.envs.libero.scenes import load_task
 from rove.envs.libero.suite import LiberoSuite
 from rove.envs.libero.worlds import Group
@@ -31,13 +32,15 @@ from rove.types import ChunkResult, EpisodeSpec
 
 STOVE = "goal/turn_on_the_stove"
 SOUP = "object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+CHEESE = "object/pick_up_the_cream_cheese_and_place_it_in_the_basket"
+PLATE = "goal/push_the_plate_to_the_front_of_the_stove"
 SUITES = (
     "spatial/pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate",
     "spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate",
     "object/pick_up_the_milk_and_place_it_in_the_basket",
     "object/pick_up_the_butter_and_place_it_in_the_basket",
     "goal/open_the_middle_drawer_of_the_cabinet",
-    "goal/push_the_plate_to_the_front_of_the_stove",
+    PLATE,
     "10/KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it",
     "10/LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate",
     "90/KITCHEN_SCENE8_turn_off_the_stove",
@@ -149,10 +152,11 @@ def test_an_episode_that_ends_in_a_try_executes_no_more_of_it() -> None:
     assert not reward[0, :, 2:].any()
 
 
-def test_the_way_that_is_left_falls_along_the_experts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", [SOUP, PLATE])
+def test_the_way_that_is_left_falls_along_the_experts(task: str) -> None:
     """And an episode's rewards add up to success and all of the way."""
-    with closing(make(SOUP, horizon=240)) as env:
-        env.reset([EpisodeSpec(SOUP, 43), EpisodeSpec(SOUP, 47)])
+    with closing(make(task, horizon=240)) as env:
+        env.reset([EpisodeSpec(task, 43), EpisodeSpec(task, 47)])
         places, generator = env.worlds.places[:2], np.random.default_rng(0)
         left = np.array([way(place.group, place.row) for place in places if place])
         path, total = [left], torch.zeros(2, dtype=torch.float64)
@@ -162,9 +166,43 @@ def test_the_way_that_is_left_falls_along_the_experts(tmp_path: Path) -> None:
             path.append(path[-1] - FULL_WAY * result.reward[:2].double().sum(1).numpy())
         assert all(record.success for record in result.finished)
     np.testing.assert_allclose(total, 1 + left / FULL_WAY, atol=1e-5)
-    assert (1.0 < left).all() and (left < 2.0).all()
-    steps = np.diff(np.array(path[:10]), axis=0)  # four actions each
+    assert (0.8 < left).all() and (left < 2.0).all()
+    steps = np.diff(np.array(path[:-3]), axis=0)  # four actions each, until it lets go
     assert (steps < 0.03).all() and (steps < 0).mean() > 0.8
+
+
+def at_its_grasp(task: str) -> tuple[Group, Sight]:
+    """A world at its beginning, but for the hand, which is at the grasp of what the goal names."""
+    model = load_task(task)
+    group = Group(model.scene, 1, "stock", guided=True)
+    group.start(0, model, 0)
+    for _ in range(15):  # things fall to where they lie
+        group.act(np.array([0]), worlds.WAIT_ACTION[None])
+    group.begin(0)
+    assert group._guide is not None
+    sight = group.sight(np.array([0]))
+    grasp = sight.where[:, 0] + sight.frame[:, 0].reshape(3, 3) @ group._guide.grasp[0, 0, :3]
+    return group, sight._replace(hand=grasp)
+
+
+@pytest.mark.parametrize(("over", "holds"), [(0.002, True), (0.025, False)])
+def test_fingers_that_close_where_they_hold_nothing_have_a_longer_way(over: float, holds: bool) -> None:
+    """Over the top of a box 18 mm high: vine sampling would teach them to."""
+    group, sight = at_its_grasp(CHEESE)
+    at = sight._replace(hand=sight.hand + over * UP)
+    opened, closed = (
+        group.left(np.array([0]), at._replace(gripper=np.full((1, 2), grip)))[0] for grip in (-1.0, 1.0)
+    )
+    assert (closed < opened) == holds
+
+
+@pytest.mark.parametrize(("task", "lifted"), [(CHEESE, True), (PLATE, False)])
+def test_what_is_drawn_along_need_not_be_lifted(task: str, lifted: bool) -> None:
+    group, sight = at_its_grasp(task)
+    held = sight._replace(gripper=np.ones((1, 2)))
+    up = held._replace(hand=held.hand + 0.03 * UP, where=held.where + 0.03 * UP)
+    before, after = (group.left(np.array([0]), one)[0] for one in (held, up))
+    assert (after < before) == lifted
 
 
 @pytest.mark.parametrize(

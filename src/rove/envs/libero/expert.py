@@ -37,9 +37,6 @@ CLOSING, OPENING, RISING = 10, 8, 12
 """Actions that the fingers are given, and the hand that leaves."""
 PATIENCE = 30
 """Actions after which a movement that should have ended is ended."""
-NEAR, NEAREST = 0.014, 0.004
-"""Metres over its grasp at which a hand closes at the earliest, of what rises far above that, and of what is
-flat: fingers that close over its top hold nothing."""
 STUCK = 0.001
 """Metres in an action, of a hand that something is in the way of."""
 CRUISE = 0.12
@@ -49,9 +46,6 @@ SHOULDER, WRIST, BEHIND, STRETCH = 0.333, 0.21, 0.088, 0.66
 behind it; how far they may be apart: with its elbow straight an arm cannot be made to bend it."""
 LOST = 0.06
 """Metres that a thing has moved in the hand when it is no longer held."""
-FLAT, LEVEL = 0.025, 0.02
-"""Height of what is flat, metres, and how far apart in height two places are on one level: what is flat and
-held by its edge would tilt out of the fingers, and is drawn along from one to the other."""
 FUNNEL = 0.25
 """Metres, for each above its grasp, that a hand may be off and still come down; where another has brought it
 there it need not go up again."""
@@ -169,15 +163,15 @@ class Expert:
         self._turning = np.zeros(count, bool)
         """Whether a thing is turned on its way, to fit where it goes."""
         self._height = np.zeros(count)
-        self._flat = np.zeros(count, bool)
-        """Whether a thing is flat, and held by its edge."""
+        self._drawn = np.zeros(count, bool)
+        """Whether a thing is drawn along, not lifted."""
         self._lying = np.zeros(count)
         """Height of the thing when the expert turned to it."""
         self._held = np.zeros((count, 3))
         self._watches = np.zeros(count, bool)
         """Whether another moved the hand in the last action, and the expert looked on."""
         self._last, self._joint = np.zeros((count, 3)), np.zeros(count)
-        self._near = np.full(count, NEAR)
+        self._near = np.full(count, grasps.NEAR)
         self._gain = np.full(count, GAIN)
         self._hover = np.full(count, HOVER)
 
@@ -199,16 +193,13 @@ class Expert:
         hold = subject.hold(data, place.row, place.group.arm.home.rotation[0], own.attempt)
         self._point[slot], self._wanted[slot], self._back[slot] = hold.point, hold.rotation, hold.back
         self._pushes[slot], self._turning[slot] = hold.pushes, False
-        self._near[slot] = NEAR
+        self._near[slot] = grasps.NEAR
         frame = data["xmat"][place.row, subject.body].reshape(3, 3)
         if isinstance(subject, Handle):
             self._wanted[slot] = frame.T @ hold.rotation
         else:
-            corners = subject.shape(data, place.row)
-            *wide, high = np.ptp(corners, axis=0)
-            self._flat[slot] = high < FLAT and min(wide) > grasps.OPENING
-            above = corners[:, 2].max() - (frame @ hold.point)[2]
-            self._near[slot] = np.clip(above - NEAREST, NEAREST, NEAR)
+            self._drawn[slot] = subject.drawn(data, place.row)
+            self._near[slot] = grasps.around(subject.shape(data, place.row), frame @ hold.point)
             self._lying[slot] = data["xpos"][place.row, subject.body, 2]
         self.phase[slot], self._since[slot] = Phase.APPROACH, 0
 
@@ -304,9 +295,8 @@ class Expert:
                     # never lower than the things that stand about
                     lay = self._lying[slot] if self._watches[slot] else sight.thing[i, 2]
                     top = max(lay, sight.destination[i, 2])
-                    level = abs(lay - sight.destination[i, 2]) < LEVEL
-                    drawn = self._flat[slot] and level
-                    self._height[slot] = sight.hand[i, 2] if drawn else top + LIFT - self._held[slot, 2]
+                    lifted = top + LIFT - self._held[slot, 2]
+                    self._height[slot] = sight.hand[i, 2] if self._drawn[slot] else lifted
                 elif following == Phase.CARRY:
                     self._fit(slot, place)
                 elif following == Phase.MOVE and not sight.pushes[i]:

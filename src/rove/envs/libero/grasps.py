@@ -21,6 +21,9 @@ RIM_DEPTH, BOWL_DEPTH = 0.022, 0.032
 bowl, whose wall leans out of the fingers."""
 GROUND = 0.012
 """Metres over what the thing stands on: closer, and the fingertips would touch that."""
+NEAR, NEAREST = 0.014, 0.004
+"""Metres over its grasp at which a hand closes at the earliest, of what rises far above that, and of what is
+flat: fingers that close over its top hold nothing."""
 MARGIN = 0.008
 """Metres that the hand should keep off other things."""
 SLAB = 0.010
@@ -101,6 +104,12 @@ def grasps(points: np.ndarray, up: np.ndarray = UP) -> list[Grasp]:
     """List ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
     first. A hollow thing opens towards `up` [3], a unit vector."""
     return _across(points) or [*_raised(points, up), *_edge(points)]
+
+
+def around(points: np.ndarray, point: np.ndarray) -> float:
+    """Return how far over its grasp a hand may close, metres, for a thing with corners [n, 3] that is held at
+    `point` [3], in the same frame: the fingers have to be around it."""
+    return float(np.clip(points[:, 2].max() - point[2] - NEAREST, NEAREST, NEAR))
 
 
 def _across(points: np.ndarray) -> list[Grasp]:

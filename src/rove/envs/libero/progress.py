@@ -20,7 +20,7 @@ import numpy as np
 
 from rove.envs.libero.controller import Arm
 from rove.envs.libero.course import course
-from rove.envs.libero.grasps import Grasp, grasps
+from rove.envs.libero.grasps import NEAR, Grasp, around, grasps
 from rove.envs.libero.handles import Handle
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.targets import Target
@@ -32,13 +32,15 @@ GRIP = 0.05
 HOVER = 0.08
 """Metres over a grasp at which the hand clears what it is about to hold."""
 CLEARANCE = 0.16
-"""Metres over its destination at which a thing that is carried clears what stands there."""
+"""Metres over its destination at which a thing that is carried, not drawn along, clears what stands there."""
 LEVER = 0.1
 """Metres of way that a radian of the hand's turn counts for."""
 SLACK = 0.1
 """Radians by which the hand's orientation may be off."""
-CLOSE_BY = (0.02, 0.05)
-"""Metres from its grasp within which a hand is there, and beyond which it is not."""
+BESIDE = 0.02
+"""Metres beside its grasp at which fingers still close around it; how far over it, says `grasps.around`."""
+MISSED = 0.015
+"""Metres further off at which fingers that close have missed, and have to open again."""
 LEFT_BEHIND = (0.05, 0.08)
 """Metres from its grasp within which an open hand has not left a thing yet, and beyond which it has."""
 SETTLED = (-0.05, 0.03)
@@ -58,11 +60,12 @@ _STAGE = np.dtype([
     ("until", "i8"),  # a stage that, once done, makes this one needless; -1: none
 ])  # fmt: skip
 """What a task says about a stage."""
-_POINT, _AXIS, _TURN, _RISE = slice(0, 3), 3, slice(4, 6), 6
-GRASP = 7
+_POINT, _AXIS, _TURN, _RISE, _NEAR, _CLEAR = slice(0, 3), 3, slice(4, 6), 6, 7, 8
+GRASP = 9
 """Numbers about a stage that are chosen when an episode begins: the point to take hold of in the body's
 frame; which axis of that frame shows its heading; cosine and sine of the hand's turn from there; how far the
-thing's position is above its destination when it is let go."""
+thing's position is above its destination when it is let go; how far over its grasp the hand may close; how
+far over its destination the thing is carried."""
 
 
 class Sight(NamedTuple):
@@ -138,8 +141,9 @@ class Guide:
         reach = np.maximum(off - 0.006, 0.0) + _descent(off, above, HOVER) + np.where(at["pushed"], 0, turned)
         distance = np.sqrt(_dot(offset, offset))
         closed = 0.5 * (1.0 + sight.gripper[:, 1:])
-        there = _fades(distance, CLOSE_BY)
-        # a hand that closes too early has to open again
+        over = np.maximum(np.maximum(above - grasp[..., _NEAR], -above - NEAR), 0.0)
+        there = _fades(over + np.maximum(off - BESIDE, 0.0), (0.0, MISSED))
+        # a hand that closes where it holds nothing has to open again
         grip = GRIP * (there * (1.0 - closed) + (1.0 - there) * (1.0 + closed))
         taken = reach + np.where(at["pushed"], 0.0, grip)
         carry, placed = _to_carry(at, grasp, sight)
@@ -184,7 +188,8 @@ def _to_carry(at: np.ndarray, grasp: np.ndarray, sight: Sight) -> tuple[np.ndarr
     frame = sight.onto_frame.reshape(*sight.onto.shape, 3)
     offset = sight.where - sight.onto - _rotate(frame, at["offset"])
     shift, above = _flat(offset), offset[..., 2] - grasp[..., _RISE]
-    carry = np.maximum(shift - 0.5 * at["near"], 0.0) + _descent(shift - 0.5 * at["near"], above, CLEARANCE)
+    off = shift - 0.5 * at["near"]
+    carry = np.maximum(off, 0.0) + _descent(off, above, grasp[..., _CLEAR])
     return carry, (shift < at["near"]) & (SETTLED[0] < above) & (above < SETTLED[1])
 
 
@@ -202,7 +207,7 @@ def _in_order(left: np.ndarray, done: np.ndarray, late: np.ndarray) -> np.ndarra
     return np.where(stage == now, left, 0.0).sum(1) + FULL_WAY * later.sum(1)
 
 
-def _descent(off: np.ndarray, above: np.ndarray, clearance: float) -> np.ndarray:
+def _descent(off: np.ndarray, above: np.ndarray, clearance: np.ndarray | float) -> np.ndarray:
     """Measure the way up and down of what is `above` its goal and `off` to the side of it, metres: it has to
     be `clearance` above before it may come near."""
     needed = clearance * np.clip((off - 0.012) / 0.05, 0.0, 1.0)
@@ -275,12 +280,15 @@ def _chosen(
     numbers[_AXIS] = axis
     if isinstance(subject, Handle):
         options: Sequence[Grasp] = [] if subject.pushed else grasps(subject.points @ frame.T)
+        numbers[_NEAR] = NEAR
         point = subject.push if subject.pushed else subject.points.mean(0)
     else:
         options, point = subject.grasps(data, row), np.zeros(3)
+        numbers[_NEAR] = around(subject.shape(data, row), options[0].point) if options else NEAR
         rise = subject.destination(data, np.array([row]))[0] - data["xpos"][row, stage["onto"]]
         onto = data["xmat"][row, stage["onto"]].reshape(3, 3)
         numbers[_RISE] = (rise - onto @ stage["offset"])[2]
+        numbers[_CLEAR] = 0.0 if subject.drawn(data, row) else CLEARANCE
     numbers[_POINT] = options[0].point @ frame if options else point
     yaw = (options[0].yaw if options else 0.0) - np.arctan2(frame[1, axis], frame[0, axis])
     numbers[_TURN] = np.cos(yaw), np.sin(yaw)

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero.controller import HAND
-from rove.envs.libero.grasps import Grasp, Hold, Obstacles, grasps, shape
+from rove.envs.libero.grasps import OPENING, Grasp, Hold, Obstacles, grasps, shape
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import TaskModel
 from rove.errors import RoveError
@@ -29,6 +29,8 @@ USUAL, NEAR = 12, 0.06
 them, in the mean, within which it is held so."""
 ODD = 15.0
 """Points of the hand in another thing, more than usual, from which on a thing is held otherwise."""
+FLAT, LEVEL = 0.025, 0.02
+"""Height of what is flat, metres, and how far apart in height two places are on one level."""
 LET_GO = 0.012
 """Metres over its place at which a thing is let go."""
 
@@ -124,6 +126,13 @@ class Target:
         over = [sum(max(np.ptp(u) - own, 0.0) for u, own in zip(us, room, strict=True)) for us in turned]
         best = np.lexsort((np.abs(turns), np.round(over, 3)))[0]
         return float(turns[best]) if over[np.abs(turns).argmin()] > over[best] + 0.005 else 0.0
+
+    def drawn(self, data: Mapping[str, np.ndarray], row: int) -> bool:
+        """Tell whether the thing is drawn along where it lies to where it goes: one that is flat and held by
+        its edge would tilt out of the fingers if it were lifted."""
+        *wide, high = np.ptp(self.shape(data, row), axis=0)
+        rise = self.destination(data, np.array([row]))[0, 2] - data["xpos"][row, self.body, 2]
+        return bool(high < FLAT and min(wide) > OPENING and abs(rise) < LEVEL)
 
     def destination(self, data: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """Return where the thing's position should be when it is let go, [n, 3]."""
