@@ -135,27 +135,46 @@ def test_a_warm_up_that_was_stopped_in_a_round_goes_on_where_it_was(tmp_path, mo
         warm_up(RUN, tmp_path / "stopped", 4 + 3 + 2, patch)
     assert not (tmp_path / "stopped" / "sft").exists()
     with monkeypatch.context() as patch:
-        taken = []
-        patch.setattr(
-            sft, "fit", lambda *a, f=sft.fit, **k: taken.append(k.get("phase", "sft")) or f(*a, **k)
-        )
+        taken = phases(patch)
         again = warm_up(RUN, tmp_path / "stopped")
     assert taken == ["relabelled_2"]
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_round_more_keeps_the_rounds_before(tmp_path):
+def phases(monkeypatch):
+    """The phases that are trained from here on, as they come."""
+    taken, own = [], sft.fit
+    monkeypatch.setattr(sft, "fit", lambda *a, **k: taken.append(k.get("phase", "sft")) or own(*a, **k))
+    return taken
+
+
+def test_a_warm_up_that_is_to_have_more_rounds_goes_on_with_those(tmp_path, monkeypatch):
+    """It ends as if it had been asked for all of them at once."""
+    none, one = (replace(RUN, sft=replace(RUN.sft, relabel=number)) for number in (0, 1))
+    plain = warm_up(none, tmp_path / "more")
+    taken = phases(monkeypatch)
+    first = warm_up(one, tmp_path / "more")
+    assert taken == ["relabelled_1"] and any(not torch.equal(plain[name], first[name]) for name in plain)
+    made = (tmp_path / "more" / "relabelled_1.npz").read_bytes()
+    second = warm_up(RUN, tmp_path / "more")
+    assert taken == ["relabelled_1", "relabelled_2"]
+    assert (tmp_path / "more" / "relabelled_1.npz").read_bytes() == made
+    assert len(load_demonstrations(tmp_path / "more" / "relabelled_2.npz"))
+    whole = warm_up(RUN, tmp_path / "whole")
+    assert whole.keys() == second.keys() and all(torch.equal(whole[name], second[name]) for name in whole)
+
+
+def test_a_round_that_is_stopped_after_a_warm_up_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("rove.training.snapshots.time.monotonic", iter(range(0, 10**9, 1000)).__next__)
     one = replace(RUN, sft=replace(RUN.sft, relabel=1))
-    plain = warm_up(
-        replace(RUN, sft=replace(RUN.sft, relabel=0, relabel_episodes=300, relabel_steps=900)), tmp_path
-    )
-    first = warm_up(one, tmp_path)
-    assert any(not torch.equal(plain[name], first[name]) for name in plain)
-    made = (tmp_path / "relabelled_1.npz").read_bytes()
-    second = warm_up(RUN, tmp_path)
-    assert any(not torch.equal(second[name], first[name]) for name in first)
-    assert (tmp_path / "relabelled_1.npz").read_bytes() == made
-    assert len(load_demonstrations(tmp_path / "relabelled_2.npz"))
+    whole = warm_up(one, tmp_path / "whole")
+    warm_up(replace(RUN, sft=replace(RUN.sft, relabel=0)), tmp_path / "stopped")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        warm_up(one, tmp_path / "stopped", 2, patch)
+    taken = phases(monkeypatch)
+    again = warm_up(one, tmp_path / "stopped")
+    assert taken == ["relabelled_1"]
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_an_expert_that_cannot_look_on_is_refused_before_any_work(monkeypatch, tmp_path):

@@ -593,7 +593,8 @@ class SFTConfig:
     relabel: Count = 0
     """Rounds after these steps in which policy and expert take turns acting, and the policy goes on learning,
     at half of the learning rate, from what the expert did until then and from where the policy had gone
-    (DAgger, Ross et al. 2011); 0: none. For experts that can: see `rove.envs.base.Corrector`."""
+    (DAgger, Ross et al. 2011); 0: none. A finished warm-up that is to have more of them goes on with those.
+    For experts that can: see `rove.envs.base.Corrector`."""
     relabel_episodes: Pieces = 300
     """Successes of both together in a round."""
     relabel_steps: PositiveInt = 900

@@ -66,9 +66,9 @@ def warm_up(
     Where `run.sft` is None it is `policy.checkpoint` as it is; otherwise it is trained here on
     demonstrations, the expert's or those of `run.sft.data`, from that checkpoint or from scratch.
     `directory/demonstrations.npz` and `directory/sft` are used again where they were made from the same
-    settings, `directory/relabelled_N.npz` as well, what a round of taking turns with the expert showed, and a
-    warm-up that was stopped goes on where it was. A signal that `interrupt` hears between
-    two steps is raised once they are saved.
+    settings, `directory/relabelled_N.npz` as well, what a round of taking turns with the expert showed. A
+    warm-up that was stopped goes on where it was, and one that is to have more rounds than it had goes on
+    with those. A signal that `interrupt` hears between two steps is raised once they are saved.
     """
     if run.policy.checkpoint is not None:
         checkpoint.refuse_damaged(Path(run.policy.checkpoint))
@@ -79,20 +79,25 @@ def warm_up(
     target, key = directory / "sft", _made_from(run)
     interrupt = interrupt or Interrupt()
     snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
+    rounds = [directory / f"{_ROUND}{number}.npz" for number in range(1, run.sft.relabel + 1)]
+    done = None
     if target.exists():
-        if (wrong := _unfit(target, key)) is None:
+        if (done := _rounds_done(target, run)) is None:
+            progress.message(f"{target} {_unfit(target, key)}: the warm-up is made anew.")
+        elif done == run.sft.relabel:
             snapshots.delete()  # where a kill came before that
             return target
-        progress.message(f"{target} {wrong}: the warm-up is made anew.")
-    rounds = [directory / f"{_ROUND}{number}.npz" for number in range(1, run.sft.relabel + 1)]
-    first = _round(snapshots.phase)
-    if missing := next((path for path in rounds[:first] if not path.exists()), None):
+    under_way = _round(snapshots.phase)
+    first = max(under_way, 0 if done is None else done + 1)
+    if missing := next((path for path in rounds[: max(under_way, done or 0)] if not path.exists()), None):
         progress.message(f"{missing} is missing: the warm-up is made anew.")
         snapshots.delete()
-        snapshots, first = Snapshots(directory / "warm_up", key, check=interrupt.check), 0
+        snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
+        done, first = None, 0
     before = run.sft.steps + (first - 1) * run.sft.relabel_steps if first else 0
-    phase = "sft" if first else snapshots.phase
-    log.keep(partial(_logged_before, phase, before + snapshots.step))
+    current = f"{_ROUND}{first}" if first else snapshots.phase
+    taken = snapshots.step if snapshots.phase == current else 0
+    log.keep(partial(_logged_before, "sft" if first else current, before + taken))
 
     with closing(make_env(run, device)) as env:
         if run.sft.relabel and not isinstance(env, Corrector):
@@ -104,7 +109,7 @@ def warm_up(
             demonstrations, every = bring(run, env)
         suite = env.suite
         policy = policies.build(
-            run.policy,
+            run.policy if done is None else replace(run.policy, checkpoint=str(target)),
             chunk=run.rollout.chunk,
             action_spec=env.action_spec,
             image_size=run.env.image_size,
@@ -114,7 +119,7 @@ def warm_up(
             device=device,
         )
         grounding = None
-        if run.sft.grounding and snapshots.phase in (None, "pointing"):
+        if run.sft.grounding and not first and snapshots.phase in (None, "pointing"):
             progress.phase("picture", run.sft.grounding)
             grounding = collect_grounding_images(
                 env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
@@ -146,10 +151,9 @@ def warm_up(
         if number < first:
             continue
         progress.phase(f"sft, round {number}", run.sft.relabel_steps)
-        if number == first:
-            progress.advance(snapshots.step)
-        done = run.sft.steps + (number - 1) * run.sft.relabel_steps
-        common["on_step"] = partial(on_step, before=done)
+        if number == under_way:
+            progress.advance(taken)
+        common["on_step"] = partial(on_step, before=run.sft.steps + (number - 1) * run.sft.relabel_steps)
         with interrupt.patient("this step"):
             fit(policy, demonstrations, lessons, run.seed + number, phase=f"{_ROUND}{number}", **common)
 
@@ -160,6 +164,16 @@ def warm_up(
     checkpoint.write_atomically(target, write)
     snapshots.delete()
     return target
+
+
+def _rounds_done(target: Path, run: Run) -> int | None:
+    """How many rounds of relabelling a warm-up has had that `run` can use, or go on from; None: it cannot."""
+    assert run.sft is not None
+    for number in range(run.sft.relabel, -1, -1):
+        upto = replace(run, sft=replace(run.sft, relabel=number))
+        if _unfit(target, _made_from(upto)) is None:
+            return number
+    return None
 
 
 def _round(phase: str | None) -> int:
