@@ -21,6 +21,8 @@ from rove.envs.libero.targets import Target
 
 AJAR = 0.45
 """Radians from which on a door is open enough for a hand to come between, and push it from within."""
+WIDE = 0.85
+"""Share of its way by which a drawer is opened for a thing: half open, the cabinet is over its middle."""
 SHARED = 0.65
 """Share of a region's half size by which two things on it lie beside its middle."""
 
@@ -97,7 +99,8 @@ def _drawer(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Step | None:
     if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
         return None
     low, high = model.jnt_range[joint]
-    towards, limit = (1.0 if abs(high) > abs(low) else -1.0), float(low + high) / 2
+    towards = 1.0 if abs(high) > abs(low) else -1.0
+    limit = float(WIDE * high if towards > 0 else WIDE * low)
     opened = {
         "kind": "joint",
         "joints": [model.joint(joint).name],

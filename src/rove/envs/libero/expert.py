@@ -335,7 +335,8 @@ class Expert:
     def _turned(self, sight: _Sight) -> np.ndarray:
         """Tell whose hand is turned as its grasp needs, bool [n]."""
         angle = np.linalg.norm(sight.turn, axis=1)
-        return np.where(sight.handle, angle < 0.12, np.abs(sight.turn[:, 2]) < 0.06)
+        # a hand that still tilts, as after a drawer was opened, would swing aside on its way down
+        return (angle < 0.12) & (sight.handle | (np.abs(sight.turn[:, 2]) < 0.06))
 
     def _ended(self, slots: np.ndarray, sight: _Sight, left: np.ndarray) -> np.ndarray:
         """Tell whose present phase is done, or is not to be waited for any longer: bool [n]."""
