@@ -4,7 +4,7 @@ Plays each task of TASKS (a suite, or suites and task ids separated by commas; a
 of the train split, those that are refused elsewhere for want of an expert included, and prints JSON: task ->
 episodes, successes and the median number of a success's actions. With `--out FILE` the tasks that were played
 replace their own numbers in a file of that form, one task at a time. `--table FILE` plays nothing and prints
-such a file as the tables of docs/libero_learning.md.
+such a file as the tables of docs/libero_experts.md.
 """
 
 from __future__ import annotations
