@@ -99,8 +99,9 @@ def _drawer(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Step | None:
     if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
         return None
     low, high = model.jnt_range[joint]
-    towards = 1.0 if abs(high) > abs(low) else -1.0
-    limit = float(WIDE * high if towards > 0 else WIDE * low)
+    towards, limit = (1.0 if abs(high) > abs(low) else -1.0), float(low + high) / 2
+    # half open is open, also where a hand that leaves has pushed it back a little
+    end = WIDE * float(high if towards > 0 else low)
     opened = {
         "kind": "joint",
         "joints": [model.joint(joint).name],
@@ -108,4 +109,4 @@ def _drawer(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Step | None:
         "limit": limit,
         "all": False,
     }
-    return Step(opened, Handle(model, joint, limit, towards, False, False))
+    return Step(opened, Handle(model, joint, limit, towards, False, False, end))

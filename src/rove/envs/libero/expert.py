@@ -97,7 +97,7 @@ class _Sight(NamedTuple):
     """Position in the direction in which the joint is to move, and its changes as metres of the handle."""
     lever: np.ndarray
     passed: np.ndarray
-    """Whether the joint is where it should be."""
+    """Whether the joint is where it should be, or where the hand that moves it lets it go."""
     closed: np.ndarray
     """How far the fingers are told to close, [n], from -1 to 1."""
     ceiling: np.ndarray
@@ -245,7 +245,8 @@ class Expert:
             if isinstance(subject, Handle):
                 grasp[i], destination[i], turn = subject.moved(data, row, self._point[slot], subject.lead)
                 wanted[i] = (turn if self.phase[slot] == Phase.MOVE else np.eye(3)) @ frame @ wanted[i]
-                handle[i], passed[i] = True, subject.passed(data, row)
+                handle[i] = True
+                passed[i] = subject.passed(data, row, moving=self.phase[slot] == Phase.MOVE)
                 joint[i], lever[i] = data["qpos"][row, subject.joint] * subject.towards, subject.lever
             else:
                 grasp[i] = thing[i] + frame @ self._point[slot]

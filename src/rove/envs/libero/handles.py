@@ -60,14 +60,23 @@ class Handle:
     """What is taken hold of, or pushed, to move a joint."""
 
     def __init__(
-        self, model: mujoco.MjModel, joint: int, limit: float, towards: float, at: bool, pushed: bool
+        self,
+        model: mujoco.MjModel,
+        joint: int,
+        limit: float,
+        towards: float,
+        at: bool,
+        pushed: bool,
+        end: float | None = None,
     ) -> None:
         """The joint is to move `towards` (1 or -1) beyond its `limit`, or to be `at` it; it is `pushed` where
-        it is not pulled, a door that is to open from within."""
+        it is not pulled, a door that is to open from within. A hand that moves it goes on to its `end`; None:
+        no further than it has to."""
         self.body = int(model.jnt_bodyid[joint])
         self.root = int(model.body_rootid[self.body])
         self.joint = int(model.jnt_qposadr[joint])
         self.limit, self.towards, self.at = limit, towards, at
+        self._end = limit if end is None else end
         self._axis, self._anchor = model.jnt_axis[joint].copy(), model.jnt_pos[joint].copy()
         self.turns = bool(model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE)
         points = shape(model, self.body) - self._anchor
@@ -130,9 +139,10 @@ class Handle:
         across = aside if flat else np.cross(towards, aside)
         return Hold(self.middle, _turned(across, towards, home), out)
 
-    def passed(self, data: Mapping[str, np.ndarray], row: int) -> bool:
-        """Tell whether the joint is where it should be."""
-        beyond = (data["qpos"][row, self.joint] - self.limit) * self.towards
+    def passed(self, data: Mapping[str, np.ndarray], row: int, moving: bool = False) -> bool:
+        """Tell whether the joint is where it should be, or where a hand that is `moving` it lets it go."""
+        limit = self._end if moving else self.limit
+        beyond = (data["qpos"][row, self.joint] - limit) * self.towards
         return bool(beyond > 0 or (self.at and beyond == 0))
 
     def moved(
