@@ -82,8 +82,9 @@ def warm_up(
     rounds = [directory / f"{_ROUND}{number}.npz" for number in range(1, run.sft.relabel + 1)]
     done = None
     if target.exists():
-        if (done := _rounds_done(target, run)) is None:
-            progress.message(f"{target} {_unfit(target, key)}: the warm-up is made anew.")
+        done, wrong = _rounds_done(target, run)
+        if done is None:
+            progress.message(f"{target} {wrong}: the warm-up is made anew.")
         elif done == run.sft.relabel:
             snapshots.delete()  # where a kill came before that
             return target
@@ -166,14 +167,19 @@ def warm_up(
     return target
 
 
-def _rounds_done(target: Path, run: Run) -> int | None:
-    """How many rounds of relabelling a warm-up has had that `run` can use, or go on from; None: it cannot."""
+def _rounds_done(target: Path, run: Run) -> tuple[int | None, str | None]:
+    """How many rounds of relabelling a warm-up has had that `run` can use, or go on from; else why it cannot:
+    it is damaged, or was made from other settings."""
     assert run.sft is not None
+    if (damaged := checkpoint.damage(target)) is not None:
+        return None, f"cannot be used, since {damaged}"
+    made, wrong = json.loads((target / _MADE_FROM).read_text()), None
     for number in range(run.sft.relabel, -1, -1):
-        upto = replace(run, sft=replace(run.sft, relabel=number))
-        if _unfit(target, _made_from(upto)) is None:
-            return number
-    return None
+        key = _made_from(replace(run, sft=replace(run.sft, relabel=number)))
+        if (difference := _difference(made, key)) is None:
+            return number, None
+        wrong = wrong or difference
+    return None, wrong
 
 
 def _round(phase: str | None) -> int:
@@ -244,13 +250,6 @@ def _demonstrated_with(run: Run) -> dict[str, Any]:
         # Files from before policies could predict more than is executed do not say this.
         **({} if horizon == run.rollout.chunk else {"horizon": horizon}),
     }
-
-
-def _unfit(target: Path, key: dict[str, Any]) -> str | None:
-    """Why a warm-up cannot be used for a run: it is damaged, or was made from other settings."""
-    if (damaged := checkpoint.damage(target)) is not None:
-        return f"cannot be used, since {damaged}"
-    return _difference(json.loads((target / _MADE_FROM).read_text()), key)
 
 
 def _difference(made: Any, wanted: Any, name: str = "") -> str | None:
