@@ -48,6 +48,8 @@ ONE = FlowSampling(steps=3)
 SAMPLINGS = {
     "sde": ONE,
     "cps": FlowSampling(steps=3, sampler="flow_cps"),
+    "last": FlowSampling(steps=3, stochastic="last"),
+    "last of cps": FlowSampling(steps=3, sampler="flow_cps", stochastic="last"),
     "all": FlowSampling(steps=3, stochastic="all"),
     "learned": FlowSampling(steps=3, sampler="flow_noise", hidden=(8,)),
 }
@@ -121,6 +123,15 @@ def test_chunks_that_are_compared_differ_by_what_has_a_density_alone(family: Fam
     assert torch.equal(k, alone.k[:, None].expand_as(k))
     assert torch.equal(steps[:, 0], alone.steps)
     assert len(steps.flatten(2).unique(dim=1)[0]) == 4
+
+
+def test_the_step_that_has_noise_is_any_or_the_last(family: Family) -> None:
+    """Of three steps; the last of Flow-CPS has none."""
+    drawn = {kind: build(family, SAMPLINGS[kind]).noise(chance(), 64).k for kind in ("last", "last of cps")}
+    assert drawn["last"].unique().tolist() == [2] and drawn["last of cps"].unique().tolist() == [1]
+    many = SamplingNoise(5, torch.arange(64), torch.arange(64))
+    assert build(family, SAMPLINGS["sde"]).noise(many).k.unique().tolist() == [0, 1, 2]
+    assert build(family, SAMPLINGS["cps"]).noise(many).k.unique().tolist() == [0, 1]
 
 
 def test_the_same_noise_draws_the_same_sample(family: Family) -> None:

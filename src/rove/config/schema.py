@@ -267,9 +267,10 @@ class FlowSampling:
     """Standard deviation of the noise that a chain starts from, 0 to 1. The flow is learned from 1, and
     published policies are evaluated so; with less, chunks lie closer to the flow's middle, and with 0 all
     that they differ by is drawn on the way and has a density."""
-    stochastic: Literal["one", "all"] = "one"
+    stochastic: Literal["one", "last", "all"] = "one"
     """"one": a single step, drawn for each chunk, so that training needs one pass of the expert; the others
-    follow the flow. "all": every step, as Flow-Noise always has it; training needs K passes."""
+    follow the flow. "last": the last that has noise, always: it has the least, so that its log-probability
+    says most about a chunk. "all": every step, as Flow-Noise always has it; training needs K passes."""
     low: PositiveFloat = 0.08
     high: PositiveFloat = 0.16
     """Bounds of Flow-Noise's standard deviation."""
@@ -282,9 +283,10 @@ class FlowSampling:
         return self.stochastic == "all" or self.sampler == "flow_noise"
 
     @property
-    def choices(self) -> int:
-        """Number of steps that may be the stochastic one."""
-        return self.steps - 1 if self.sampler == "flow_cps" else self.steps
+    def choices(self) -> range:
+        """Numbers of the steps that may be the stochastic one."""
+        noisy = self.steps - 1 if self.sampler == "flow_cps" else self.steps
+        return range(noisy - 1 if self.stochastic == "last" else 0, noisy)
 
     @property
     def points(self) -> int:

@@ -355,7 +355,8 @@ class FlowVLA(FlowModel, Locator):
         """
         sampling, horizon, dim = self.sampling, self.horizon, self.config.max_action
         steps = sampling.steps if sampling.joint else 1
-        k = (noise.uniform(1) * sampling.choices).long().expand(-1, samples).flatten()
+        choices = sampling.choices
+        k = (choices.start + (noise.uniform(1) * len(choices)).long()).expand(-1, samples).flatten()
         normal = noise.normal((1 + samples * steps) * horizon * dim).float().unflatten(-1, (-1, horizon, dim))
         k, normal = transfer.to((k, normal), self.device)
         start = self.sampling.start * normal[:, :1].expand(-1, samples, -1, -1).flatten(0, 1)
