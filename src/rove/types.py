@@ -211,8 +211,9 @@ class Demonstrations:
     mask: Tensor
     """bool [N, H]: the actions that count; fewer at an episode's end."""
     points: Tensor | None = None
-    """float32 [N, K, 2]: where in the first camera's picture each of the K things is that an instruction is
-    about, in pixels (right, down) from its upper left corner; NaN where there is none. None: not known."""
+    """float32 [N, K, 2]: where in a picture each thing is that an instruction is about, in pixels (right,
+    down) from its upper left corner; NaN where there is none. The first camera's come first, then as many of
+    each that follows, if any. None: not known."""
     state: Tensor | None = None
     """float32 [F, P]: proprioception at each picture, see `Observation.state`."""
     episode: Tensor | None = None

@@ -325,8 +325,8 @@ def test_the_same_generator_gives_the_same_actions(soup):
 def test_points_lie_in_the_picture_and_follow_the_hand(soup):
     soup.reset([EpisodeSpec(SOUP, 3)])
     before = soup.points()
-    assert before.shape == (2, 3, 2) and before[1].isnan().all(), "a slot that idles has no points"
-    assert ((before[0] >= 0) & (before[0] <= 128)).all()
+    assert before.shape == (2, 6, 2) and before[1].isnan().all(), "a slot that idles has no points"
+    assert ((before[0, :3] >= 0) & (before[0, :3] <= 128)).all()
     actions = torch.zeros(2, 8, 7)
     actions[0, :, 1] = 1.0  # to the robot's left, which a mirrored picture from in front shows on the left
     soup.step_chunk(actions)
@@ -334,6 +334,34 @@ def test_points_lie_in_the_picture_and_follow_the_hand(soup):
     moved = after[0] - before[0]
     assert moved[2].norm() > 5 and moved[:2].norm() < 1
     assert abs(moved[2, 0]) > abs(moved[2, 1])
+    assert moved[5].norm() < 0.5, "the hand does not move in a picture that its own camera takes"
+
+
+def test_points_lie_on_the_thing_in_the_pictures_of_both_cameras():
+    """Where a picture changes when the thing is taken out of it."""
+    config = LiberoConfig(tasks=SOUP, image_size=64)
+    generator, seen = np.random.default_rng(0), []
+    with closing(registry.make(config, num_envs=1, chunk=8, autoreset="refill")) as env:
+        env.reset([EpisodeSpec(SOUP, 3)])
+        for _ in range(5):
+            place = env.worlds.places[0]
+            height = (
+                place.group.pose[place.row],
+                place.task.model.joint("alphabet_soup_1_joint0").qposadr[0] + 2,
+            )
+            there = env._pictures.draw([place])[0].astype(int)
+            height[0][height[1]] -= 2.0
+            gone = env._pictures.draw([place])[0].astype(int)
+            height[0][height[1]] += 2.0
+            for camera, (right, down) in enumerate(env.points()[0, [0, 3]].tolist()):
+                y, x = np.nonzero(np.abs(there[camera] - gone[camera]).max(-1) > 20)
+                if len(x) > 20 and right == right:
+                    seen.append(camera)
+                    assert x.min() - 1 < right < x.max() + 1 and y.min() - 1 < down < y.max() + 1
+                    # A hand that hides a part of it moves the middle of what changes.
+                    assert abs(x.mean() - right) < 0.3 * np.ptp(x) + 1
+            env.step_expert_chunk(0.0, generator)
+    assert seen.count(0) > 1 and seen.count(1) > 1
 
 
 def test_grounding_asks_for_all_that_could_be_asked_for():
@@ -342,9 +370,9 @@ def test_grounding_asks_for_all_that_could_be_asked_for():
     assert len(set(pictures.instruction)) == 2 and not pictures.mask.any()
     assert pictures.frame.tolist() == [i // 2 for i in range(2 * len(pictures.images))]
     soup, dressing = pictures.points[0::2], pictures.points[1::2]
-    assert not pictures.points[:4].isnan().any(), "all is in view where an episode starts"
+    assert not pictures.points[:4, :3].isnan().any(), "all is in view where an episode starts"
     assert (soup[:2, 0] - dressing[:2, 0]).norm(dim=-1).min() > 3, "two things in two places"
-    assert torch.equal(soup[:2, 1:], dressing[:2, 1:]), "the same basket, the same hand"
+    assert torch.equal(soup[:2, 1:3], dressing[:2, 1:3]), "the same basket, the same hand"
     # Of one episode: first the hand has left its start, later the soup goes along with it.
     assert len(pictures.images) == 2 * 13, "both go on for twelve chunks, so every second picture is one's"
     assert (soup[2, 2] - soup[0, 2]).norm() > 3

@@ -128,6 +128,12 @@ def test_sound_runs_pass_unchanged(run):
             "--sft.grounding 64 --sft.grounding_steps 51",
         ),
         (GRPO_RUN, "--policy.pointers 3", "nothing teaches them where to point", "--policy.pointers 0"),
+        (
+            GRPO_RUN,
+            "--policy.pointers 3 --policy.pointed 2 --sft.grounding 64 --sft.grounding_steps 51",
+            "but the suite has 1 picture:",
+            "--policy.pointers 3 --policy.pointed 1 --sft.grounding 64 --sft.grounding_steps 51",
+        ),
         (GRPO_RUN, "--sft.freeze vlm.towers", "would stay random", "--sft.freeze []"),
         (
             GRPO_RUN,

@@ -208,3 +208,23 @@ def test_points_follow_the_state() -> None:
     places = slice(0, 64)
     assert torch.equal(first.keys[-1][:, :, places], second.keys[-1][:, :, places])
     assert not torch.allclose(first.keys[-1][:, :, -1], second.keys[-1][:, :, -1])
+
+
+def test_a_flow_policy_points_in_the_second_picture_too(tmp_path: Path) -> None:
+    run = recipes.build("libero_object_smolvla_vine")
+    settings = replace(run.policy, pointed=2)
+    made = {"chunk": 8, "image_size": 64, "vocabulary": ["go"], "statistics": STATISTICS, "seed": 0}
+    policy = registry.build(settings, action_spec=build().action_spec, **made)
+    assert isinstance(policy, FlowVLA) and policy.pointer is not None
+    images = torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
+    seen = replace(observe(2), images=images, instruction=("go", "go"))
+    logits = policy.point(seen)
+    assert logits.shape == (2, 6, 64)
+    policy.save_pretrained(tmp_path)
+    again = registry.load(tmp_path, device="cpu")
+    assert isinstance(again, FlowVLA)
+    torch.testing.assert_close(again.point(seen), logits)
+    free = replace(settings, flow=replace(settings.flow, cameras=None))
+    policy = registry.build(free, action_spec=build().action_spec, **made)
+    with pytest.raises(RoveError, match="points in 2 pictures, the observation has 1"):
+        policy.point(replace(seen, images=images[:, :1]))

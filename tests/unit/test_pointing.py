@@ -18,7 +18,7 @@ from rove.training.demonstrations import (
     load_demonstrations,
     save_demonstrations,
 )
-from rove.training.pointing import bilinear_targets, learn_to_point, pointing_loss, present
+from rove.training.pointing import bilinear_targets, learn_to_point, pointed_at, pointing_loss, present
 from rove.types import Observation
 
 SMALL = PolicyConfig(
@@ -172,11 +172,50 @@ def test_micro_batches_do_not_change_the_gradient(policy, env):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_second_picture_is_pointed_in_too(pictures, env):
+    """By queries of its own: the second picture is the first, mirrored, and so are its points."""
+    mirrored = pictures.points * torch.tensor([-1.0, 1.0]) + torch.tensor([64.0, 0.0])
+    both = replace(
+        pictures,
+        images=torch.cat((pictures.images, pictures.images.flip(3)), dim=1),
+        points=torch.cat((pictures.points, mirrored), dim=1),
+    )
+    policy = policies.build(
+        replace(SMALL, pointed=2),
+        chunk=4,
+        action_spec=env.action_spec,
+        image_size=64,
+        vocabulary=env.suite.vocabulary,
+        statistics=None,
+        seed=1,
+    )
+    assert policy.vlm.pointer.queries.shape[0] == 6
+    blind = replace(both, images=torch.cat((both.images[:, :1], torch.zeros_like(both.images[:, 1:])), dim=1))
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    sees = _learn(policy, both, steps=150)
+    seen = both.observation(torch.arange(8))
+    moved = replace(seen, images=torch.cat((seen.images[:, :1], seen.images[:, 1:].roll(16, 3)), dim=1))
+    first, second = (policy.point(moved) - policy.point(seen)).abs().amax((0, 2)).split(3)
+    assert first.max() < 1e-5 < 0.1 < second.min(), "each picture's points are read in it alone"
+    policy.load_state_dict(start)
+    assert sees < _learn(policy, blind, steps=150) - 0.2
+    with pytest.raises(RoveError, match=r"points in 2 pictures, the observation has 1"):
+        policy.point(pictures.observation(torch.arange(2)))
+
+
+def test_points_of_further_pictures_are_for_policies_that_point_in_them():
+    """The first picture's come first, so that a policy that points in it alone learns what it always did."""
+    points, logits = torch.rand(4, 6, 2), torch.zeros(4, 3, 64)
+    assert torch.equal(pointed_at(points, logits), points[:, :3])
+    assert torch.equal(pointed_at(points, logits.repeat(1, 2, 1)), points)
+
+
 def test_what_cannot_be_learned_is_refused(policy, pictures):
     with pytest.raises(RoveError, match=r"sft\.grounding"):
         learn_to_point(policy, replace(pictures, points=None), SFTConfig(), 1, max_bad_steps=0)
-    with pytest.raises(RoveError, match=r"policy\.pointers to 2"):
-        pointing_loss(torch.zeros(4, 3, 64), torch.zeros(4, 2, 2), 64, 8)
+    for known in (2, 4):
+        with pytest.raises(RoveError, match=rf"3 pointers, the demonstrations say where {known} points are"):
+            pointed_at(torch.zeros(4, known, 2), torch.zeros(4, 3, 64))
     policy.vlm.pointer = None
     with pytest.raises(RoveError, match=r"policy\.pointers"):
         policy.point(pictures.observation(torch.tensor([0])))

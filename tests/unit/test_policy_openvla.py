@@ -270,8 +270,12 @@ STATISTICS = {
 
 
 @EVERY_DECODING
-def test_the_state_is_read_where_asked_for(config: PolicyConfig, observation: Observation, tmp_path) -> None:
-    policy = build(replace(config, proprio=True, pointers=2), statistics=STATISTICS)
+@pytest.mark.parametrize("pointed", [1, 2])
+def test_the_state_is_read_where_asked_for(
+    config: PolicyConfig, pointed: int, observation: Observation, tmp_path
+) -> None:
+    observation = replace(observation, images=observation.images[:, :1].expand(-1, pointed, -1, -1, -1))
+    policy = build(replace(config, proprio=True, pointers=2, pointed=pointed), statistics=STATISTICS)
     state = torch.tensor([[0.2, 0.0, 1.5]]).expand(4, -1)
     here = replace(observation, state=state)
     tokens = policy.act(here, "sample", noise()).sample

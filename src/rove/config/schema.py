@@ -391,8 +391,11 @@ class PolicyConfig:
     proprio: bool = False
     """Also read the robot's own state (OpenVLA-OFT's proprio projector)."""
     pointers: Count = 0
-    """Points in the picture that the policy picks out and reads as tokens before it acts, as a policy from
+    """Points in a picture that the policy picks out and reads as tokens before it acts, as a policy from
     scratch learns to do by `sft.grounding`; 0: none."""
+    pointed: PositiveInt = 1
+    """Pictures, the first and those after it, in which it picks them out: 2 where the second is a camera at
+    the wrist, which shows what is about to be held from near by."""
     placeholders: Literal["zero", "learned"] = "zero"
     """Embeddings of the action positions in parallel decoding. Published checkpoints zero them; a small model
     trained from scratch tells the positions apart much sooner when it may learn them."""

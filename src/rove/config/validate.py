@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from rove.config.load import decode, shown, to_dict
 from rove.config.needs import needs, optimizer_steps
 from rove.config.ranges import range_of
-from rove.config.schema import PPO, OptimConfig, Run, SFTConfig
+from rove.config.schema import PPO, LiberoConfig, OptimConfig, Run, SFTConfig, TabletopConfig
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -286,11 +286,25 @@ def _start(run: Run) -> Problems:
             f"policy.pointers = {run.policy.pointers}, but sft.grounding = 0: nothing teaches them where to "
             "point; set --policy.pointers 0, or --sft.grounding and --sft.grounding_steps."
         )
+    pictures = _pictures(run.env)
+    if run.policy.pointers and pictures is not None and run.policy.pointed > pictures:
+        yield (
+            f"policy.pointed = {run.policy.pointed}, but the suite has {pictures} "
+            f"picture{'s' if pictures > 1 else ''}: set --policy.pointed {pictures}"
+            f"{', or --env.wrist true' if isinstance(run.env, LiberoConfig) and not run.env.wrist else ''}."
+        )
     if run.sft and run.sft.freeze and not run.sft.grounding and run.policy.checkpoint is None:
         yield (
             "sft.freeze is set, but in a policy from scratch with sft.grounding = 0 what it names would stay "
             "random: set --sft.freeze [], or --sft.grounding and --sft.grounding_steps."
         )
+
+
+def _pictures(env: object) -> int | None:
+    """How many pictures an observation has; None where its settings do not say."""
+    if isinstance(env, LiberoConfig):
+        return 1 + env.wrist
+    return 1 if isinstance(env, TabletopConfig) else None
 
 
 def _checkpoint(run: Run) -> Problems:

@@ -209,7 +209,8 @@ class Grounder(VectorEnv, Protocol):
     def points(self) -> Tensor:
         """float32 [B, K, 2]: pixels of what each slot's instruction is about, as of the last observation.
 
-        K = 3: the object, its destination, the hand; NaN where there is none. See `Demonstrations.points`.
+        The object, its destination and the hand in the first camera's picture, so that K = 3, or in those of
+        the following cameras too, three each; NaN for what is not there. See `Demonstrations.points`.
         """
         ...
 

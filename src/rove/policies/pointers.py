@@ -5,7 +5,32 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from rove.errors import RoveError
+
+
+def point(queries: Tensor, patches: Tensor, pictures: int, each: int) -> Tensor:
+    """Compute logits, float32 [B, K, P], of queries [K, D] over the P = `each` patches of a picture.
+
+    `patches` are embeddings [B, n · P, D] of n pictures, whose directions count. The first `pictures` are
+    pointed in, each by as many queries. Raises RoveError where there are fewer.
+    """
+    seen = patches[:, : pictures * each].unflatten(1, (-1, each))
+    if seen.shape[1] < pictures:
+        raise too_few(pictures, seen.shape[1])
+    unit = F.rms_norm(seen, seen.shape[-1:])
+    by_picture = queries.unflatten(0, (pictures, -1))
+    return torch.einsum("nkd,bnpd->bnkp", by_picture, unit).flatten(1, 2).float()
+
+
+def too_few(pointed: int, pictures: int) -> RoveError:
+    """Say that there are fewer pictures than a policy points in."""
+    return RoveError(
+        f"The policy points in {pointed} pictures, the observation has {pictures}: set policy.pointed to "
+        f"{pictures}, or give it the cameras that it was trained with (--env.wrist true in LIBERO)."
+    )
 
 
 def read_points(logits: Tensor) -> Tensor:

@@ -26,18 +26,25 @@ def pointing_loss(logits: Tensor, points: Tensor, size: int, denominator: int) -
     """Cross-entropy, nats, of logits [B, K, P] against points [B, K, 2], in pixels of an image `size` wide.
 
     Points that are not there are left out. The sum is over `denominator`, their number in the whole batch.
-    Raises RoveError where policy and data differ in K.
     """
-    if logits.shape[:2] != points.shape[:2]:
-        raise RoveError(
-            f"The policy has {logits.shape[1]} pointers, the pictures have {points.shape[1]} points each: "
-            f"set policy.pointers to {points.shape[1]}."
-        )
     # A point that is not there has a target of zeros: an index by a mask would make the host wait.
     target = (
         bilinear_targets(points.nan_to_num(), size, math.isqrt(logits.shape[-1])) * present(points)[..., None]
     )
     return -(transfer.to(target, logits.device) * logits.log_softmax(-1)).sum() / denominator
+
+
+def pointed_at(points: Tensor, logits: Tensor) -> Tensor:
+    """Return the points [B, K, 2] that a policy with logits [B, K, P] is to find: of those that are known,
+    those of the first pictures. Raises RoveError where fewer are known."""
+    wanted, known = logits.shape[1], points.shape[1]
+    if wanted > known or known % wanted:
+        raise RoveError(
+            f"The policy has {wanted} pointers, the demonstrations say where {known} points are: set "
+            "policy.pointers to the number in a picture, policy.pointed to that of pictures, or collect them "
+            "anew."
+        )
+    return points[:, :wanted]
 
 
 def present(points: Tensor) -> Tensor:
@@ -77,10 +84,11 @@ def learn_to_point(
     jitter = ColorJitter(config.color_jitter, seed)
 
     def gradient(rows: Tensor, step: int) -> dict[str, Tensor]:
-        losses, count = [], int(present(points[rows]).sum())
+        losses = []
         for part in rows.split(config.micro_batch):
             logits = policy.point(jitter(grounding.observation(part)))
-            loss = pointing_loss(logits, points[part], size, count)
+            count = int(present(pointed_at(points[rows], logits)).sum())
+            loss = pointing_loss(logits, pointed_at(points[part], logits), size, count)
             loss.backward()
             losses.append(loss.detach())
         return {"loss": torch.stack(losses).sum()}

@@ -39,7 +39,7 @@ from rove.training.demonstrations import (
     save_demonstrations,
 )
 from rove.training.learner import freeze
-from rove.training.pointing import learn_to_point, pointing_loss, present
+from rove.training.pointing import learn_to_point, pointed_at, pointing_loss, present
 from rove.training.snapshots import Snapshots
 from rove.types import Demonstrations, EpisodeRecord, Observation
 
@@ -385,8 +385,9 @@ def _imitation(
             loss = output.loss / counted
             sums["loss"].append(loss.detach())
             if output.pointing is not None and points is not None:
-                named = int(present(points[rows]).sum())
-                pointed = pointing_loss(output.pointing, points[part], size, named)
+                named = int(present(pointed_at(points[rows], output.pointing)).sum())
+                wanted = pointed_at(points[part], output.pointing)
+                pointed = pointing_loss(output.pointing, wanted, size, named)
                 loss = loss + config.pointing_weight * pointed
             loss.backward()
             for name, value in output.metrics.items():

@@ -100,13 +100,13 @@ class LiberoEnv(ChunkedEnv):
 
     def points(self) -> Tensor:
         """Locate object, destination and hand in the pictures: see `rove.envs.base.Grounder`."""
-        where = torch.full((self.num_envs, 3, 2), torch.nan)
+        where = torch.full((self.num_envs, 3 * len(self._cameras), 2), torch.nan)
         for slot in self._running().tolist():
             place = self._place(slot)
             place.group.refresh(np.array([place.row]))
             step = self._expert.step(slot) if self._led[slot] else None
             goal = place.task.goal[0] if step is None else step.spec
-            where[slot] = grounding.pixels(place, goal, self.image_shape[1])
+            where[slot] = grounding.pixels(place, goal, self._cameras, self.image_shape[1])
         return where
 
     def ground(self, episodes: Sequence[EpisodeSpec]) -> Demonstrations:
@@ -128,7 +128,7 @@ class LiberoEnv(ChunkedEnv):
                 for text, goal in grounding.requests(place.task, self.suite.tasks):
                     frame.append(len(images))
                     instruction.append(text)
-                    points.append(grounding.pixels(place, goal, self.image_shape[1]))
+                    points.append(grounding.pixels(place, goal, self._cameras, self.image_shape[1]))
                 images.append(observation.images[slot].clone())
         return self._grounding(torch.stack(images), frame, instruction, torch.stack(points))
 

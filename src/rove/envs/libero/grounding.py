@@ -6,9 +6,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,14 +15,17 @@ from torch import Tensor
 from rove.envs.libero import course, package, scenes
 from rove.envs.libero.handles import Handle
 from rove.envs.libero.predicates import Region
-from rove.envs.libero.scenes import CAMERAS, LiberoScene, TaskModel
+from rove.envs.libero.scenes import LiberoScene, TaskModel
 from rove.envs.libero.worlds import Place
+from rove.envs.rotations import matrix
 
 
-def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
-    """Return where object (or handle), destination and hand are, float32 [3, 2], in a world whose positions
-    are up to date, right and down from the upper left corner of the first camera's picture, as an observation
-    shows it: mirrored."""
+def pixels(place: Place, goal: Mapping[str, Any], cameras: Sequence[str], size: int) -> Tensor:
+    """Return where object (or handle), destination and hand are, in a world whose positions are up to date.
+
+    float32 [3 · cameras, 2], the three in the first camera's picture, then in the next one's: right and down
+    from its upper left corner, as an observation shows it: mirrored. NaN for what a picture does not show.
+    """
     data, rows = place.group.data, np.array([place.row])
     model = place.task.model
     where = np.full((3, 3), np.nan)
@@ -38,13 +40,18 @@ def pixels(place: Place, goal: Mapping[str, Any], size: int) -> Tensor:
         by = handle.left(data, place.row)
         where[0], where[1], _ = handle.moved(data, place.row, handle.middle, by)
     where[2] = data["site_xpos"][place.row, place.group.arm.site]
-    camera, rotation, slope = _camera(place.task.scene)
-    seen = (where - camera) @ rotation  # right, up, towards the viewer
-    depth = -seen[:, 2] * slope
-    flat = np.stack([0.5 - 0.5 * seen[:, 0] / depth, 0.5 - 0.5 * seen[:, 1] / depth], axis=1)
-    outside = (flat < 0) | (flat > 1)
-    flat[outside.any(1)] = np.nan
-    return torch.from_numpy((size * flat).astype(np.float32))
+    parts = []
+    for name in cameras:
+        camera = _camera(place.task.scene, name)
+        position, rotation = camera.pose(data, place.row)
+        seen = (where - position) @ rotation  # right, up, towards the viewer
+        depth = -seen[:, 2:] * camera.slope
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flat = 0.5 - 0.5 * seen[:, :2] / depth
+        hidden = (flat < 0) | (flat > 1) | (depth <= 0)
+        flat[hidden.any(1)] = np.nan
+        parts.append(size * flat)
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
 
 _handles: weakref.WeakKeyDictionary[LiberoScene, dict[tuple[str, str, float], Handle]] = (
@@ -61,27 +68,39 @@ def _handle(scene: LiberoScene, goal: Mapping[str, Any]) -> Handle:
     return known[key]
 
 
-_cameras: weakref.WeakKeyDictionary[LiberoScene, tuple[np.ndarray, np.ndarray, float]] = (
-    weakref.WeakKeyDictionary()
-)
+class _Camera(NamedTuple):
+    """A camera, and the body that carries it."""
+
+    body: int
+    position: np.ndarray
+    """Its place [3] in the body's frame, metres."""
+    rotation: np.ndarray
+    """Its axes [3, 3] in the body's frame."""
+    slope: float
+    """Tangent of half the angle that it sees."""
+
+    def pose(self, data: Mapping[str, np.ndarray], row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return its place [3] and its axes [3, 3] in a world."""
+        frame = data["xmat"][row, self.body].reshape(3, 3)
+        return data["xpos"][row, self.body] + frame @ self.position, frame @ self.rotation
 
 
-def _camera(scene: LiberoScene) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return position [3], axes [3, 3] and the tangent of half the view of the first camera, which stands
-    still."""
-    if scene not in _cameras:
-        _cameras[scene] = _place_camera(scene)
-    return _cameras[scene]
+_cameras: weakref.WeakKeyDictionary[LiberoScene, dict[str, _Camera]] = weakref.WeakKeyDictionary()
 
 
-def _place_camera(scene: LiberoScene) -> tuple[np.ndarray, np.ndarray, float]:
-    model = scene.model
-    camera = model.camera(CAMERAS[0]).id
-    data = mujoco.MjData(model)
-    mujoco.mj_kinematics(model, data)
-    mujoco.mj_camlight(model, data)
-    slope = float(np.tan(np.deg2rad(model.cam_fovy[camera]) / 2))
-    return data.cam_xpos[camera].copy(), data.cam_xmat[camera].reshape(3, 3).copy(), slope
+def _camera(scene: LiberoScene, name: str) -> _Camera:
+    """Return a camera, which is looked for once."""
+    known = _cameras.setdefault(scene, {})
+    if name not in known:
+        model = scene.model
+        camera = model.camera(name).id
+        known[name] = _Camera(
+            int(model.cam_bodyid[camera]),
+            model.cam_pos[camera].copy(),
+            matrix(model.cam_quat[camera]),
+            float(np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)),
+        )
+    return known[name]
 
 
 def requests(task: TaskModel, suite: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -13,7 +13,7 @@ from rove.config.ranges import PositiveFloat, Range
 from rove.errors import RoveError, nearest
 from rove.policies.flow.images import Resizer
 from rove.policies.flow.prompts import Style
-from rove.policies.reading import DEPTH, WIDTH, Table
+from rove.policies.reading import DEPTH, WIDTH, Table, from_one_to
 
 Family = Literal["smolvla", "pi0", "pi05"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -61,6 +61,7 @@ _GEMMAS = {
 }
 """Sizes of PaliGemma's language model and of the experts beside it, by their names in openpi."""
 COUNT = Annotated[int, Range("from 0 to 64", lambda x: 0 <= x <= 64)]
+PICTURES = Annotated[int, from_one_to(64)]
 _TOKEN = Annotated[int, Range("a token's id", lambda x: 0 <= x < 10**7)]
 HORIZON = Annotated[int, Range("from 1 to 1024", lambda x: 1 <= x <= 1024)]
 

@@ -25,6 +25,7 @@ from rove.policies.flow.prompts import Prompts
 from rove.policies.flow.smolvla import SmolVLA
 from rove.policies.flow.statistics import Statistics
 from rove.policies.lora import LoraLinear
+from rove.policies.pointers import too_few
 from rove.types import ActionSpec
 
 Processors = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -45,7 +46,9 @@ class Settings:
     freeze: Freeze = "none"
     value_head: ValueHeadConfig | None = None
     pointers: int = 0
-    """Points that a policy from scratch picks out in the first picture."""
+    """Points that a policy from scratch picks out in a picture."""
+    pointed: int = 1
+    """Pictures in which it does, from the first on."""
     prompts: Prompts | None = None
     """None: the policy reads token ids only."""
     prefixed: bool = True
@@ -75,16 +78,25 @@ class Settings:
                 "The critic of a flow policy reads the prefix, before there are actions: set "
                 "policy.value_head.level to chunk."
             )
-        read = (config.state or 0) + 2 * self.pointers
+        points = self.pointers * self.pointed
+        read = (config.state or 0) + 2 * points
         if self.pointers and config.family != "pi05" and read > config.max_state:
             raise RoveError(
-                f"{self.pointers} pointers and a state of {config.state or 0} are {read} numbers, more than "
+                f"{points} pointers and a state of {config.state or 0} are {read} numbers, more than "
                 f"the {config.max_state} that the policy reads: raise --policy.flow.sizes.max_dim."
             )
         for problem in self.sampling.problems():
             raise RoveError(problem)
         if self.freeze not in FREEZES:
             raise RoveError(f"freeze = {self.freeze!r}: choose one of {', '.join(FREEZES)}.")
+
+
+def _pointer(settings: Settings) -> Pointer | None:
+    """Make the pointer of a policy from scratch, where it has one."""
+    config = settings.config
+    if not settings.pointers:
+        return None
+    return Pointer(settings.pointers, settings.pointed, config.image_tokens, config.text.width)
 
 
 class FlowModel(nn.Module):
@@ -125,7 +137,7 @@ class FlowModel(nn.Module):
             learned = sampling.sampler == "flow_noise"
             dims = (config.expert.width, config.max_action)
             self.noise_network = NoiseNetwork(*dims, sampling) if learned else None
-            self.pointer = Pointer(settings.pointers, width) if settings.pointers else None
+            self.pointer = _pointer(settings)
         for name, values in (("low", spec.low), ("high", spec.high)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
         self.thaw()
@@ -264,6 +276,8 @@ class FlowModel(nn.Module):
         inputs = transfer.to(inputs, self.device)
         if self.config.family != "pi05" and state_normalized is None:
             raise RoveError("The policy reads the robot's state, which this suite does not give.")
+        if self.pointer is not None and len(pixel_values) < self.pointer.pictures:
+            raise too_few(self.pointer.pictures, len(pixel_values))
         embedded = self.model.embed_prefix(*inputs)
         return self.model.prefix(embedded, inputs[-1], output=output, pointer=self.pointer)
 

@@ -6,10 +6,10 @@ import itertools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rove.config.schema import FlowSampling
+from rove.policies.pointers import point
 
 
 class Pointer(nn.Module):
@@ -19,9 +19,11 @@ class Pointer(nn.Module):
     scratch learns it from pictures to point in.
     """
 
-    def __init__(self, count: int, width: int) -> None:
+    def __init__(self, count: int, pictures: int, each: int, width: int) -> None:
+        """`count` is the number of points in each of the first `pictures`, which have `each` tokens."""
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(count, width))
+        self.pictures, self.each = pictures, each
+        self.queries = nn.Parameter(torch.empty(pictures * count, width))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -29,9 +31,9 @@ class Pointer(nn.Module):
         self.queries.normal_(0.0, self.queries.shape[1] ** -0.5, generator=generator)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Compute logits, float32 [B, K, P], from the directions of hidden states [B, P, D]."""
-        unit = F.rms_norm(hidden, hidden.shape[-1:])
-        return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
+        """Compute logits, float32 [B, K, P], from the hidden states of a prefix, pictures first; see
+        `pointers.point`."""
+        return point(self.queries, hidden, self.pictures, self.each)
 
 
 class NoiseNetwork(nn.Module):

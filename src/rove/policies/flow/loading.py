@@ -120,6 +120,7 @@ def read(path: Path | str, asked: Asked) -> CheckpointParts:
         freeze=asked.freeze or about.get("freeze", Freeze, "none"),
         value_head=head,
         pointers=about.get("pointers", configs.COUNT, 0),
+        pointed=about.get("pointed", configs.PICTURES, 1),
         prompts=make_prompts(directory, config),
         prefixed=any(key.startswith("model.") for key in stored.shapes),
         processors=_processors(directory),
@@ -437,7 +438,8 @@ def _content(policy: FlowModel) -> dict[str, Any]:
         "freeze": policy.freeze,
         "value_head": None if head is None else asdict(head.config),
         "lora": None if policy.lora is None else asdict(policy.lora),
-        "pointers": 0 if policy.pointer is None else len(policy.pointer.queries),
+        "pointers": 0 if policy.pointer is None else len(policy.pointer.queries) // policy.pointer.pictures,
+        "pointed": 1 if policy.pointer is None else policy.pointer.pictures,
     }
     return content
 

@@ -143,7 +143,7 @@ class FlowNetwork(nn.Module, ABC):
     ) -> Prefix:
         """Run the language model over the prefix; `output` False leaves out what only a critic reads.
 
-        With a `pointer`, which gives logits over the first picture's tokens, the points that it reads follow
+        With a `pointer`, which gives logits over tokens of the pictures, the points that it reads follow
         the numbers of the state. It looks at what enters the last block: of that the expert's last layer sees
         keys and values.
         """
@@ -156,7 +156,7 @@ class FlowNetwork(nn.Module, ABC):
         x, entered, keys, values = self._read(first, positions[:, :n], mask[..., :n, :n], None, output)
         pointing = None
         if pointer is not None:
-            pointing = pointer(entered[:, : self.config.image_tokens])
+            pointing = pointer(entered)
             state = self._with_points(state, pointing)
         if late:
             assert state is not None

@@ -127,6 +127,7 @@ def settings(
         freeze=flow.freeze or "none",
         value_head=policy.value_head,
         pointers=policy.pointers,
+        pointed=policy.pointed,
         prompts=prompts_of(tokenizer, config),
     )
     if statistics is not None and state is None and made.reads_state:

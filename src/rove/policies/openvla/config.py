@@ -43,8 +43,8 @@ _LLAMA_2 = {
 }
 _ROVE = (
     "prompt", "prompt_end", "center_crop", "interpolation", "num_images", "decoding", "attention", "head",
-    "chunk", "temperature", "placeholders", "film", "proprio", "pointers", "action_spec", "unnorm_key",
-    "value_head", "lora", "base", "base_from_here",
+    "chunk", "temperature", "placeholders", "film", "proprio", "pointers", "pointed", "action_spec",
+    "unnorm_key", "value_head", "lora", "base", "base_from_here",
 )  # fmt: skip
 """Rove's own settings, below "rove"."""
 
@@ -284,6 +284,7 @@ class Checkpoint:
             "film": rove.get("film", bool, False),
             "proprio": rove.get("proprio", bool, proprio),
             "pointers": rove.get("pointers", _COUNT, 0),
+            "pointed": rove.get("pointed", PositiveInt, 1),
             "unnorm_key": rove.get("unnorm_key", str | None, None),
             "num_images": rove.get("num_images", PositiveInt | None, 2 if proprio else 1),
         }

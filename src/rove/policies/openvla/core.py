@@ -198,6 +198,7 @@ class ActionModel(nn.Module):
             film=settings.film,
             proprio=self.state_size,
             pointers=settings.pointers,
+            pointed=settings.pointed,
         )
         width, head = checkpoint.llama.hidden_size, settings.value_head
         self.value_head = None if head is None else ValueHead(head, width=width, chunk=settings.chunk)

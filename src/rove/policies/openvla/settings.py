@@ -40,6 +40,7 @@ class Settings:
     film: bool = False
     proprio: bool = False
     pointers: int = 0
+    pointed: int = 1
     num_images: int | None = None
     """Number of images that the policy was trained to see at once; None where that is left open."""
     center_crop: bool | None = None
@@ -84,6 +85,7 @@ class Settings:
             film=config.film,
             proprio=config.proprio,
             pointers=config.pointers,
+            pointed=config.pointed,
             center_crop=config.center_crop,
             value_head=config.value_head,
             tokenizer=tokenizer,

@@ -15,7 +15,7 @@ from rove.policies import lora
 from rove.policies.openvla.config import BINS
 from rove.policies.openvla.language import Attention, Cache, Llama
 from rove.policies.openvla.vision import TOWERS, DinoTower, FiLM, SiglipTower, make_film
-from rove.policies.pointers import place_evenly, read_points
+from rove.policies.pointers import place_evenly, point, read_points
 
 _EMBEDDINGS = ("placeholders", "cls_token", "mask_token", "register_tokens", "position_embeddings")
 
@@ -56,22 +56,22 @@ class Prefix(NamedTuple):
 
 
 class Pointer(nn.Module):
-    """A module that points at K patches of an image, and makes one token of the points and the robot's state.
+    """A module that points at K patches of the first images, as many in each of them, and makes one token of
+    the points and the robot's state.
 
     See `pointers.read_points`. In one token, the offsets from the hand to the points are one layer away; with
     a token for each point attention would have to combine them.
     """
 
-    def __init__(self, count: int, side: int, proprio: int, width: int) -> None:
+    def __init__(self, count: int, images: int, side: int, proprio: int, width: int) -> None:
         super().__init__()
-        self.side = side
-        self.queries = nn.Parameter(torch.empty(count, width))
-        self.projector = Projector(2 * count + proprio, width, fused=False, hidden=4 * width)
+        self.images, self.side = images, side
+        self.queries = nn.Parameter(torch.empty(images * count, width))
+        self.projector = Projector(2 * images * count + proprio, width, fused=False, hidden=4 * width)
 
     def logits(self, patches: Tensor) -> Tensor:
-        """Compute logits, float32 [B, K, P], from the directions of patch embeddings [B, P, D]."""
-        unit = F.rms_norm(patches, patches.shape[-1:])
-        return torch.einsum("kd,bpd->bkp", self.queries, unit).float()
+        """Compute logits, float32 [B, K, P], from the patches of all images; see `pointers.point`."""
+        return point(self.queries, patches, self.images, self.side**2)
 
     def forward(self, logits: Tensor, state: Tensor | None) -> Tensor:
         """Make a token [B, 1, D] of the points, from -1 (left, upper border) to 1, and of `state` [B, P]."""
@@ -94,19 +94,20 @@ class PrismaticVLM(nn.Module):
         film: bool = False,
         proprio: int = 0,
         pointers: int = 0,
+        pointed: int = 1,
     ) -> None:
         """Make the modules; the last 256 of `vocab_size` rows are actions, the table's padding not counted.
 
         `placeholders` of the action positions have learned embeddings; with 0 all are zero. With `film` the
         prompt modulates the towers. `proprio` is the size of the robot's state, 0 where it is not read;
-        `pointers` the number of points that are picked out in the first image.
+        `pointers` the number of points that are picked out in each of the first `pointed` images.
         """
         super().__init__()
         self.towers = nn.ModuleList(TOWERS[tower.kind](tower, image_size) for tower in towers)
         width = sum(tower.width for tower in towers)
         self.projector = Projector(width, llama.hidden_size, fused=len(towers) > 1)
         side = image_size // towers[0].patch
-        self.pointer = Pointer(pointers, side, proprio, llama.hidden_size) if pointers else None
+        self.pointer = Pointer(pointers, pointed, side, proprio, llama.hidden_size) if pointers else None
         alone = proprio and not pointers
         self.proprio_projector = Projector(proprio, llama.hidden_size, fused=False) if alone else None
         self.film = nn.ModuleList(make_film(tower, llama.hidden_size) for tower in towers) if film else None
@@ -184,7 +185,7 @@ class PrismaticVLM(nn.Module):
         """Compute pointing logits from the patches of all images; see `PolicyOutput.pointing`."""
         if self.pointer is None:
             return None
-        return self.pointer.logits(patches[:, : self.pointer.side**2])
+        return self.pointer.logits(patches)
 
     def _summary(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Compute the embedding that modulates the towers, [B, D]; None where nothing reads it.
