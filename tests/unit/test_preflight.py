@@ -92,6 +92,14 @@ def test_images() -> None:
     assert_fails(find(policy, "images", replace(libero(), images=(1,))), "reads 2 at a time", "gives 1")
 
 
+def test_a_policy_that_points_in_two_pictures_is_given_two() -> None:
+    """Also by the checks themselves, where the checkpoint leaves their number open."""
+    policy = build(pointers=3, pointed=2)
+    policy.num_images = None
+    assert find(policy, "images").status == find(policy, "action tokens").status == "pass"
+    assert_fails(find(policy, "images", replace(libero(), images=(1,))), "points in 2 pictures", "gives 1")
+
+
 def test_actions() -> None:
     assert_fails(find(build(), "actions", replace(libero(), action_spec=replace(SPEC, frame="end_effector"))))
     spec = ActionSpec(("x", "tilt"), ("1", "1"), (-1.0, -1.0), (1.0, 1.0))

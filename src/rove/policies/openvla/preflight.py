@@ -98,6 +98,13 @@ def images(policy: ActionModel, conventions: Conventions) -> Finding:
     With another number the policy would read its prompt at other positions.
     """
     wanted, given = policy.num_images, conventions.images
+    if given and _pointed(policy) > max(given):
+        return Finding(
+            "images",
+            "fail",
+            f"the policy points in {_pointed(policy)} pictures, {conventions.suite} gives {max(given)}",
+            "choose a suite with as many cameras",
+        )
     if wanted is None or not given:
         return Finding(
             "images", "pass", "the checkpoint leaves their number open" if given else "not on record"
@@ -113,6 +120,11 @@ def images(policy: ActionModel, conventions: Conventions) -> Finding:
         detail,
         'choose cameras that match, or correct "num_images" below "rove" in config.json',
     )
+
+
+def _pointed(policy: ActionModel) -> int:
+    """How many pictures the policy needs to point in."""
+    return 1 if policy.vlm.pointer is None else policy.vlm.pointer.images
 
 
 def _ends(policy: ActionModel) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -275,7 +287,7 @@ def _token_mass(policy: ActionModel, prefix: Prefix, attention: Attention) -> tu
 def _example(policy: ActionModel, conventions: Conventions) -> Prefix:
     """Make a prompt with images of noise; without a tokenizer its ids have no meaning."""
     device, size = policy.device, policy.checkpoint.image_size
-    count = policy.num_images or min(conventions.images, default=1)
+    count = policy.num_images or max(_pointed(policy), min(conventions.images, default=1))
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (1, count, size, size, 3), dtype=torch.uint8, generator=generator)
     if policy.tokenizer is not None and conventions.instructions:
