@@ -15,6 +15,7 @@ from rove.policies import registry as policies
 from rove.training.demonstrations import (
     collect_demonstrations,
     collect_grounding_images,
+    join,
     load_demonstrations,
     save_demonstrations,
 )
@@ -208,6 +209,17 @@ def test_points_of_further_pictures_are_for_policies_that_point_in_them():
     points, logits = torch.rand(4, 6, 2), torch.zeros(4, 3, 64)
     assert torch.equal(pointed_at(points, logits), points[:, :3])
     assert torch.equal(pointed_at(points, logits.repeat(1, 2, 1)), points)
+
+
+def test_demonstrations_from_before_further_pictures_were_pointed_in_are_joined(pictures):
+    """What a finished warm-up learned from knows the first picture's points; a round of relabelling more."""
+    further = replace(pictures, points=torch.cat((pictures.points, pictures.points + 1), dim=1))
+    for parts in ((pictures, further), (further, pictures)):
+        points = join(parts).points
+        assert points is not None
+        torch.testing.assert_close(points, pictures.points.repeat(2, 1, 1), equal_nan=True)
+    assert join((further, further)).points.shape[1] == 6
+    assert join((further, replace(pictures, points=None))).points is None
 
 
 def test_what_cannot_be_learned_is_refused(policy, pictures):

@@ -271,11 +271,13 @@ def _shown(chunks: Sequence[tuple], horizon: int) -> list[tuple]:
 
 def join(parts: Sequence[Demonstrations]) -> Demonstrations:
     """Concatenate the rows of all parts, in order; points, states and episodes are kept where all parts have
-    them."""
+    them, and of points those of the pictures that all parts say them of."""
     frames = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
     episodes = np.cumsum(
         [0, *(0 if part.episode is None else 1 + int(part.episode.max()) for part in parts)]
     ).tolist()
+
+    known = min((part.points.shape[1] for part in parts if part.points is not None), default=0)
 
     def all_of(columns: Iterator[torch.Tensor | None]) -> torch.Tensor | None:
         there = [column for column in columns if column is not None]
@@ -287,7 +289,7 @@ def join(parts: Sequence[Demonstrations]) -> Demonstrations:
         tuple(text for part in parts for text in part.instruction),
         torch.cat([part.actions for part in parts]),
         torch.cat([part.mask for part in parts]),
-        all_of(part.points for part in parts),
+        all_of(None if part.points is None else part.points[:, :known] for part in parts),
         all_of(part.state for part in parts),
         all_of(
             None if part.episode is None else part.episode + offset
