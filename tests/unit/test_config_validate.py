@@ -152,6 +152,7 @@ def test_sound_runs_pass_unchanged(run):
         (GRPO_RUN, "--training.optim.betas 0.9,1", "both are decay rates", "--training.optim.betas 0.9,0.95"),
         (GRPO_RUN, "--training.optim.value_lr 1e-4", "no critic is trained there", 0),
         (PPO_RUN, "--sft.optim.value_lr 1e-4", "no critic is trained there", 0),
+        (PPO_RUN, "--training.optim.muon_lr 1e-2", "RL trains by AdamW alone", 0),
         (GRPO_RUN, "--training.optim.final_lr_fraction 0.5", "'constant' does not read it", 0),
         (
             GRPO_RUN,

@@ -1,5 +1,6 @@
 """The optimizer: schedule, groups, and what a non-finite gradient does."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -30,6 +31,50 @@ def test_value_head_has_its_own_rate_and_vectors_do_not_decay():
     ).param_groups
     found = {(g["lr"], g["weight_decay"]): len(g["params"]) for g in groups}
     assert found == {(1.0, 0.1): 1, (1.0, 0.0): 1, (5.0, 0.1): 1, (5.0, 0.0): 1}
+
+
+def test_muon_trains_the_matrices_of_blocks_and_goes_on_where_it_was_saved():
+    """Its steps are orthogonal: all singular values are as large, whatever those of the gradient."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Sequential(linear, nn.LayerNorm(16))])
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layers[0](x))
+
+    def make() -> tuple[Net, nn.Linear, Optimizer]:
+        model = Net(linear := nn.Linear(8, 16))
+        return model, linear, Optimizer(model, OptimConfig(lr=1e-3, muon_lr=0.1, warmup=1), 10, 0)
+
+    def step(model: Net, optimizer: Optimizer, seed: int) -> None:
+        x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    model, linear, optimizer = make()
+    assert optimizer.muon is not None
+    (of_muon,) = optimizer.muon.param_groups[0]["params"]
+    of_adamw = [p for group in optimizer.adamw.param_groups for p in group["params"]]
+    assert of_muon is linear.weight and all(p is not of_muon for p in of_adamw)
+    assert len(optimizer.parameters) == 6 == 1 + len(of_adamw)
+
+    before = linear.weight.detach().clone()
+    step(model, optimizer, 0)
+    values = torch.linalg.svdvals((linear.weight - before).detach())
+    assert values.max() / values.min() < 3 and 0.1 < values.mean() < 0.2
+
+    other, beside, again = make()
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in (1, 2):
+        step(model, optimizer, seed)
+        step(other, again, seed)
+    assert torch.equal(beside.weight, linear.weight)
+    assert Optimizer(other, OptimConfig(), 10, 0).muon is None
 
 
 def test_non_finite_gradients_are_skipped_then_stop_the_run():

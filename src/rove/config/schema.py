@@ -533,6 +533,9 @@ class OptimConfig:
     lr: LearningRate = 3e-4
     value_lr: LearningRate | None = None
     """Learning rate of the value head; None: `lr`."""
+    muon_lr: LearningRate | None = None
+    """Learning rate of Muon (Jordan et al. 2024), which makes steps orthogonal, for the weight matrices of a
+    network's repeated blocks; SFT only. None: AdamW trains them, as everything else."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0

@@ -369,6 +369,8 @@ def _unread(run: Run) -> Problems:
         critic_here = has_critic and section == "training.optim"
         if optim.value_lr is not None and not critic_here:
             yield f"{section}.value_lr is set, but no critic is trained there: set --{section}.value_lr none."
+        if optim.muon_lr is not None and section == "training.optim":
+            yield f"{section}.muon_lr is set, but RL trains by AdamW alone: set --{section}.muon_lr none."
         default = _default(OptimConfig, "final_lr_fraction")
         if optim.schedule == "constant" and optim.final_lr_fraction != default:
             yield (

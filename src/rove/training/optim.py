@@ -1,9 +1,10 @@
-"""AdamW, its parameter groups, and the learning-rate schedule as a pure function of the step."""
+"""AdamW and Muon, their parameter groups, and the learning-rate schedule as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from rove import transfer
 from rove.config.schema import OptimConfig
 from rove.errors import RoveError
-from rove.training.parallel import shard_like
+from rove.training.parallel import blocks, shard_like
 
 
 def learning_rate_factor(step: float, total: int, config: OptimConfig) -> float:
@@ -29,11 +30,16 @@ def learning_rate_factor(step: float, total: int, config: OptimConfig) -> float:
 def make_optimizer(
     module: nn.Module, config: OptimConfig, head: nn.Module | None = None
 ) -> torch.optim.AdamW:
-    """Make AdamW with groups for the model and for the value head `head`; only matrices have weight decay."""
+    """Make AdamW with groups for the model and for the value head `head`; only matrices have weight decay.
+
+    What `make_muon` trains is left out.
+    """
     in_head = {id(p) for p in head.parameters()} if head is not None else set()
+    others = {id(p) for p in _of_muon(module, config)}
+    trained = [p for p in module.parameters() if p.requires_grad and id(p) not in others]
     groups = []
     for is_head, lr in ((False, config.lr), (True, config.value_lr or config.lr)):
-        mine = [p for p in module.parameters() if p.requires_grad and (id(p) in in_head) == is_head]
+        mine = [p for p in trained if (id(p) in in_head) == is_head]
         for decays in (True, False):
             params = [p for p in mine if (p.ndim > 1) == decays]
             if params:
@@ -42,8 +48,27 @@ def make_optimizer(
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, foreach=True)
 
 
+def make_muon(module: nn.Module, config: OptimConfig) -> torch.optim.Muon | None:
+    """Make Muon for the weight matrices of the model's blocks; None where AdamW trains them."""
+    lr, params = config.muon_lr, _of_muon(module, config)
+    if lr is None or not params:
+        return None
+    group = {"params": params, "lr": lr, "base_lr": lr, "weight_decay": config.weight_decay}
+    return torch.optim.Muon([group])
+
+
+def _of_muon(module: nn.Module, config: OptimConfig) -> list[nn.Parameter]:
+    """The parameters that Muon trains: embeddings and heads are not among the blocks'."""
+    if config.muon_lr is None:
+        return []
+    parts = [part for block in blocks(module) for part in block.modules()]
+    matrices = [cast(nn.Parameter, part.weight) for part in parts if isinstance(part, nn.Linear)]
+    return [matrix for matrix in matrices if matrix.requires_grad]
+
+
 class Optimizer:
-    """AdamW with schedule and clipping; skips non-finite gradients, and raises after too many in a row."""
+    """AdamW, and Muon where it is asked for, with schedule and clipping; skips non-finite gradients, and
+    raises after too many in a row."""
 
     def __init__(
         self,
@@ -55,7 +80,8 @@ class Optimizer:
     ) -> None:
         self.config, self.total_steps, self.max_bad_steps = config, total_steps, max_bad_steps
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.adamw = make_optimizer(module, config, head)
+        self.adamw, self.muon = make_optimizer(module, config, head), make_muon(module, config)
+        self._both = [one for one in (self.adamw, self.muon) if one is not None]
         self.steps = 0
         self.bad_streak = 0
         self.last_lr = 0.0
@@ -63,7 +89,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self.adamw.zero_grad(set_to_none=True)
+        for optimizer in self._both:
+            optimizer.zero_grad(set_to_none=True)
 
     def step(
         self, metrics: Mapping[str, Tensor] | None = None, at: float | None = None
@@ -83,11 +110,12 @@ class Optimizer:
         taken = math.isfinite(read["grad_norm"])
         if taken:
             factor = self._factor(at)
-            for group in self.adamw.param_groups:
-                group["lr"] = group["base_lr"] * factor
             self.last_lr = self.config.lr * factor
             self._return()
-            self.adamw.step()
+            for optimizer in self._both:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                optimizer.step()
             self.bad_streak = 0
         else:
             self.bad_streak += 1
@@ -137,7 +165,9 @@ class Optimizer:
 
     def state_dict(self) -> dict:
         """Return moments and counters."""
-        return {"adamw": self.adamw.state_dict(), "steps": self.steps, "bad_streak": self.bad_streak}
+        muon = {} if self.muon is None else {"muon": self.muon.state_dict()}
+        counters = {"steps": self.steps, "bad_streak": self.bad_streak}
+        return {"adamw": self.adamw.state_dict(), **muon, **counters}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the state that `state_dict` returned."""
@@ -149,4 +179,6 @@ class Optimizer:
             for number, own in adamw["state"].items()
         }
         self.adamw.load_state_dict({**adamw, "state": moments})
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])
         self.steps, self.bad_streak = state["steps"], state["bad_streak"]

@@ -189,7 +189,8 @@ def _round(phase: str | None) -> int:
 
 def _lessons(config: SFTConfig) -> SFTConfig:
     """How a round of relabelling is learned from."""
-    optim = replace(config.optim, lr=config.optim.lr / 2)
+    muon = config.optim.muon_lr
+    optim = replace(config.optim, lr=config.optim.lr / 2, muon_lr=None if muon is None else muon / 2)
     return replace(config, steps=config.relabel_steps, optim=optim)
 
 
@@ -233,7 +234,10 @@ def _made_from(run: Run) -> dict[str, Any]:
     sft = load.to_dict(run.sft)
     if not run.sft.relabel:  # which warm-ups from before there was any do not say
         sft = {name: value for name, value in sft.items() if not name.startswith("relabel")}
-    key = {**_demonstrated_with(run), "policy": load.to_dict(run.policy), "sft": sft}
+    policy = load.to_dict(run.policy)
+    if run.policy.pointed == 1:  # likewise
+        del policy["pointed"]
+    key = {**_demonstrated_with(run), "policy": policy, "sft": sft}
     return key if run.sft.data is None else key | {"data": described(Path(run.sft.data))[2]}
 
 
