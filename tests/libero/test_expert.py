@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import closing
 
 import numpy as np
@@ -320,6 +321,29 @@ def test_the_same_generator_gives_the_same_actions(soup):
 
     one, again, other = play(1), play(1), play(2)
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_hand_is_pushed_aside_on_its_way_down_and_not_where_it_touches(soup):
+    """With the thing it is free in the air, not where it lifts it or lets it go."""
+    soup.reset([EpisodeSpec(SOUP, 3)])
+    generator, free = np.random.default_rng(0), defaultdict(list)
+    act = soup._expert.act
+
+    def spy(*args):
+        actions, freedom = act(*args)
+        free[expert.Phase(soup._expert.phase[0])].append(float(freedom[0]))
+        return actions, freedom
+
+    soup._expert.act = spy
+    try:
+        for _ in range(13):
+            soup.step_expert_chunk(0.3, generator)
+    finally:
+        soup._expert.act = act
+    assert free[expert.Phase.APPROACH][0] == 1.0
+    assert max(free[expert.Phase.DESCEND]) > 0.7 and min(free[expert.Phase.DESCEND]) < 0.3
+    assert set(free[expert.Phase.CLOSE]) == {0.1} and free[expert.Phase.RAISE][0] == 0.1
+    assert free[expert.Phase.CARRY][0] == 1.0
 
 
 def test_points_lie_in_the_picture_and_follow_the_hand(soup):

@@ -46,6 +46,8 @@ SHOULDER, WRIST, BEHIND, STRETCH = 0.333, 0.21, 0.088, 0.66
 behind it; how far they may be apart: with its elbow straight an arm cannot be made to bend it."""
 LOST = 0.06
 """Metres that a thing has moved in the hand when it is no longer held."""
+ROOM = 0.10
+"""Metres from what is touched next at which a hand moves freely."""
 FUNNEL = 0.25
 """Metres, for each above its grasp, that a hand may be off and still come down; where another has brought it
 there it need not go up again."""
@@ -419,9 +421,20 @@ class Expert:
         action[turning, 3:6] = np.clip(turn[turning] / TURN, -1, 1)
         closed = ((phase >= Phase.CLOSE) & (phase <= Phase.MOVE)) | pushes
         action[:, 6] = np.where(closed, 1.0, -1.0)
-        distance = np.linalg.norm(want - hand, axis=1)
-        free = np.where(at(Phase.APPROACH, Phase.RAISE, Phase.CARRY), distance / REACH, 0.0)
-        return action, np.clip(free, 0.1, 1.0)
+        return action, np.clip(self._room(slots, sight) / ROOM, 0.1, 1.0)
+
+    def _room(self, slots: np.ndarray, sight: _Sight) -> np.ndarray:
+        """Return how far hands, or what they hold, are from what they touch next or touched last, metres [n].
+
+        A hand that is pushed aside on its way down shows how to come back, which whoever has learned from it
+        needs there: what it has never seen it does not correct.
+        """
+        phase, off = self.phase[slots], sight.thing - sight.destination
+        coming = np.isin(phase, (Phase.APPROACH, Phase.DESCEND))
+        going = np.isin(phase, (Phase.CARRY, Phase.LOWER))
+        to_go = np.where(self._drawn[slots], np.linalg.norm(off[:, :2], axis=1), off[:, 2])
+        lifted = np.where(phase == Phase.RAISE, sight.thing[:, 2] - self._lying[slots], 0.0)
+        return np.where(coming, _off(sight)[0], np.where(going, to_go, lifted))
 
 
 def _off(sight: _Sight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
