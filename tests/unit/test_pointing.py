@@ -43,10 +43,9 @@ def pictures(env):
     return collect_grounding_images(env, images=192, seed=1, on_image=lambda n: None)
 
 
-@pytest.fixture
-def policy(env):
+def build(env, config: PolicyConfig = SMALL):
     return policies.build(
-        SMALL,
+        config,
         chunk=4,
         action_spec=env.action_spec,
         image_size=64,
@@ -54,6 +53,11 @@ def policy(env):
         statistics=None,
         seed=1,
     )
+
+
+@pytest.fixture
+def policy(env):
+    return build(env)
 
 
 @pytest.mark.parametrize(("role", "color"), [(0, "red"), (1, "cyan")])
@@ -181,15 +185,7 @@ def test_a_second_picture_is_pointed_in_too(pictures, env):
         images=torch.cat((pictures.images, pictures.images.flip(3)), dim=1),
         points=torch.cat((pictures.points, mirrored), dim=1),
     )
-    policy = policies.build(
-        replace(SMALL, pointed=2),
-        chunk=4,
-        action_spec=env.action_spec,
-        image_size=64,
-        vocabulary=env.suite.vocabulary,
-        statistics=None,
-        seed=1,
-    )
+    policy = build(env, replace(SMALL, pointed=2))
     assert policy.vlm.pointer.queries.shape[0] == 6
     blind = replace(both, images=torch.cat((both.images[:, :1], torch.zeros_like(both.images[:, 1:])), dim=1))
     start = {name: value.clone() for name, value in policy.state_dict().items()}
