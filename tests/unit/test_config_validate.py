@@ -134,6 +134,12 @@ def test_sound_runs_pass_unchanged(run):
             "but the suite has 1 picture:",
             "--policy.pointers 3 --policy.pointed 1 --sft.grounding 64 --sft.grounding_steps 51",
         ),
+        (
+            GRPO_RUN,
+            "--policy.pointers 6 --sft.grounding 64 --sft.grounding_steps 51",
+            "the suite says where 3 things are",
+            "--policy.pointers 3 --sft.grounding 64 --sft.grounding_steps 51",
+        ),
         (GRPO_RUN, "--sft.freeze vlm.towers", "would stay random", "--sft.freeze []"),
         (
             GRPO_RUN,

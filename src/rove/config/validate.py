@@ -293,11 +293,21 @@ def _start(run: Run) -> Problems:
             f"picture{'s' if pictures > 1 else ''}: set --policy.pointed {pictures}"
             f"{', or --env.wrist true' if isinstance(run.env, LiberoConfig) and not run.env.wrist else ''}."
         )
+    if run.sft and run.sft.grounding and pictures is not None and run.policy.pointers not in (0, _THINGS):
+        # points of one thing, or picture, would else be learned for those of another
+        yield (
+            f"policy.pointers = {run.policy.pointers}, but the suite says where {_THINGS} things are in a "
+            f"picture: set --policy.pointers {_THINGS}."
+        )
     if run.sft and run.sft.freeze and not run.sft.grounding and run.policy.checkpoint is None:
         yield (
             "sft.freeze is set, but in a policy from scratch with sft.grounding = 0 what it names would stay "
             "random: set --sft.freeze [], or --sft.grounding and --sft.grounding_steps."
         )
+
+
+_THINGS = 3
+"""Points that `rove.envs.base.Grounder` says in a picture."""
 
 
 def _pictures(env: object) -> int | None:
