@@ -27,6 +27,8 @@ from rove.errors import RoveError
 
 HOVER = 0.12
 """Metres over a grasp at which the hand comes to it."""
+BEFORE = 0.05
+"""Metres before a drawer that is pushed shut at which it comes to it."""
 LOW = 0.04
 """Metres over a grasp at which it comes at least, where the arm does not reach higher."""
 LIFT = 0.20
@@ -255,21 +257,24 @@ class Expert:
                 destination[i] = subject.destination(data, np.array([row]))[0]
         hand = data["site_xpos"][rows, site]
         ceiling = _ceiling(hand - base, base[:, 2])
+        hover, back, pushes = self._hover[slots], self._back[slots], self._pushes[slots]
+        # before a drawer that stands open an arm does not reach as far out
+        hover = np.where(handle & pushes & (back[:, 2] < 0.5), np.minimum(hover, BEFORE), hover)
         return _Sight(
             hand,
             axis_angle_between(rotation, wanted),
             thing,
             destination,
             grasp,
-            self._back[slots],
+            back,
             handle,
-            self._pushes[slots],
+            pushes,
             joint,
             lever,
             passed,
             group.controller.gripper[rows, 1],
             ceiling,
-            np.where(handle, self._hover[slots], np.clip(ceiling - grasp[:, 2], LOW, self._hover[slots])),
+            np.where(handle, hover, np.clip(ceiling - grasp[:, 2], LOW, hover)),
         )
 
     def _advance(self, slots: np.ndarray, places: Sequence[Place], sight: _Sight) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 from rove.envs.libero.controller import HAND
 from rove.envs.rotations import matrix
 
+WIDEST = 0.080
+"""Metres between the open fingers."""
 OPENING = 0.066
-"""Metres across the widest thing that the open fingers go around with room to spare; they open 0.08."""
+"""Metres across the widest thing that they go around with room to spare."""
 DEPTH = 0.040
 """Metres below its top at which a tall thing is held at least as high: the palm would press on it."""
 RIM_DEPTH, BOWL_DEPTH = 0.022, 0.032
@@ -24,6 +26,10 @@ GROUND = 0.012
 NEAR, NEAREST = 0.014, 0.004
 """Metres over its grasp at which a hand closes at the earliest, of what rises far above that, and of what is
 flat: fingers that close over its top hold nothing."""
+ASIDE = 0.006
+"""Metres that an open finger keeps off a thing that is held beside the fingers' middle."""
+END = 0.012
+"""Metres from the end of a thing at which it is held at the outermost."""
 MARGIN = 0.008
 """Metres that the hand should keep off other things."""
 SLAB = 0.010
@@ -100,10 +106,14 @@ def _corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
     return middle + half * np.array(list(itertools.product((-1, 1), repeat=3)))
 
 
-def grasps(points: np.ndarray, up: np.ndarray = UP) -> list[Grasp]:
+def grasps(points: np.ndarray, up: np.ndarray = UP, off_centre: bool = False) -> list[Grasp]:
     """List ways to hold what has these corners [n, 3], along the world's axes from the thing's position; best
-    first. A hollow thing opens towards `up` [3], a unit vector."""
-    return _across(points) or [*_raised(points, up), *_edge(points)]
+    first. A hollow thing opens towards `up` [3], a unit vector. Off-centre ways are those that also hold a
+    narrow thing nearer to one finger than to the other, or nearer to one of its ends."""
+    across = _across(points)
+    if off_centre:
+        across = [shifted for grasp in across for shifted in _shifted(points, grasp)]
+    return across or [*_raised(points, up), *_edge(points)]
 
 
 def around(points: np.ndarray, point: np.ndarray) -> float:
@@ -133,6 +143,23 @@ def _across(points: np.ndarray) -> list[Grasp]:
         if all(abs(yaw - other.yaw) > APART for other in apart):
             apart.append(Grasp(point, yaw, len(apart)))
     return apart
+
+
+def _shifted(points: np.ndarray, grasp: Grasp) -> list[Grasp]:
+    """List a grasp with a finger on either side, and others with the same turn as far off the middle as there
+    is room between the fingers, and along the thing."""
+    cos, sin = np.cos(grasp.yaw), np.sin(grasp.yaw)
+    across, along = np.array([-sin, cos, 0.0]), np.array([cos, sin, 0.0])
+    between = max(0.0, (WIDEST - np.ptp(points @ across)) / 2 - ASIDE)
+    lengthwise = max(0.0, np.ptp(points @ along) / 2 - END)
+    return [
+        Grasp(
+            grasp.point + step * between * across + part * lengthwise * along,
+            grasp.yaw,
+            9 * grasp.way + place,
+        )
+        for place, (step, part) in enumerate(itertools.product((0, -1, 1), repeat=2))
+    ]
 
 
 def _edge(points: np.ndarray) -> list[Grasp]:
@@ -201,7 +228,10 @@ class Obstacles:
         hand = _HAND @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + grasp.point + origin
         body = xmat[self._bodies].reshape(-1, 3, 3)
         middle = xpos[self._bodies] + (body @ self._position[..., None])[..., 0]
-        inside = np.abs((hand - middle[:, None]) @ (body @ self._rotation)) < self._half[:, None] + MARGIN
+        axes = body @ self._rotation
+        # beside it: what the fingertips come down to is kept off by `GROUND`
+        margin = MARGIN * np.linalg.norm(axes[:, :2], axis=1)
+        inside = np.abs((hand - middle[:, None]) @ axes) < (self._half + margin)[:, None]
         return int(inside.all(-1).any(0).sum())
 
 

@@ -29,8 +29,15 @@ USUAL, NEAR = 12, 0.06
 them, in the mean, within which it is held so."""
 ODD = 15.0
 """Points of the hand in another thing, more than usual, from which on a thing is held otherwise."""
+FALLEN = 0.1
+"""Metres below or above where it is in most initial states of a thing that has fallen."""
+CRAMPED = 0.5
+"""Points of the hand in other things from which on, in the mean, a thing is held off its centre."""
 FLAT, LEVEL = 0.025, 0.02
 """Height of what is flat, metres, and how far apart in height two places are on one level."""
+FRONT = 0.02
+"""Metres before the middle of a drawer at which a thing is let go: a bowl further back comes to lie on the
+handle of the drawer above, and leans when it has slid off."""
 LET_GO = 0.012
 """Metres over its place at which a thing is let go."""
 
@@ -50,6 +57,12 @@ class Target:
         self.region = Region(model, spec["region"]) if "region" in spec else None
         self.aside = 0.0 if self.region is None else aside * float(self.region.size[0])
         self.inside = spec["kind"] == "in_region"
+        self._out = np.zeros(3)
+        """The way out of the drawer that the thing goes into, in the frame of its body; zero: it is none."""
+        if self.region is not None and self.inside:
+            self._out = _way_out(model, self.region.body)
+        self._cramped = False
+        """Whether something tall usually stands so close that it is held off its centre."""
         self.other = -1 if self.region else model.body(spec["other"]).id
 
     def shape(self, data: Mapping[str, np.ndarray], row: int) -> np.ndarray:
@@ -64,8 +77,8 @@ class Target:
         way that changed from one to the next could not be imitated, since what decides it cannot be seen.
         """
         xpos, xmat = data["xpos"][row], data["xmat"][row]
-        options = [(option, self._cost(option, xpos, xmat)) for option in self._options(xpos, xmat)]
         place, usual = self._usually
+        options = [(option, self._cost(option, xpos, xmat)) for option in self._options(xpos, xmat)]
         near = np.linalg.norm((xpos[self.body] - place)[:2]) < NEAR
         if near and options and options[0][0].way in usual:  # not of what leans once it has come to rest
             means = [usual.get(option.way, np.inf) for option, _ in options]
@@ -78,7 +91,7 @@ class Target:
     def _options(self, xpos: np.ndarray, xmat: np.ndarray) -> list[Grasp]:
         """The ways to hold the thing, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
         frame = xmat[self.body].reshape(3, 3)
-        return grasps(self.points @ frame.T, frame[:, 2])
+        return grasps(self.points @ frame.T, frame[:, 2], self._cramped)
 
     def _cost(self, option: Grasp, xpos: np.ndarray, xmat: np.ndarray) -> float:
         """Points of the hand that would be in another thing, and as much for an arm that is stretched."""
@@ -90,6 +103,14 @@ class Target:
     def _usually(self) -> tuple[np.ndarray, dict[int, float]]:
         """Where the thing is in the mean of the task's initial states [3], and what each way to hold it that
         there is in all of them costs in the mean."""
+        place, costs = self._judged()
+        if costs and min(costs.values()) > CRAMPED:
+            self._cramped = True
+            place, costs = self._judged()
+        return place, costs
+
+    def _judged(self) -> tuple[np.ndarray, dict[int, float]]:
+        """What `_usually` says, of the ways that there are now."""
         task, model = self._task, copy.copy(self._task.model)
         data, fixtures = mujoco.MjData(model), list(task.fixtures)
         places, costs = [], defaultdict(list)
@@ -101,8 +122,12 @@ class Target:
             places.append(data.xpos[self.body].copy())
             for option in self._options(data.xpos, data.xmat):
                 costs[option.way].append(self._cost(option, data.xpos, data.xmat))
-        whole = {way: float(np.mean(own)) for way, own in costs.items() if len(own) == len(places)}
-        return np.mean(places, axis=0), whole
+        # In a few of the published states a thing has fallen to the floor.
+        lies = np.abs(np.subtract(places, np.median(places, axis=0))[:, 2]) < FALLEN
+        whole = {
+            way: float(np.mean(np.array(own)[lies])) for way, own in costs.items() if len(own) == len(places)
+        }
+        return np.array(places)[lies].mean(axis=0), whole
 
     def hold(self, data: Mapping[str, np.ndarray], row: int, home: np.ndarray, attempt: int) -> Hold:
         """Choose how to hold the thing as it lies, another way with each attempt; `home`: see `Grasp.hold`.
@@ -146,8 +171,18 @@ class Target:
         position, rotation = self.region.pose(data, rows)
         half = np.abs(rotation @ self.region.size)
         place = position + self.aside * rotation[:, :, 0]
+        place += FRONT * data["xmat"][rows, self.region.body].reshape(-1, 3, 3) @ self._out
         if self.inside:
             place[:, 2] += np.minimum(half[:, 2], lowest + LET_GO - half[:, 2])
         else:
             place[:, 2] += lowest + LET_GO + half[:, 2]
         return place
+
+
+def _way_out(model: mujoco.MjModel, body: int) -> np.ndarray:
+    """Return the unit vector [3] along which a body slides open, in its frame; zero where it does not."""
+    joint = int(model.body_jntadr[body])
+    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
+        return np.zeros(3)
+    ends = model.jnt_range[joint]
+    return np.sign(ends[np.abs(ends).argmax()]) * model.jnt_axis[joint]
