@@ -288,7 +288,9 @@ class Expert:
         for i, (slot, place) in enumerate(zip(slots.tolist(), places, strict=True)):
             phase, handle = Phase(self.phase[slot]), bool(sight.handle[i])
             placed = left[i] < 0.08 and abs(sight.thing[i, 2] - sight.destination[i, 2]) < 0.03
-            if not handle and Phase.RAISE <= phase <= Phase.LOWER and slipped[i]:
+            if phase == Phase.LOWER and slipped[i] and left[i] < LOST:
+                self.phase[slot], self._since[slot] = Phase.OPEN, 0  # it fell where it goes
+            elif not handle and Phase.RAISE <= phase <= Phase.LOWER and slipped[i]:
                 (self._go_on if self._watches[slot] and placed else self._again)(slot, place)
             elif ended[i] and phase == Phase.LEAVE:
                 done = sight.passed[i] if handle else left[i] < 0.08
