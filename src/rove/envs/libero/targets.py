@@ -61,8 +61,6 @@ class Target:
         """The way out of the drawer that the thing goes into, in the frame of its body; zero: it is none."""
         if self.region is not None and self.inside:
             self._out = _way_out(model, self.region.body)
-        self._cramped = False
-        """Whether something tall usually stands so close that it is held off its centre."""
         self.other = -1 if self.region else model.body(spec["other"]).id
 
     def shape(self, data: Mapping[str, np.ndarray], row: int) -> np.ndarray:
@@ -78,7 +76,9 @@ class Target:
         """
         xpos, xmat = data["xpos"][row], data["xmat"][row]
         place, usual = self._usually
-        options = [(option, self._cost(option, xpos, xmat)) for option in self._options(xpos, xmat)]
+        options = [
+            (option, self._cost(option, xpos, xmat)) for option in self._options(xpos, xmat, self._cramped)
+        ]
         near = np.linalg.norm((xpos[self.body] - place)[:2]) < NEAR
         if near and options and options[0][0].way in usual:  # not of what leans once it has come to rest
             means = [usual.get(option.way, np.inf) for option, _ in options]
@@ -88,10 +88,10 @@ class Target:
             ]
         return [option for option, _ in sorted(options, key=lambda one: one[1])]
 
-    def _options(self, xpos: np.ndarray, xmat: np.ndarray) -> list[Grasp]:
+    def _options(self, xpos: np.ndarray, xmat: np.ndarray, off_centre: bool) -> list[Grasp]:
         """The ways to hold the thing, with bodies at `xpos` [n, 3] and `xmat` [n, 9]."""
         frame = xmat[self.body].reshape(3, 3)
-        return grasps(self.points @ frame.T, frame[:, 2], self._cramped)
+        return grasps(self.points @ frame.T, frame[:, 2], off_centre)
 
     def _cost(self, option: Grasp, xpos: np.ndarray, xmat: np.ndarray) -> float:
         """Points of the hand that would be in another thing, and as much for an arm that is stretched."""
@@ -103,14 +103,16 @@ class Target:
     def _usually(self) -> tuple[np.ndarray, dict[int, float]]:
         """Where the thing is in the mean of the task's initial states [3], and what each way to hold it that
         there is in all of them costs in the mean."""
-        place, costs = self._judged()
-        if costs and min(costs.values()) > CRAMPED:
-            self._cramped = True
-            place, costs = self._judged()
-        return place, costs
+        return self._judged(self._cramped)
 
-    def _judged(self) -> tuple[np.ndarray, dict[int, float]]:
-        """What `_usually` says, of the ways that there are now."""
+    @functools.cached_property
+    def _cramped(self) -> bool:
+        """Whether something tall usually stands so close that the thing is held off its centre."""
+        costs = self._judged(off_centre=False)[1]
+        return bool(costs) and min(costs.values()) > CRAMPED
+
+    def _judged(self, off_centre: bool) -> tuple[np.ndarray, dict[int, float]]:
+        """What `_usually` says, of the ways to hold the thing in its middle, or off its centre too."""
         task, model = self._task, copy.copy(self._task.model)
         data, fixtures = mujoco.MjData(model), list(task.fixtures)
         places, costs = [], defaultdict(list)
@@ -120,7 +122,7 @@ class Target:
             data.qpos[:] = state[1 : 1 + model.nq]
             mujoco.mj_kinematics(model, data)
             places.append(data.xpos[self.body].copy())
-            for option in self._options(data.xpos, data.xmat):
+            for option in self._options(data.xpos, data.xmat, off_centre):
                 costs[option.way].append(self._cost(option, data.xpos, data.xmat))
         # In a few of the published states a thing has fallen to the floor.
         lies = np.abs(np.subtract(places, np.median(places, axis=0))[:, 2]) < FALLEN
