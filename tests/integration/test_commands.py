@@ -49,7 +49,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"maniskill_tiny|maniskill:|CHECKPOINT --suite maniskill|put_on_plate_tiny|rove assets", SIMULATOR),
     (r"train openvla_oft_", LARGE),
     (r"(train|sft) libero_", "takes a minute or two, however small: its episodes are whole"),
-    (r"sft tabletop_smolvla_vine", "tests/integration/test_float_samples.py does it with a smaller policy"),
+    (r"train tabletop_smolvla_", "tests/integration/test_float_samples.py does it with a smaller policy"),
     (r"eval runs/(tabletop_smolvla|libero_object)_", "needs a warm-up: test_eval.py asks a small one"),
     (r"plan RECIPE --profile", "needs a profile that was measured on a GPU"),
     (r"--ray-address", "needs a cluster: tests/integration/test_ray.py starts one"),
