@@ -109,18 +109,19 @@ def put_on_plate_tiny_ppo() -> Run:
         env=replace(REDUCED, reward="dense"),
         policy=replace(TINY, value_head=ValueHeadConfig(detach=True)),
         rollout=RolloutConfig(num_envs=32, chunk=8, chunks=10),
+        # A tenth of this ended at 52 %, from which an hour of RL came to 69.
         sft=SFTConfig(
-            episodes=150,
+            episodes=1500,
             noise=0.5,
             smoothing=3.0,
             color_jitter=0.2,
-            steps=250,
+            steps=2400,
             batch=64,
             micro_batch=64,
-            grounding=2000,
-            grounding_steps=600,
+            grounding=12000,
+            grounding_steps=2500,
             freeze=PERCEPTION,
-            optim=OptimConfig(lr=2e-3, warmup=50, schedule="cosine", weight_decay=0.01),
+            optim=OptimConfig(lr=2e-3, muon_lr=0.02, warmup=50, schedule="cosine", weight_decay=0.01),
         ),
         training=TrainingConfig(
             iterations=200,
@@ -188,7 +189,15 @@ def maniskill_tiny_ppo() -> Run:
         policy=replace(base.policy, pointers=0),
         rollout=replace(base.rollout, chunks=6),
         # These tasks do not say where things are: a policy finds it out from the demonstrations alone.
-        sft=replace(base.sft, steps=1500, grounding=0, grounding_steps=0, freeze=()),
+        sft=replace(
+            base.sft,
+            episodes=150,
+            steps=1500,
+            grounding=0,
+            grounding_steps=0,
+            freeze=(),
+            optim=replace(base.sft.optim, muon_lr=None),
+        ),
         training=replace(base.training, freeze=()),
         evaluation=replace(base.evaluation, variant_episodes=0),
     )
