@@ -151,7 +151,13 @@ def libero_10_grpo() -> Run:
         name="libero_10_grpo",
         env=replace(base.env, tasks=tasks, horizon=400, scenes=10),
         rollout=replace(base.rollout, chunks=50),
-        sft=replace(base.sft, steps=3600),
+        sft=replace(
+            base.sft,
+            episodes=1500,
+            steps=4000,
+            noise=0.8,
+            optim=replace(base.sft.optim, muon_lr=0.02),
+        ),
     )
 
 
