@@ -153,7 +153,7 @@ def tabletop_smolvla_vine() -> Run:
 @recipe
 def tabletop_pi05_ppo() -> Run:
     """PPO for a tiny π0.5 on eight tabletop tasks."""
-    return _tiny(tabletop_ppo(), "tabletop_pi05_ppo", PI05, PI05_PERCEPTION, episodes=990, steps=300)
+    return _tiny(tabletop_ppo(), "tabletop_pi05_ppo", PI05, PI05_PERCEPTION, episodes=990, steps=1000)
 
 
 @recipe
