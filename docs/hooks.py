@@ -104,10 +104,11 @@ def _file(target: str) -> str:
 
 def _help() -> str:
     """`rove --help` and that of every command, as headings and listings."""
-    from rove import cli
+    from rove.cli import COMMANDS
+    from rove.cli.parsing import build_parser
 
     os.environ["COLUMNS"] = "80"  # argparse wraps to it
-    parser = cli._parser()
+    parser = build_parser(COMMANDS)
     chosen = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     shown = {"rove": parser, **{f"rove {name}": sub for name, sub in chosen.choices.items()}}
     return "\n\n".join(f"## {name}\n\n```text\n{sub.format_help()}```" for name, sub in shown.items())

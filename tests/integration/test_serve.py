@@ -85,7 +85,7 @@ def test_a_served_policy_is_evaluated_as_the_checkpoint_itself(server, checkpoin
 
 def test_mistakes_are_said_in_a_line(checkpoint, tmp_path):
     for words, reason in (
-        ((str(checkpoint), "--port", "70000"), "port from 0 to 65535"),
+        ((str(checkpoint), "--port", "70000"), "a whole number from 0 to 65535"),
         ((str(checkpoint), "--keys", "libro"), "Did you mean 'libero'"),
         ((str(tmp_path), "--port", "0"), str(tmp_path)),
         ((str(checkpoint), "--port", "0"), "--images KEY"),

@@ -68,13 +68,13 @@ def test_each_command_has_help(name, capsys):
         ("eval x --suite tabletop --decoding gredy", "evaluation.decoding = 'gredy'. Did you mean 'greedy'"),
         ("report", "The following arguments are required: RUN"),
         ("recipes --all", "Unknown option --all"),
-        ("plan demo --nodes 1000000000", "expected at most 256, got 1000000000"),
+        ("plan demo --nodes 1000000000", "expected a whole number from 1 to 256, got '1000000000'"),
         ("bench nothing_like_it", "Unknown benchmark 'nothing_like_it'"),
         ("train --resume gone", "No run configuration at gone/run.json"),
     ],
 )
 def test_mistakes_get_one_message_and_exit_code_2(words, message, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_scripts", lambda: {"envs": Path("envs.py")})
+    monkeypatch.setattr(cli.handlers, "_scripts", lambda: {"envs": Path("envs.py")})
     assert cli.main(words.split()) == 2
     output = capsys.readouterr()
     assert output.err.startswith("rove: error: ")
@@ -198,7 +198,7 @@ def test_report_prints_the_page(monkeypatch, capsys, tmp_path):
 def test_bench_runs_scripts_and_reports_their_failure(monkeypatch, tmp_path, capfd):
     (tmp_path / "good.py").write_text("print('measured')")
     (tmp_path / "bad.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(cli, "_scripts", lambda: {p.stem: p for p in sorted(tmp_path.glob("*.py"))})
+    monkeypatch.setattr(cli.handlers, "_scripts", lambda: {p.stem: p for p in sorted(tmp_path.glob("*.py"))})
     assert cli.main(["bench", "good"]) == 0
     assert "measured" in capfd.readouterr().out
     assert cli.main(["bench"]) == 3

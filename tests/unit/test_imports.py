@@ -139,7 +139,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("serving",),
     "transformers": ("policies", "doctor.py"),
     "tokenizers": ("policies", "doctor.py"),
-    "rich": ("reporting", "cli", "cli.py", "doctor.py"),
+    "rich": ("reporting", "doctor.py"),
     "jinja2": ("reporting",),
     "scipy": ("evaluation/comparison.py",),
     "wandb": ("reporting",),

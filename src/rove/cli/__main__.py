@@ -1,0 +1,7 @@
+"""`python -m rove.cli`."""
+
+import sys
+
+from rove.cli import main
+
+sys.exit(main())
