@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,55 +76,16 @@ def warm_up(
         if run.policy.checkpoint is None:
             raise RoveError("Nothing to start from: set policy.checkpoint, or keep the sft section.")
         return Path(run.policy.checkpoint)
-    target, key = directory / "sft", _made_from(run)
-    interrupt = interrupt or Interrupt()
-    snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
-    rounds = [directory / f"{_ROUND}{number}.npz" for number in range(1, run.sft.relabel + 1)]
-    done = None
-    if target.exists():
-        done, wrong = _rounds_done(target, run)
-        if done is None:
-            progress.message(f"{target} {wrong}: the warm-up is made anew.")
-        elif done == run.sft.relabel:
-            snapshots.delete()  # where a kill came before that
-            return target
-    under_way = _round(snapshots.phase)
-    first = max(under_way, 0 if done is None else done + 1)
-    if missing := next((path for path in rounds[: max(under_way, done or 0)] if not path.exists()), None):
-        progress.message(f"{missing} is missing: the warm-up is made anew.")
-        snapshots.delete()
-        snapshots = Snapshots(directory / "warm_up", key, check=interrupt.check)
-        done, first = None, 0
-    before = run.sft.steps + (first - 1) * run.sft.relabel_steps if first else 0
-    current = f"{_ROUND}{first}" if first else snapshots.phase
-    taken = snapshots.step if snapshots.phase == current else 0
-    log.keep(partial(_logged_before, "sft" if first else current, before + taken))
-
-    with closing(make_env(run, device)) as env:
-        if run.sft.relabel and not isinstance(env, Corrector):
-            raise RoveError(f"The expert of {env.suite.name!r} cannot look on: set --sft.relabel 0.")
-        if run.sft.data is None:
-            demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
-            every = run.rollout.chunk
-        else:
-            demonstrations, every = bring(run, env)
-        suite = env.suite
-        policy = policies.build(
-            run.policy if done is None else replace(run.policy, checkpoint=str(target)),
-            chunk=run.rollout.chunk,
-            action_spec=env.action_spec,
-            image_size=run.env.image_size,
-            vocabulary=suite.vocabulary,
-            statistics={suite.name: dataset_statistics(demonstrations, every, run.sft.zero_centred)},
-            seed=run.seed,
-            device=device,
-        )
-        grounding = None
-        if run.sft.grounding and not first and snapshots.phase in (None, "pointing"):
-            progress.phase("picture", run.sft.grounding)
-            grounding = collect_grounding_images(
-                env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
-            )
+    target, key, interrupt = directory / "sft", _made_from(run), interrupt or Interrupt()
+    begun = _Begun.look(run, directory, key, progress, interrupt.check)
+    if begun.rounds == run.sft.relabel:
+        begun.snapshots.delete()  # where a kill came before that
+        return target
+    snapshots, first, taken = begun.snapshots, begun.next_round, begun.steps_taken
+    log.keep(
+        partial(_logged_before, "sft" if first else snapshots.phase, _steps_before(run.sft, first) + taken)
+    )
+    policy, demonstrations, grounding = _materials(run, directory, begun, progress, device)
 
     def on_step(step: int, metrics: dict[str, float], before: int = 0) -> None:
         progress.advance()
@@ -137,26 +98,32 @@ def warm_up(
             assert isinstance(policy, Locator)  # or `Policy.check` has refused the run
             progress.phase("point", run.sft.grounding_steps)
             if snapshots.phase == "pointing":
-                progress.advance(snapshots.step)
+                progress.advance(taken)
             learn_to_point(policy, grounding, run.sft, run.seed, **common)
         freeze(policy, run.sft.freeze, "sft.freeze")
         if not first:
             progress.phase("sft", run.sft.steps)
             if snapshots.phase == "sft":
-                progress.advance(snapshots.step)
+                progress.advance(taken)
             fit(policy, demonstrations, run.sft, run.seed, **common)
-    lessons = _lessons(run.sft)
-    for number, path in enumerate(rounds, start=1):
-        relabelled = relabel(run, policy, number, path, progress, device)
+    for number in range(1, run.sft.relabel + 1):
+        relabelled = relabel(run, policy, number, _round_file(directory, number), progress, device)
         demonstrations = join([demonstrations, relabelled])
         if number < first:
             continue
         progress.phase(f"sft, round {number}", run.sft.relabel_steps)
-        if number == under_way:
+        if number == first:
             progress.advance(taken)
-        common["on_step"] = partial(on_step, before=run.sft.steps + (number - 1) * run.sft.relabel_steps)
+        common["on_step"] = partial(on_step, before=_steps_before(run.sft, number))
         with interrupt.patient("this step"):
-            fit(policy, demonstrations, lessons, run.seed + number, phase=f"{_ROUND}{number}", **common)
+            fit(
+                policy,
+                demonstrations,
+                _lessons(run.sft),
+                run.seed + number,
+                phase=f"{_ROUND}{number}",
+                **common,
+            )
 
     def write(draft: Path) -> None:
         policy.save_pretrained(draft)
@@ -165,6 +132,83 @@ def warm_up(
     checkpoint.write_atomically(target, write)
     snapshots.delete()
     return target
+
+
+class _Begun(NamedTuple):
+    """What is left of a warm-up that was begun in a directory."""
+
+    rounds: int | None
+    """Rounds of relabelling that its checkpoint has had; None: there is no checkpoint that can be used."""
+    snapshots: Snapshots
+    """The phase that it was stopped in, if any."""
+
+    @staticmethod
+    def look(
+        run: Run, directory: Path, key: Mapping[str, Any], progress: Progress, check: Callable[[], None]
+    ) -> _Begun:
+        """Look what of a warm-up in `directory` can be used for `run`, which has to be made from `key`; what
+        cannot is said. For `check` see `Snapshots`."""
+        assert run.sft is not None
+        target, rounds = directory / "sft", None
+        snapshots = Snapshots(directory / "warm_up", key, check=check)
+        if target.exists():
+            rounds, wrong = _rounds_done(target, run)
+            if rounds is None:
+                progress.message(f"{target} {wrong}: the warm-up is made anew.")
+        if rounds == run.sft.relabel:
+            return _Begun(rounds, snapshots)
+        learned_from = max(_round(snapshots.phase), rounds or 0)
+        files = [_round_file(directory, number) for number in range(1, learned_from + 1)]
+        if (missing := next((path for path in files if not path.exists()), None)) is not None:
+            progress.message(f"{missing} is missing: the warm-up is made anew.")
+            snapshots.delete()
+            return _Begun(None, Snapshots(directory / "warm_up", key, check=check))
+        return _Begun(rounds, snapshots)
+
+    @property
+    def next_round(self) -> int:
+        """The round of relabelling to go on with; 0: the demonstrations themselves."""
+        return max(_round(self.snapshots.phase), 0 if self.rounds is None else self.rounds + 1)
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps that were taken in the phase to go on with."""
+        stopped_in_it = not self.next_round or self.next_round == _round(self.snapshots.phase)
+        return self.snapshots.step if stopped_in_it else 0
+
+
+def _materials(
+    run: Run, directory: Path, begun: _Begun, progress: Progress, device: str
+) -> tuple[Policy, Demonstrations, Demonstrations | None]:
+    """Build the policy that a warm-up begins with, and collect or read its demonstrations and the pictures to
+    point in; no pictures where that is behind it."""
+    assert run.sft is not None
+    with closing(make_env(run, device)) as env:
+        if run.sft.relabel and not isinstance(env, Corrector):
+            raise RoveError(f"The expert of {env.suite.name!r} cannot look on: set --sft.relabel 0.")
+        if run.sft.data is None:
+            demonstrations = demonstrate(run, env, directory / "demonstrations.npz", progress)
+            every = run.rollout.chunk
+        else:
+            demonstrations, every = bring(run, env)
+        start = run.policy.checkpoint if begun.rounds is None else str(directory / "sft")
+        policy = policies.build(
+            replace(run.policy, checkpoint=start),
+            chunk=run.rollout.chunk,
+            action_spec=env.action_spec,
+            image_size=run.env.image_size,
+            vocabulary=env.suite.vocabulary,
+            statistics={env.suite.name: dataset_statistics(demonstrations, every, run.sft.zero_centred)},
+            seed=run.seed,
+            device=device,
+        )
+        grounding = None
+        if run.sft.grounding and not begun.next_round and begun.snapshots.phase in (None, "pointing"):
+            progress.phase("picture", run.sft.grounding)
+            grounding = collect_grounding_images(
+                env, images=run.sft.grounding, seed=run.seed, on_image=progress.advance
+            )
+    return policy, demonstrations, grounding
 
 
 def _rounds_done(target: Path, run: Run) -> tuple[int | None, str | None]:
@@ -185,6 +229,16 @@ def _rounds_done(target: Path, run: Run) -> tuple[int | None, str | None]:
 def _round(phase: str | None) -> int:
     """The round of relabelling that a phase is; 0: none."""
     return int(phase.removeprefix(_ROUND)) if phase and phase.startswith(_ROUND) else 0
+
+
+def _round_file(directory: Path, number: int) -> Path:
+    """The file of what a round of relabelling showed."""
+    return directory / f"{_ROUND}{number}.npz"
+
+
+def _steps_before(config: SFTConfig, number: int) -> int:
+    """Optimizer steps on demonstrations before those of a round of relabelling; 0: before any."""
+    return config.steps + (number - 1) * config.relabel_steps if number else 0
 
 
 def _lessons(config: SFTConfig) -> SFTConfig:
