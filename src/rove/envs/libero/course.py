@@ -15,6 +15,7 @@ from typing import Any
 import mujoco
 
 from rove.envs.libero.handles import Handle
+from rove.envs.libero.joints import opens, slide_of
 from rove.envs.libero.predicates import COMPARISONS
 from rove.envs.libero.scenes import TaskModel
 from rove.envs.libero.targets import Target
@@ -95,11 +96,10 @@ def _drawer(model: mujoco.MjModel, spec: Mapping[str, Any]) -> Step | None:
     """Return the step of opening the drawer that a thing goes into, if it goes into one."""
     if spec["kind"] != "in_region":
         return None
-    joint = int(model.body_jntadr[model.body(spec["region"]["body"]).id])
-    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
+    if (joint := slide_of(model, model.body(spec["region"]["body"]).id)) is None:
         return None
     low, high = model.jnt_range[joint]
-    towards, limit = (1.0 if abs(high) > abs(low) else -1.0), float(low + high) / 2
+    towards, limit = opens(model, joint), float(low + high) / 2
     # half open is open, also where a hand that leaves has pushed it back a little
     end = WIDE * float(high if towards > 0 else low)
     opened = {

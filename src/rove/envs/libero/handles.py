@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from rove.envs.libero.grasps import UP, Hold, grasps, shape
+from rove.envs.libero.joints import opens, way_out
 from rove.envs.rotations import axis_angle_matrix
 
 HANDLE = 0.025
@@ -81,9 +82,7 @@ class Handle:
         self.turns = bool(model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE)
         points = shape(model, self.body) - self._anchor
         axis, self.lever = self._axis, 1.0
-        ends = model.jnt_range[joint]
-        opens = float(np.sign(ends[np.abs(ends).argmax()]))
-        out = axis * opens
+        out = way_out(model, joint)
         self.out = np.zeros(3)
         """The way from which the hand comes, in the body's frame; zero: from above."""
         self.door: Door | None = None
@@ -107,7 +106,8 @@ class Handle:
         self.push = self.points.mean(0) + OUTSIDE * out
         """Where the hand pushes, in the body's frame."""
         if self.door is not None:
-            self.push = self._anchor + (self.door.inside if towards == opens else self.door.outside)
+            side = self.door.inside if towards == opens(model, joint) else self.door.outside
+            self.push = self._anchor + side
             self.middle[2] = self.points[:, 2].max() - self.door.DEPTH
 
     def hold(self, data: Mapping[str, np.ndarray], row: int, home: np.ndarray, attempt: int) -> Hold:

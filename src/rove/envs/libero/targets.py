@@ -14,6 +14,7 @@ import numpy as np
 
 from rove.envs.libero.controller import HAND
 from rove.envs.libero.grasps import OPENING, Grasp, Hold, Obstacles, grasps, shape
+from rove.envs.libero.joints import slide_of, way_out
 from rove.envs.libero.predicates import Region
 from rove.envs.libero.scenes import TaskModel
 from rove.errors import RoveError
@@ -59,8 +60,8 @@ class Target:
         self.inside = spec["kind"] == "in_region"
         self._out = np.zeros(3)
         """The way out of the drawer that the thing goes into, in the frame of its body; zero: it is none."""
-        if self.region is not None and self.inside:
-            self._out = _way_out(model, self.region.body)
+        if self.region and self.inside and (joint := slide_of(model, self.region.body)) is not None:
+            self._out = way_out(model, joint)
         self.other = -1 if self.region else model.body(spec["other"]).id
 
     def shape(self, data: Mapping[str, np.ndarray], row: int) -> np.ndarray:
@@ -179,12 +180,3 @@ class Target:
         else:
             place[:, 2] += lowest + LET_GO + half[:, 2]
         return place
-
-
-def _way_out(model: mujoco.MjModel, body: int) -> np.ndarray:
-    """Return the unit vector [3] along which a body slides open, in its frame; zero where it does not."""
-    joint = int(model.body_jntadr[body])
-    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
-        return np.zeros(3)
-    ends = model.jnt_range[joint]
-    return np.sign(ends[np.abs(ends).argmax()]) * model.jnt_axis[joint]

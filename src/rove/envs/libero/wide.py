@@ -24,6 +24,7 @@ import numpy as np
 
 from rove.envs.libero import package
 from rove.envs.libero.grasps import shape
+from rove.envs.libero.joints import slide_of, way_out
 from rove.envs.libero.predicates import Goal
 from rove.envs.rotations import matrix
 
@@ -201,14 +202,11 @@ def _ahead(
     body, low, high = box
     named = {name for spec in goal if spec["kind"] == "joint" for name in spec["joints"]}
     inside = {spec["region"]["body"] for spec in goal if spec["kind"] == "in_region"}
-    joint = int(model.body_jntadr[body])
-    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
+    if (joint := slide_of(model, body)) is None:
         return box
     if model.joint(joint).name not in named and model.body(body).name not in inside:
         return box
-    ends = model.jnt_range[joint]
-    out = model.jnt_axis[joint] * np.sign(ends[np.abs(ends).argmax()])
-    way = out * (np.abs(ends).max() + HAND)
+    way = way_out(model, joint) * (np.abs(model.jnt_range[joint]).max() + HAND)
     return body, np.minimum(low, low + way), np.maximum(high, high + way)
 
 
