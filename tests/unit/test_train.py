@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from tests.unit.test_plan import LAPTOP
 
 from rove import train as training
 from rove.config.schema import PPO, LoggingConfig, PolicyConfig, Run, TrainingConfig, ValueHeadConfig
-from rove.train import Spent
+from rove.train import Spent, Trend
+from rove.types import EpisodeRecord, EpisodeSpec
 
 
 class Stop(Exception):
@@ -50,3 +53,41 @@ def test_the_memory_of_a_warm_up_is_free_before_the_workers_start(tmp_path: Path
 def test_a_run_ends_when_its_minutes_or_its_actions_are_spent(minutes, steps, over):
     assert Spent(minutes, steps).all_of(TrainingConfig(max_minutes=2.0, max_simulated_steps=100)) == over
     assert not Spent(minutes, steps).all_of(TrainingConfig())
+
+
+def _rollouts(*rates: float, seed: int, episodes: int = 100) -> list[list[EpisodeRecord]]:
+    """A rollout for each rate of success."""
+    draw = random.Random(seed)
+    return [
+        [
+            EpisodeRecord(
+                EpisodeSpec("t", n),
+                slot=n,
+                success=draw.random() < rate,
+                length=1,
+                total_reward=0.0,
+                truncated=False,
+            )
+            for n in range(episodes)
+        ]
+        for rate in rates
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fall_of_success_is_told_once(seed):
+    trend, told = Trend(), []
+    for finished in _rollouts(*[0.85] * 40, *[0.6] * 20, *[0.1] * 20, seed=seed):
+        told.append(trend.count(finished))
+        trend = Trend(**asdict(trend))  # as a run that is resumed has it
+    assert told[:40] == [None] * 40
+    (message,) = [text for text in told[40:] if text]
+    assert "has fallen" in message and "--training.optim.lr" in message
+
+
+def test_chance_is_no_fall():
+    alarms = 0
+    for seed in range(20):
+        trend = Trend()
+        alarms += any(trend.count(finished) for finished in _rollouts(*[0.8] * 400, seed=seed))
+    assert not alarms
