@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from rove import recipes
 from rove.config import load as config
 from rove.config import schema
 from rove.config.needs import Needs, needs, optimizer_steps
@@ -20,6 +21,7 @@ GRPO_RUN = Run(name="grpo", algorithm=GRPO(), env=TabletopConfig(horizon=32))
 PPO_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "ppo", "--policy.value_head.level", "action"])
 LIBERO_RUN = replace(GRPO_RUN, env=LiberoConfig(horizon=32))
 VINE_RUN = config.apply(GRPO_RUN, ["--algorithm.kind", "vine"])
+PLATE_RUN = recipes.build("put_on_plate_tiny_ppo")
 
 
 @pytest.mark.parametrize("run", [GRPO_RUN, PPO_RUN, VINE_RUN, LIBERO_RUN])
@@ -134,6 +136,7 @@ def test_sound_runs_pass_unchanged(run):
             "but the suite has 1 picture:",
             "--policy.pointers 3 --policy.pointed 1 --sft.grounding 64 --sft.grounding_steps 51",
         ),
+        (PLATE_RUN, "--policy.pointed 2", "but the suite has 1 picture:", 0),
         (
             GRPO_RUN,
             "--policy.pointers 6 --sft.grounding 64 --sft.grounding_steps 51",

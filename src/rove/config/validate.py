@@ -15,7 +15,15 @@ from typing import Any, get_type_hints
 from rove.config.load import decode, shown, to_dict
 from rove.config.needs import needs, optimizer_steps
 from rove.config.ranges import range_of
-from rove.config.schema import PPO, LiberoConfig, OptimConfig, Run, SFTConfig, TabletopConfig
+from rove.config.schema import (
+    PPO,
+    LiberoConfig,
+    OptimConfig,
+    PutOnPlateConfig,
+    Run,
+    SFTConfig,
+    TabletopConfig,
+)
 from rove.errors import RoveError
 
 Problems = Iterator[str]
@@ -314,7 +322,7 @@ def _pictures(env: object) -> int | None:
     """How many pictures an observation has; None where its settings do not say."""
     if isinstance(env, LiberoConfig):
         return 1 + env.wrist
-    return 1 if isinstance(env, TabletopConfig) else None
+    return 1 if isinstance(env, TabletopConfig | PutOnPlateConfig) else None
 
 
 def _checkpoint(run: Run) -> Problems:
