@@ -10,6 +10,7 @@ from torch import nn
 
 from rove.config.schema import OptimConfig
 from rove.errors import RoveError
+from rove.training.muon import Muon, orthogonalized
 from rove.training.optim import Optimizer, learning_rate_factor, make_optimizer
 
 
@@ -75,6 +76,44 @@ def test_muon_trains_the_matrices_of_blocks_and_goes_on_where_it_was_saved():
         step(other, again, seed)
     assert torch.equal(beside.weight, linear.weight)
     assert Optimizer(other, OptimConfig(), 10, 0).muon is None
+
+
+def test_muon_takes_the_steps_of_pytorchs():
+    """Tall, wide and square matrices; PyTorch's own are orthogonalised in bfloat16."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(16, 16), (24, 8), (16, 16), (8, 24), (24, 8)]
+    ours = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    group = {"lr": 0.02, "weight_decay": 0.1}
+    optimizers = [Muon([{"params": ours, **group}]), torch.optim.Muon([{"params": theirs, **group}])]
+    for _ in range(3):
+        before = [parameter.detach().clone() for parameter in ours]
+        for own, other in zip(ours, theirs, strict=True):
+            with torch.no_grad():
+                other.copy_(own)
+            own.grad = torch.randn(own.shape, generator=draw)
+            other.grad = own.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for own, other, was in zip(ours, theirs, before, strict=True):
+            with torch.no_grad():
+                torch.testing.assert_close(own - was, other - was, rtol=0, atol=0.02 * 0.05)
+    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    left_out = nn.Parameter(torch.ones(4, 4))
+    Muon([{"params": [left_out], **group}]).step()
+    assert torch.equal(left_out, torch.ones(4, 4)), "without a gradient nothing is stepped"
+
+
+def test_a_cpu_orthogonalises_in_float32():
+    """In bfloat16, for which most have no instructions, it takes as long as the rest of a training step."""
+    matrices = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
+    found = orthogonalized(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert 0.6 < values.min() and values.max() < 1.3
+    torch.testing.assert_close(
+        orthogonalized(matrices.mT, (3.4445, -4.7750, 2.0315), 5, 1e-7), found.mT, rtol=0, atol=1e-4
+    )
 
 
 def test_non_finite_gradients_are_skipped_then_stop_the_run():

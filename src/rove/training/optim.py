@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from rove import transfer
 from rove.config.schema import OptimConfig
 from rove.errors import RoveError
+from rove.training.muon import Muon
 from rove.training.parallel import blocks, shard_like
 
 
@@ -48,13 +49,13 @@ def make_optimizer(
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, foreach=True)
 
 
-def make_muon(module: nn.Module, config: OptimConfig) -> torch.optim.Muon | None:
+def make_muon(module: nn.Module, config: OptimConfig) -> Muon | None:
     """Make Muon for the weight matrices of the model's blocks; None where AdamW trains them."""
     lr, params = config.muon_lr, _of_muon(module, config)
     if lr is None or not params:
         return None
     group = {"params": params, "lr": lr, "base_lr": lr, "weight_decay": config.weight_decay}
-    return torch.optim.Muon([group])
+    return Muon([group])
 
 
 def _of_muon(module: nn.Module, config: OptimConfig) -> list[nn.Parameter]:
