@@ -1,7 +1,8 @@
 """ManiSkill recipes: the put-on-plate benchmark, for the tiny policy on a CPU and for 7B checkpoints on GPUs.
 
 `put_on_plate_*` train OpenVLA 7B and OpenVLA-OFT 7B after a warm-up on the scripted expert's demonstrations;
-`put_on_plate_tiny_*` train 756 thousand weights on a reduced set: three objects, one table, 64².
+`put_on_plate_tiny_*` train 756 thousand weights on a reduced set: three objects, one table, 64²;
+`put_on_plate_tiny_all_ppo` on all train objects and tables, in the same small pictures.
 """
 
 from dataclasses import replace
@@ -133,6 +134,19 @@ def put_on_plate_tiny_ppo() -> Run:
         ),
         evaluation=EvaluationConfig(every=100, episodes=1000, variant_episodes=64, num_envs=32),
         placement=PlacementConfig(threads=0),
+    )
+
+
+@recipe
+def put_on_plate_tiny_all_ppo() -> Run:
+    """PPO for the tiny policy on all train objects and tables of the benchmark, sixteen of each, 64²."""
+    base = put_on_plate_tiny_ppo()
+    assert base.sft is not None
+    return replace(
+        base,
+        name="put_on_plate_tiny_all_ppo",
+        env=replace(base.env, objects=(), tables=()),
+        sft=replace(base.sft, episodes=3000, steps=5400, grounding=16000, grounding_steps=3500),
     )
 
 
