@@ -55,23 +55,16 @@ def test_a_run_ends_when_its_minutes_or_its_actions_are_spent(minutes, steps, ov
     assert not Spent(minutes, steps).all_of(TrainingConfig())
 
 
-def _rollouts(*rates: float, seed: int, episodes: int = 100) -> list[list[EpisodeRecord]]:
-    """A rollout for each rate of success."""
+LOST, WON = (
+    EpisodeRecord(EpisodeSpec("t", 0), slot=0, success=won, length=1, total_reward=0.0, truncated=False)
+    for won in (False, True)
+)
+
+
+def _rollouts(*rates: float, seed: int) -> list[list[EpisodeRecord]]:
+    """A rollout of 100 episodes for each rate of success."""
     draw = random.Random(seed)
-    return [
-        [
-            EpisodeRecord(
-                EpisodeSpec("t", n),
-                slot=n,
-                success=draw.random() < rate,
-                length=1,
-                total_reward=0.0,
-                truncated=False,
-            )
-            for n in range(episodes)
-        ]
-        for rate in rates
-    ]
+    return [[WON if draw.random() < rate else LOST for _ in range(100)] for rate in rates]
 
 
 @pytest.mark.parametrize("seed", range(5))
