@@ -13,7 +13,8 @@ from tests.unit.test_plan import LAPTOP
 
 from rove import train as training
 from rove.config.schema import PPO, LoggingConfig, PolicyConfig, Run, TrainingConfig, ValueHeadConfig
-from rove.train import Spent, Trend
+from rove.evaluation.trend import Trend
+from rove.train import Spent
 from rove.types import EpisodeRecord, EpisodeSpec
 
 
