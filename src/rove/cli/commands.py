@@ -16,6 +16,7 @@ _MACHINES = partial(whole, low=1, high=256)
 """Nodes, GPUs or cores, every one of which a plan lists."""
 _PORT = partial(whole, high=65535)
 _SEED = partial(whole, high=MAX_SEED)
+_NUMBER = partial(whole, high=999_999_999)
 
 _RECIPE = Argument("recipe", "a name from `rove recipes`, or FILE.py:NAME", {"metavar": "RECIPE"})
 
@@ -185,7 +186,7 @@ COMMANDS: dict[str, Command] = {
             ),
             Argument("--instruction", "what is to be done (default: what a simulated arm says)"),
             Argument("--episodes", "how many", {"type": _COUNT, "default": 1, "metavar": "N"}),
-            Argument("--first", "number of the first one", {"type": whole, "default": 0, "metavar": "N"}),
+            Argument("--first", "number of the first one", {"type": _NUMBER, "default": 0, "metavar": "N"}),
             Argument(
                 "--rate",
                 "periods a second, 5 to 50 (default: 20)",
@@ -199,7 +200,7 @@ COMMANDS: dict[str, Command] = {
             Argument(
                 "--ahead",
                 "ask for the next chunk when N actions are left (default: as its answers need)",
-                {"type": whole, "metavar": "N"},
+                {"type": _NUMBER, "metavar": "N"},
             ),
             Argument(
                 "--execute",
