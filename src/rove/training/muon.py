@@ -13,7 +13,8 @@ class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, with matrices of one shape orthogonalised at once, and in float32 on a CPU.
 
     PyTorch does it one by one in bfloat16, for which most CPUs have no instructions: with matrices of
-    128 x 128 that took nearly as long as the rest of a tiny policy's training step. State and groups are PyTorch's.
+    128 x 128 that took nearly as long as the rest of a tiny policy's training step. State and groups are
+    PyTorch's.
     """
 
     @torch.no_grad()
@@ -48,9 +49,9 @@ def orthogonalized(
 ) -> Tensor:
     """Matrices [n, r, c] with all of their singular values near 1, by `steps` of a Newton-Schulz iteration.
 
-    The quintic one of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", after five
-    steps of which singular values that were not close to zero are between 0.5 and 1.5. A CPU computes in
-    float32, a GPU in bfloat16.
+    The quintic one of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": after five
+    steps singular values that were not close to zero are between 0.5 and 1.5. A CPU computes in float32, a
+    GPU in bfloat16.
     """
     a, b, c = coefficients
     wide = matrices.shape[-2] <= matrices.shape[-1]
