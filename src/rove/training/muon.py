@@ -49,9 +49,9 @@ def orthogonalized(
 ) -> Tensor:
     """Matrices [n, r, c] with all of their singular values near 1, by `steps` of a Newton-Schulz iteration.
 
-    The quintic one of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": after five
-    steps singular values that were not close to zero are between 0.5 and 1.5. A CPU computes in float32, a
-    GPU in bfloat16.
+    The quintic one of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": after
+    five steps singular values that were not close to zero are between 0.5 and 1.5. A CPU computes in
+    float32, a GPU in bfloat16.
     """
     a, b, c = coefficients
     wide = matrices.shape[-2] <= matrices.shape[-1]
