@@ -2,11 +2,12 @@
 
     study ─▶ tasks: a warm-up a seed, then a run an arm and seed ─▶ children ─▶ page, after each that ends
 
-    FOLDER/warm-ups/RECIPE-HASH/seed_1/      policies that runs begin with, for every study below FOLDER
-    FOLDER/NAME/ARM/seed_1/                  a run's directory, see `rundir.py`; beside it what it printed
+    FOLDER/warm-ups/RECIPE-HASH/seed_1/      policies that runs begin with
+    FOLDER/runs/RECIPE-HASH/seed_1/          a run's directory, see `rundir.py`; beside it what it printed
     FOLDER/NAME/                             study.html, study.md, study.svg, study.json, .lock
 
-What is done is read from these directories alone, so the same command goes on wherever it was stopped.
+What is done is read from these directories alone, so the same command goes on wherever it was stopped. A hash
+is of all settings: what two studies ask alike is run once for both, and what has changed is run anew.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rove.studies import Arm, Question, Study
 
 FOLDER = Path("runs/studies")
 WARM_UPS = "warm-ups"
-"""No study has this name: a function's has no hyphen."""
+RUNS = "runs"
 ROVE = (sys.executable, "-m", "rove.cli")
 """What a child is started by."""
 _ENDLESS = 100_000
@@ -85,17 +86,14 @@ def carry_out(
     failed a line that says why; the others have gone on.
 
     `jobs` runs go on side by side, each on its share of the cores. Raises RoveError, before anything is
-    made, where an arm's settings cannot work, where a run that is there was made with other ones, or where
-    another process carries the same study out; and `Interrupted` after a SIGINT or SIGTERM, once the runs
-    under way have been saved.
+    made, where an arm's settings cannot work or another process carries the same study out; and `Interrupted`
+    after a SIGINT or SIGTERM, once the runs under way have been saved.
     """
     study = studies.build(question)
     comparison.require()
     shares = _shares(study, jobs)
     directory = folder / question.name
-    tasks, places = plan(question.name, study, folder)
-    for task in tasks:
-        _check(task)
+    tasks, places = plan(study, folder)
     with Interrupt() as interrupt, rundir.claim(directory):
         page = write(describe(question, study, places), directory)
         children = Children(tasks, shares, say, lambda: write(describe(question, study, places), directory))
@@ -125,37 +123,39 @@ def _shares(study: Study, jobs: int) -> list[tuple[int, ...]]:
 # --- what there is to do --------------------------------------------------------------------------
 
 
-def plan(name: str, study: Study, folder: Path) -> tuple[list[Task], list[Place]]:
+def plan(study: Study, folder: Path) -> tuple[list[Task], list[Place]]:
     """The tasks of a study, in the order in which they are begun, and the places of its runs.
 
-    Raises RoveError, naming the arm, where its settings cannot work.
+    Raises RoveError, naming the arm, where its settings cannot work, or are another arm's too.
     """
     tasks: list[Task] = []
     places: list[Place] = []
     for seed in study.seeds:
-        warm_up = None if study.warm_up is None else _warm_up(study.warm_up, seed, folder / WARM_UPS)
+        warm_up = None if study.warm_up is None else _warm_up(study.warm_up, seed, folder)
         if warm_up is not None:
             tasks.append(warm_up)
         for label, arm in study.arms.items():
             try:
-                task = _run(label, arm, seed, study, folder / name / studies.folder(label), warm_up)
+                task = _run(label, arm, seed, study, folder, warm_up)
             except RoveError as error:
                 raise RoveError(f"Arm {label!r}: {error}") from error
+            twin = next((place.arm for place in places if place.directory == task.directory), None)
+            if twin is not None:
+                raise RoveError(f"The arms {twin!r} and {label!r} have the same settings: change one.")
             tasks.append(task)
             places.append(Place(label, seed, task.directory, shlex.join(("rove", *task.start))))
     return tasks, places
 
 
 def _warm_up(arm: Arm, seed: int, folder: Path) -> Task:
-    """The warm-up of a seed; its folder is named after everything that it is made from."""
+    """The warm-up of a seed."""
     settings = shlex.split(arm.settings)
     made = load.apply(recipes.build(arm.recipe), settings)
     validate(made)
     if made.sft is None:
         raise RoveError(f"The warm-up {arm.recipe!r} has no sft section: there is nothing to warm up.")
-    key = json.dumps(load.to_dict(replace(made, seed=0, name="", output="")), sort_keys=True)
-    place = folder / f"{made.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    own = [*settings, "--seed", str(seed), "--name", f"seed_{seed}", "--output", str(place)]
+    place = folder / WARM_UPS / _made_of(made)
+    own = [*settings, *_where(seed, place)]
     command = ("sft", _word(arm.recipe), *own)
     return Task(
         f"warm-up, seed {seed}",
@@ -168,14 +168,13 @@ def _warm_up(arm: Arm, seed: int, folder: Path) -> Task:
 
 
 def _run(label: str, arm: Arm, seed: int, study: Study, folder: Path, warm_up: Task | None) -> Task:
+    """The run of an arm and a seed."""
     budget = ["--training.iterations", str(_ENDLESS)]
     for name, value in (("max_simulated_steps", study.steps), ("max_minutes", study.minutes)):
         budget += [f"--training.{name}", "none" if value is None else str(value)]
-    start = (
-        [] if warm_up is None else ["--sft", "none", "--policy.checkpoint", str(warm_up.directory / "sft")]
-    )
-    own = ["--seed", str(seed), "--name", f"seed_{seed}", "--output", str(folder)]
-    settings = [*start, *shlex.split(study.settings), *shlex.split(arm.settings), *budget, *own]
+    begun = None if warm_up is None else str(warm_up.directory / "sft")
+    start = [] if begun is None else ["--sft", "none", "--policy.checkpoint", begun]
+    settings = [*start, *shlex.split(study.settings), *shlex.split(arm.settings), *budget]
     run = load.apply(recipes.build(arm.recipe), settings)
     validate(run)
     if run.training.optim.schedule != "constant":
@@ -189,16 +188,31 @@ def _run(label: str, arm: Arm, seed: int, study: Study, folder: Path, warm_up: T
             "nothing is evaluated that could be compared: set --evaluation.episodes, or with the metric "
             "'shifted' --evaluation.variant_episodes."
         )
-    directory, word = folder / f"seed_{seed}", _word(arm.recipe)
+    alike = run
+    if warm_up is not None and run.policy.checkpoint == begun:  # on every seed that of this seed
+        alike = replace(run, policy=replace(run.policy, checkpoint=warm_up.directory.parent.name))
+    place = folder / RUNS / _made_of(alike)
+    own = _where(seed, place)
+    directory, word = place / f"seed_{seed}", _word(arm.recipe)
     return Task(
         f"{label}, seed {seed}",
         directory,
-        run,
-        ("train", word, *settings),
+        load.apply(run, own),
+        ("train", word, *settings, *own),
         ("train", word, "--resume", str(directory)),
         lambda directory: (directory / "eval" / "after.json").exists(),
         warm_up,
     )
+
+
+def _made_of(run: Run) -> str:
+    """A folder's name for what these settings make on any seed."""
+    key = json.dumps(load.to_dict(replace(run, seed=0, name="", output="")), sort_keys=True)
+    return f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _where(seed: int, place: Path) -> list[str]:
+    return ["--seed", str(seed), "--name", f"seed_{seed}", "--output", str(place)]
 
 
 def _word(recipe: str) -> str:
@@ -207,23 +221,6 @@ def _word(recipe: str) -> str:
     file = Path(found.build.__code__.co_filename)
     own = file.parent == Path(recipes.__file__).parent
     return found.name if own else f"{os.path.relpath(file)}:{found.name}"
-
-
-def _check(task: Task) -> None:
-    """Raise RoveError where a run that is there was made with other settings than are asked for."""
-    file = task.directory / "run.json"
-    if file.exists() and task.start[0] == "train":
-        saved, wanted = load.load(file), task.run
-        # Where a warm-up has not been made yet, its path was resolved when it had.
-        try:
-            checkpoint.refuse_mismatch(
-                load.to_dict(rundir.settled(saved)), load.to_dict(rundir.settled(wanted))
-            )
-        except RoveError as error:
-            raise RoveError(
-                f"{task.directory} was made by another version of this study. {error} Give the study another "
-                "--run-dir, or remove that run."
-            ) from error
 
 
 # --- children -------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ def tiny_study() -> Study:
     )
 '''
 
+OTHER = '''
+
+@study
+def other_study() -> Study:
+    """Are two epochs better?"""
+    return Study(
+        claim="It is.",
+        expected="It is not.",
+        arms={"as it is": Arm("tiny_start"), "twice": Arm("tiny_start", "--algorithm.epochs 2")},
+        pairs=(Pair("twice", "as it is"),),
+        steps=128,
+        hours=0.1,
+        warm_up=Arm("tiny_start"),
+        seeds=(1, 2),
+    )
+'''
+
 STANDIN = """
 import fcntl, json, os, pathlib, signal, sys, time
 from rove import recipes
@@ -85,15 +102,19 @@ else:
     run = load.apply(recipes.build(words[1]), words[2:])
     directory = pathlib.Path(run.output) / run.name
 directory.mkdir(parents=True, exist_ok=True)
-with (directory.parent / "starts").open("a") as starts:
-    starts.write(f"{directory.name} {'resume' if '--resume' in words else 'start'}\\n")
+high = run.training.optim.lr == 1e-3
+plain = run.training.optim.lr == 3e-4 and run.algorithm.epochs == 1
+arm = "warm-up" if words[0] == "sft" else "high" if high else "low" if plain else "other"
+if words[0] == "train":
+    with open("starts", "a") as starts:
+        starts.write(f"{arm}/{directory.name} {'resume' if '--resume' in words else 'start'}\\n")
 lock = (directory / ".lock").open("w")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     sys.exit("two writers")
 load.save(run, directory / "run.json")
-if FAIL in str(directory):
+if arm == FAIL:
     print("rove: error: this one has to fail.", file=sys.stderr)
     sys.exit(2)
 if words[0] == "sft":
@@ -102,13 +123,12 @@ if words[0] == "sft":
     sys.exit()
 log = directory / "metrics.jsonl"
 first = len(log.read_text().splitlines()) if log.exists() else 0
-high = "high" in str(directory)
 for step in range(first + 1, 5):
     with log.open("a") as file:
         file.write(json.dumps({"step": step, "rollout/success": 0.2 * step, "rollout/episodes": 50,
             "rollout/simulated_steps": 32, "time/minutes": step / 10}) + "\\n")
     (directory / "checkpoints" / f"iteration_{step:06d}").mkdir(parents=True, exist_ok=True)
-    if STRIKES and step == 2 and "high/seed_1" in str(directory).replace("_i/", "/") and not first:
+    if STRIKES and step == 2 and high and run.seed == 1 and not first:
         whom, number = STRIKES.split()
         os.kill(PARENT if whom == "parent" else os.getpid(), int(number))
         time.sleep(1 if whom == "parent" else 0)
@@ -145,18 +165,22 @@ def question() -> studies.Question:
 
 
 def starts(place: Path) -> list[str]:
-    """Every start of a run, "low_rate/seed_1 start"."""
-    found = []
-    for file in sorted((place / "runs" / "studies" / "tiny_study").glob("*/starts")):
-        found += [f"{file.parent.name}/{line}" for line in file.read_text().splitlines()]
-    return found
+    """Every start of a run, "low/seed_1 start"."""
+    file = place / "starts"
+    return sorted(file.read_text().splitlines()) if file.exists() else []
+
+
+def run_of(place: Path, arm: str, seed: int) -> Path:
+    """The directory of a run."""
+    command = results(place)["arms"][arm]["runs"][str(seed)]["command"].split()
+    return place / command[command.index("--output") + 1] / f"seed_{seed}"
 
 
 def results(place: Path) -> dict:
     return json.loads((place / "runs" / "studies" / "tiny_study" / "study.json").read_text())
 
 
-ALL = [f"{arm}/seed_{seed} start" for arm in ("i_high_i", "low_rate") for seed in (1, 2)]
+ALL = [f"{arm}/seed_{seed} start" for arm in ("high", "low") for seed in (1, 2)]
 
 
 def test_a_study_runs_its_arms_and_says_what_it_found(place, capsys):
@@ -171,7 +195,7 @@ def test_a_study_runs_its_arms_and_says_what_it_found(place, capsys):
     assert pair["found"].startswith("<i>high</i> ends higher than low|rate, by 50.0 points [")
     warm_ups = list((place / "runs" / "studies" / "warm-ups").glob("tiny_start-*/seed_*/sft"))
     assert len(warm_ups) == 2, "one a seed, for both arms"
-    saved = load.load(place / "runs/studies/tiny_study/low_rate/seed_2/run.json")
+    saved = load.load(run_of(place, "low|rate", 2) / "run.json")
     assert (
         saved.sft is None
         and Path(saved.policy.checkpoint or "").resolve()
@@ -209,11 +233,11 @@ def test_a_study_that_is_killed_takes_its_runs_with_it_and_goes_on_where_it_was(
 
 def goes_on(place: Path) -> None:
     """The same command again: the run under way is resumed, and what was done is not done again."""
-    assert starts(place) == ["i_high_i/seed_1 start"]
+    assert starts(place) == ["high/seed_1 start"]
     page, failures = study.carry_out(question(), say=lambda text: None)
     assert failures == [] and page.exists()
-    assert sorted(starts(place)) == sorted([*ALL, "i_high_i/seed_1 resume"])
-    log = place / "runs/studies/tiny_study/i_high_i/seed_1/metrics.jsonl"
+    assert sorted(starts(place)) == sorted([*ALL, "high/seed_1 resume"])
+    log = run_of(place, "<i>high</i>", 1) / "metrics.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
 
 
@@ -224,11 +248,11 @@ def test_a_run_that_is_killed_is_named_and_begun_again_by_the_same_command(place
     assert re.match(r"<i>high</i>, seed 1: killed by SIGKILL \(.*seed_1\.log\)", failures[0])
     assert starts(place) == ALL, "the rest has gone on"
     assert study.carry_out(question(), say=lambda text: None)[1] == []
-    assert sorted(starts(place)) == sorted([*ALL, "i_high_i/seed_1 resume"])
+    assert sorted(starts(place)) == sorted([*ALL, "high/seed_1 resume"])
 
 
 def test_a_failed_arm_is_named_and_the_rest_goes_on(place, monkeypatch, capsys):
-    monkeypatch.setenv("STANDIN_FAIL", "low_rate")
+    monkeypatch.setenv("STANDIN_FAIL", "low")
     assert cli.main(["study", "mine.py:tiny_study", "--jobs", "1"]) == 1
     error = capsys.readouterr().err
     assert error.count("rove: error: low|rate, seed ") == 2 and "this one has to fail." in error
@@ -240,7 +264,7 @@ def test_a_failed_arm_is_named_and_the_rest_goes_on(place, monkeypatch, capsys):
 
 
 def test_without_a_warm_up_its_runs_are_not_begun(place, monkeypatch):
-    monkeypatch.setenv("STANDIN_FAIL", "warm-ups")
+    monkeypatch.setenv("STANDIN_FAIL", "warm-up")
     _, failures = study.carry_out(question(), say=lambda text: None)
     assert len(failures) == 6 and starts(place) == []
     assert failures[1] == "<i>high</i>, seed 1: not run, because its warm-up failed"
@@ -253,12 +277,22 @@ def test_one_process_carries_a_study_out(place):
     assert rundir.writer(place / "runs" / "studies" / "tiny_study") is None
 
 
-def test_runs_that_another_version_of_the_study_made_are_refused(place):
+def test_what_two_studies_ask_alike_is_run_once(place):
+    """The second has an arm of the first, by another name, and one of its own."""
+    (place / "mine.py").write_text(RECIPES + OTHER)
     study.carry_out(question(), say=lambda text: None)
-    file = place / "runs/studies/tiny_study/low_rate/seed_1/run.json"
-    load.save(load.apply(load.load(file), ["--training.optim.lr", "0.5"]), file)
-    with pytest.raises(RoveError, match=r"another version of this study. .*training.optim.lr is 0.0003"):
-        study.carry_out(question(), say=lambda text: None)
+    study.carry_out(studies.get("mine.py:other_study"), say=lambda text: None)
+    assert starts(place) == sorted([*ALL, "other/seed_1 start", "other/seed_2 start"])
+    other = json.loads((place / "runs/studies/other_study/study.json").read_text())
+    assert other["arms"]["as it is"]["success"] == results(place)["arms"]["low|rate"]["success"]
+
+
+def test_an_arm_that_has_changed_is_run_anew(place):
+    study.carry_out(question(), say=lambda text: None)
+    (place / "mine.py").write_text(RECIPES.replace("optim.lr 1e-3", "optim.lr 2e-3"))
+    sys.modules.pop("mine")
+    study.carry_out(question(), say=lambda text: None)
+    assert starts(place) == sorted([*ALL, "other/seed_1 start", "other/seed_2 start"])
 
 
 def test_what_cannot_work_is_refused_before_anything_is_made(place):
@@ -277,6 +311,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(place):
     refused("episodes=4, variant_episodes=0 -> episodes=0", "nothing is evaluated that could be compared")
     refused("steps=128 -> minutes=1.0", "which they would take from each other", jobs=2)
     refused("steps=128 -> steps=128", "this machine has", jobs=1000)
+    refused("--training.optim.lr 1e-3 -> ", "have the same settings")
 
 
 class Outline(HTMLParser):

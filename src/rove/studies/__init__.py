@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +79,6 @@ class Study:
             found.append("it needs one budget: steps, or minutes.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             found.append("its seeds have to be there, and to differ.")
-        folders = [folder(label) for label in self.arms]
-        if "" in folders or len(set(folders)) < len(folders):
-            found.append("its arms' labels need letters or digits, by which they differ.")
         for pair in self.pairs:
             for label in (pair.first, pair.second):
                 if label not in self.arms:
@@ -148,8 +144,3 @@ def all() -> tuple[Question, ...]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return tuple(_studies.values())
-
-
-def folder(label: str) -> str:
-    """Return the name of the folder of an arm's runs: "8 tries" -> "8_tries"."""
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")

@@ -7,9 +7,13 @@ here may differ for that reason, too.
 
 from rove.studies import Arm, Pair, Study, study
 
-WARM_UP = Arm("tabletop_vine", "--sft.episodes 330 --sft.steps 300")
-"""The tiny policy of the demo, without a critic, and with a quarter of its demonstrations: more is left to
-learn."""
+WARM_UP = Arm(
+    "tabletop_vine", "--sft.episodes 330 --sft.steps 120 --sft.grounding_steps 600 --sft.optim.muon_lr 0.02"
+)
+"""The tiny policy of the demo, without a critic, and with a quarter of its demonstrations and a fifth of its
+steps: more is left to learn."""
+STEPS = 250_000
+"""Budget of a run, in simulated actions. What studies have in common is run once for all of them."""
 JUDGED = (
     "--evaluation.every 0 --evaluation.episodes 512 --evaluation.variant_episodes 0 "
     "--logging.tensorboard false --logging.keep 1"
@@ -36,7 +40,7 @@ def value_level() -> Study:
             Pair("action", "chunk, same horizon", "higher"),
             Pair("action", "chunk, same discount", "higher"),
         ),
-        steps=250_000,
+        steps=STEPS,
         hours=0.7,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -57,7 +61,7 @@ def partial_reset() -> Study:
             "waiting for all": Arm("tabletop_ppo", "--algorithm.refill false"),
         },
         pairs=(Pair("partial reset", "waiting for all", "higher"),),
-        steps=250_000,
+        steps=STEPS,
         hours=0.5,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -75,7 +79,7 @@ def length_normalization() -> Study:
             "not normalised": Arm("tabletop_grpo", "--algorithm.length_normalization false"),
         },
         pairs=(Pair("normalised", "not normalised", "higher"),),
-        steps=250_000,
+        steps=STEPS,
         hours=0.5,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -96,7 +100,7 @@ def valid_action_mask() -> Study:
             "not masked": Arm("tabletop_grpo", "--algorithm.valid_action_mask false"),
         },
         pairs=(Pair("masked", "not masked", "higher"),),
-        steps=250_000,
+        steps=STEPS,
         hours=0.5,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -124,7 +128,7 @@ def group_filter() -> Study:
             Pair("10 to 90 %", "all groups", "higher"),
             Pair("10 to 90 %, replaced", "10 to 90 %"),
         ),
-        steps=250_000,
+        steps=STEPS,
         hours=0.9,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -149,7 +153,7 @@ def rollout_size() -> Study:
             Pair("128 environments", "32 environments", "higher"),
             Pair("512 environments", "128 environments", "higher"),
         ),
-        steps=250_000,
+        steps=STEPS,
         hours=0.7,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -167,8 +171,8 @@ def ppo_grpo() -> Study:
         expected="PPO ends higher: a critic says which chunk was good, a group only which episode.",
         arms=PPO_AND_GRPO,
         pairs=(Pair("PPO", "GRPO", "higher"),),
-        steps=400_000,
-        hours=0.7,
+        steps=STEPS,
+        hours=0.5,
         settings=f"{JUDGED} {SHAPED}",
         warm_up=WARM_UP,
     )
@@ -209,7 +213,7 @@ def lora() -> Study:
             Pair("all weights, 2e-4", "LoRA 32, 1e-3"),
             Pair("LoRA 32, 1e-3", "LoRA 8, 1e-3"),
         ),
-        steps=250_000,
+        steps=STEPS,
         hours=0.9,
         settings=JUDGED,
         warm_up=WARM_UP,
@@ -238,8 +242,8 @@ def vine_tries() -> Study:
             Pair("8 tries", "4 tries"),
             Pair("8 tries", "16 tries"),
         ),
-        steps=400_000,
-        hours=1.2,
+        steps=STEPS,
+        hours=0.8,
         settings=f"{JUDGED} {SHAPED}",
         warm_up=WARM_UP,
     )
@@ -264,8 +268,8 @@ def staleness() -> Study:
             Pair("1", "1, uncorrected"),
             Pair("2", "2, uncorrected"),
         ),
-        steps=200_000,
-        hours=1.2,
+        steps=STEPS,
+        hours=1.5,
         settings=f"{JUDGED} --placement.map disaggregated",
         warm_up=WARM_UP,
     )
