@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -57,10 +58,13 @@ CRITIC = ValueHeadConfig(level="chunk", hidden=(8,))
 
 
 def build(
-    family: Family = "smolvla", sampling: FlowSampling = ONE, critic: bool = True, seed: int = 0
+    family: Family = "smolvla",
+    sampling: FlowSampling = ONE,
+    critic: ValueHeadConfig | None = CRITIC,
+    seed: int = 0,
 ) -> FlowVLA:
     flow = FlowPolicyConfig(sampling=sampling, horizon=H, cameras=2, sizes=SIZES)
-    config = PolicyConfig(kind=family, flow=flow, value_head=CRITIC if critic else None)
+    config = PolicyConfig(kind=family, flow=flow, value_head=critic)
     return FlowVLA.build(
         config,
         chunk=C,
@@ -185,9 +189,10 @@ def test_one_prefix_serves_all_steps(family: Family) -> None:
     close(cached, x, atol=1e-5)
 
 
-def test_the_critic_reads_what_is_there(family: Family) -> None:
+@pytest.mark.parametrize("source", ["mean", "first"])
+def test_the_critic_reads_what_is_there(family: Family, source: Literal["mean", "first"]) -> None:
     """Padding, which is there for the longer prompts beside, changes nothing."""
-    policy, seen = build(family), observe()
+    policy, seen = build(family, critic=replace(CRITIC, source=source)), observe()
     assert policy.value_head is not None
     with torch.no_grad():
         policy.value_head.layers[-1].weight.normal_(generator=torch.Generator().manual_seed(1))  # pyright: ignore
@@ -195,8 +200,14 @@ def test_the_critic_reads_what_is_there(family: Family) -> None:
     assert values.shape == (3, 1) and len(set(values.flatten().tolist())) == 3
     for row in range(3):
         close(policy.value(seen.select([row])), values[row : row + 1], atol=1e-5)
+    prefix = policy.observe(seen)
+    assert prefix.output is not None
+    for row, there in enumerate(prefix.pad_mask):
+        tokens = prefix.output[row, there]
+        read = tokens[-1] if source == "first" else tokens.mean(0)
+        close(policy.value_head(read[None, None])[0], values[row], atol=1e-5)
     with pytest.raises(RoveError, match="no critic"):
-        build(family, critic=False).value(seen)
+        build(family, critic=None).value(seen)
 
 
 def trained(policy: FlowVLA) -> set[str]:
@@ -283,7 +294,7 @@ def test_recomputing_activations_changes_nothing(family: Family) -> None:
 
 def test_one_batch_can_be_imitated(family: Family) -> None:
     """After enough steps on three demonstrations the policy repeats them."""
-    policy, seen = build(family, FlowSampling(steps=10), critic=False), observe()
+    policy, seen = build(family, FlowSampling(steps=10), critic=None), observe()
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(3, H, A, generator=generator) * 1.6 - 0.8
     mask = torch.ones(3, H, dtype=torch.bool)

@@ -236,7 +236,9 @@ class ValueHeadConfig:
     level: Literal["action", "chunk"] = "action"
     """One value per action, [B, C], or one per chunk, [B, 1]."""
     source: Literal["first", "mean"] = "mean"
-    """Hidden state of the position that predicts the first action token, or the mean of action positions."""
+    """Hidden state of the position that predicts the first action token, or the mean of action positions. In
+    a flow policy, whose critic reads what is before the actions: of its last token, which in SmolVLA is the
+    robot's state, or the mean of all."""
     hidden: tuple[Size, ...] = (256,)
     detach: bool = False
     """Keep the critic's gradient out of the language model."""

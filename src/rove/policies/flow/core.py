@@ -312,16 +312,29 @@ class FlowModel(nn.Module):
         return Step(plain, *stochastic(x, v, k, sampling.steps, sampling.level))
 
     def features(self, prefix: Prefix) -> Tensor:
-        """Return what the critic reads, [B, D]: the mean of `Prefix.output` over the tokens there are."""
+        """Return the mean of `Prefix.output` over the tokens there are, float32 [B, D]."""
         assert prefix.output is not None
         weight = prefix.pad_mask[..., None].to(torch.float32)
         # Padding holds arbitrary numbers: zeros times those would still be them if they were not finite.
         hidden = torch.where(prefix.pad_mask[..., None], prefix.output.float(), 0.0)
         return hidden.sum(1) / weight.sum(1)
 
+    def last(self, prefix: Prefix) -> Tensor:
+        """Return `Prefix.output` of the last token that is there, float32 [B, D].
+
+        In SmolVLA that is the state's, which has seen pictures and words; in π0 and π0.5 the prompt's last.
+        """
+        assert prefix.output is not None
+        places = torch.arange(prefix.pad_mask.shape[1], device=prefix.output.device)
+        last = torch.where(prefix.pad_mask, places, 0).amax(1)
+        return prefix.output[torch.arange(len(last), device=last.device), last].float()
+
     def value_of(self, prefix: Prefix) -> Tensor | None:
         """Compute values, float32 [B, 1]; None without a critic."""
-        return None if self.value_head is None else self.value_head(self.features(prefix)[:, None])
+        if self.value_head is None:
+            return None
+        pooled = self.last(prefix) if self.value_head.config.source == "first" else self.features(prefix)
+        return self.value_head(pooled[:, None])
 
 
 def images_of(camera: Tensor, size: tuple[int, int], model: FlowModel) -> Tensor:
