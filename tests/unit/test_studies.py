@@ -47,7 +47,7 @@ def test_they_are_listed_with_their_times(capsys):
     assert cli.main(["study"]) == 0
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in NAMES)
-    assert "Vine sampling with 2, 4, 8 and 16 tries" in said and "(18 runs, 1.2 h)" in said
+    assert "Vine sampling with 2, 4, 8 and 16 tries" in said and "(18 runs, 0.8 h)" in said
 
 
 def test_a_misspelt_name_gets_the_nearest(capsys):
