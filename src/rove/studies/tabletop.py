@@ -8,10 +8,10 @@ here may differ for that reason, too.
 from rove.studies import Arm, Pair, Study, study
 
 WARM_UP = Arm(
-    "tabletop_vine", "--sft.episodes 330 --sft.steps 120 --sft.grounding_steps 600 --sft.optim.muon_lr 0.02"
+    "tabletop_vine", "--sft.episodes 660 --sft.steps 200 --sft.grounding_steps 1000 --sft.optim.muon_lr 0.02"
 )
-"""The tiny policy of the demo, without a critic, and with a quarter of its demonstrations and a fifth of its
-steps: more is left to learn."""
+"""The tiny policy of the demo, without a critic, with half of its demonstrations and of its pointing and a
+third of its steps: more is left to learn."""
 STEPS = 250_000
 """Budget of a run, in simulated actions. What studies have in common is run once for all of them."""
 JUDGED = (
