@@ -114,7 +114,10 @@ def _grpo(base: Run, name: str) -> Run:
         env=replace(base.env, reward="sparse"),
         policy=replace(base.policy, value_head=None),
         rollout=replace(base.rollout, chunks=base.env.horizon // base.rollout.chunk),
-        training=replace(base.training, optim=replace(base.training.optim, lr=1e-4, value_lr=None)),
+        training=replace(
+            base.training,
+            optim=replace(base.training.optim, lr=base.training.optim.lr / 2, value_lr=None),
+        ),
     )
 
 
@@ -175,7 +178,12 @@ def _libero_tiny(name: str, policy: PolicyConfig, perception: tuple[str, ...]) -
     base = replace(base, sft=replace(base.sft, zero_centred=False))
     policy = replace(policy, flow=replace(policy.flow, cameras=2)) if policy.flow else policy
     run = _tiny(base, name, policy, perception, episodes=600, steps=1000)
-    return replace(run, rollout=RolloutConfig(num_envs=32, chunk=8, chunks=8))
+    return replace(
+        run,
+        rollout=RolloutConfig(num_envs=32, chunk=8, chunks=8),
+        # At the tabletop's 2e-4 fourteen iterations of vine sampling brought SmolVLA from 99 % to 31.
+        training=replace(run.training, optim=replace(run.training.optim, lr=2e-5)),
+    )
 
 
 @recipe
