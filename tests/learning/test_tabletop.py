@@ -29,7 +29,9 @@ RUN = replace(
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     """The demo's policy, warmed up for its easiest tasks, so that there is something to lose."""
-    run = replace(RUN, sft=replace(RUN.sft, episodes=240, steps=300, grounding=8000, grounding_steps=900))
+    optim = replace(RUN.sft.optim, muon_lr=0.02)
+    sft = replace(RUN.sft, episodes=240, steps=150, grounding=8000, grounding_steps=600, optim=optim)
+    run = replace(RUN, sft=sft)
     directory = tmp_path_factory.mktemp("tabletop")
     host.prepare(1)
     with Logger(directory, tensorboard=False, wandb=False) as log, Progress("test", 1) as progress:

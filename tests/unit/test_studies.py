@@ -40,7 +40,7 @@ def test_all_of_them_take_ten_hours_and_share_their_warm_ups(tmp_path):
         if task.start[0] == "sft"
     }
     assert len(warm_ups) == 3 + 1
-    assert sum(made.hours for made in built.values()) + 3 * 7 / 60 + 11 / 60 <= 10.0
+    assert sum(made.hours for made in built.values()) + 3 * 4 / 60 + 11 / 60 <= 10.0
 
 
 def test_they_are_listed_with_their_times(capsys):
