@@ -31,7 +31,7 @@ from rove.policies.flow import FlowVLA
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SmolVLA in LeRobot's layout."""
     directory = tmp_path_factory.mktemp("smolvla")
-    build(critic=False).save_pretrained(directory)
+    build(critic=None).save_pretrained(directory)
     return directory
 
 
