@@ -58,21 +58,17 @@ def orthogonalized(
     x = matrices.bfloat16()
     x = x if wide else x.mT
     x = x / x.flatten(1).norm(dim=1).clamp_min(eps)[:, None, None]
+    if matrices.device.type == "cpu":
+        x = x.float()
     # Rounding is a part of PyTorch's steps, and so of ours: it fills the directions in which a gradient has
     # nothing, a fifth of the step's length for one of rank 32 in 128 dimensions, and 0.6 for one of rank 2.
-    rounded = _rounded if matrices.device.type == "cpu" else _as_it_is
-    x = rounded(x)
     for _ in range(steps):
-        gram = rounded(x @ x.mT)
-        gram = rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
-        x = rounded(torch.baddbmm(x, gram, x, beta=a))
+        gram = _rounded(x @ x.mT)
+        gram = _rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        x = _rounded(torch.baddbmm(x, gram, x, beta=a))
     return x if wide else x.mT
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Numbers of float32 that bfloat16 has."""
-    return x.bfloat16().float()
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+    """Round to numbers that bfloat16 has; what is in bfloat16 stays as it is."""
+    return x.bfloat16().to(x.dtype)
